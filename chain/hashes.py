@@ -1,0 +1,64 @@
+"""BLAKE3-256 with one derive-key context for each kind of thing (docs/spec/encoding.md).
+
+Two things of different kind never share a hash, even when their bytes agree.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+from blake3 import blake3
+
+Hash32 = NewType("Hash32", bytes)
+
+ZERO_HASH: Final = Hash32(bytes(32))
+
+
+class Context:
+    """A kind of thing that is hashed. The string is `blyan/1/<name>`."""
+
+    __slots__ = ("_base", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = f"blyan/1/{name}"
+        self._base = blake3(derive_key_context=self.name)
+
+    def hash(self, *parts: bytes) -> Hash32:
+        """BLAKE3-256 of the concatenated parts. Parts must be fixed-width or self-delimiting."""
+        hasher = self._base.copy()
+        for part in parts:
+            hasher.update(part)
+        return Hash32(hasher.digest())
+
+    def xof(self, length: int, *parts: bytes) -> bytes:
+        """`length` bytes of BLAKE3's extendable output over the parts."""
+        hasher = self._base.copy()
+        for part in parts:
+            hasher.update(part)
+        return hasher.digest(length=length)
+
+
+GENESIS: Final = Context("genesis")
+BLOCK: Final = Context("block")
+TX: Final = Context("tx")
+TX_SIGN: Final = Context("tx-sign")
+TX_ROOT: Final = Context("tx-root")
+EVIDENCE: Final = Context("evidence")
+VOTE: Final = Context("vote")
+PROPOSAL: Final = Context("proposal")
+VALIDATORS: Final = Context("validators")
+STAMP: Final = Context("stamp")
+STATE_KEY: Final = Context("state-key")
+STATE_LEAF: Final = Context("state-leaf")
+STATE_NODE: Final = Context("state-node")
+VRF_INPUT: Final = Context("vrf-input")
+EPOCH_SEED: Final = Context("epoch-seed")
+EVENT_SEED: Final = Context("event-seed")
+COMMITTEE: Final = Context("committee")
+DELTA_COMMIT: Final = Context("delta-commit")
+DELTA_KEY: Final = Context("delta-key")
+POL_COMMIT: Final = Context("pol-commit")
+MANIFEST: Final = Context("manifest")
+BLOB: Final = Context("blob")
+DATASET: Final = Context("dataset")
+ANNOUNCE: Final = Context("announce")

@@ -1,0 +1,45 @@
+"""Every limit of the protocol in one place: its value, its unit and its reason.
+
+A limit here is part of the wire format: a decoder refuses what exceeds it, so raising one
+is a protocol upgrade. Limits that a network may choose stand in `genesis.json` instead.
+"""
+
+from __future__ import annotations
+
+# --- bytes -------------------------------------------------------------------
+MAX_BLOCK_BYTES = 2 * 1024 * 1024  # one block; larger payloads travel as blobs
+MAX_TX_BYTES = 64 * 1024  # one transaction; a manifest of a 1,000-shard delta fits
+MAX_MESSAGE_BYTES = MAX_BLOCK_BYTES + 256 * 1024  # a proposal: block plus certificates
+MAX_BLOB_BYTES = 64 * 1024 * 1024  # a delta payload, a checkpoint or one dataset chunk
+MAX_CHUNK_BYTES = 1024 * 1024  # one dataset chunk: a fetch is retried in this unit
+
+# --- tiles (bytes) -----------------------------------------------------------
+TILE_BYTES = 4 * 1024 * 1024  # unit of ownership, aggregation and transfer
+SUBTILE_BYTES = 256 * 1024  # unit of proof, custody challenge and fraud proof
+MERKLE_ARITY = 8  # fewer levels and hash calls; proofs are larger than binary ones
+
+# --- counts ------------------------------------------------------------------
+MAX_DEPTH = 12  # nesting of arrays in any message
+MAX_BLOCK_TXS = 4096  # transactions in one block
+MAX_VALIDATORS = 512  # a certificate's bitmap is 64 bytes
+MAX_EVIDENCE = 16  # pieces of evidence in one block
+MAX_NULLIFICATIONS = 64  # nullified views shown with one proposal
+MAX_ADDRESSES = 8  # addresses announced by one node
+MAX_SHARDS = 65_536  # shards of one model
+MAX_TILES_PER_SHARD = 4096  # 16 GiB a shard
+MAX_DELTAS = 64  # deltas aggregated into one tile (DESIGN 7.6)
+MAX_LEARNERS = 256  # declared for one round
+MAX_COMMITTEE = 64  # members drawn for one committee
+MAX_STATE_HASHES = 1024  # state hashes in one manifest
+MAX_DATASETS = 256  # datasets named by one manifest
+MAX_TILE_CHANGES = 256  # tiles in one tile_update; more are split over several
+MAX_SLICES = 128  # loss slices in one PoL vote
+MAX_FINDINGS = 64  # findings in one audit report
+MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody challenge
+MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
+
+# --- text (bytes of UTF-8) ---------------------------------------------------
+MAX_NAME = 128  # shard names, titles
+MAX_ADDRESS = 256  # one multiaddr
+MAX_LICENSE = 64  # an SPDX expression
+MAX_REASON = 256  # a rejection reason
