@@ -23,7 +23,7 @@ class Context:
         self.name = f"blyan/1/{name}"
         self._base = blake3(derive_key_context=self.name)
 
-    def hash(self, *parts: bytes) -> Hash32:
+    def hash(self, *parts: bytes | bytearray | memoryview) -> Hash32:
         """BLAKE3-256 of the concatenated parts. Parts must be fixed-width or self-delimiting."""
         hasher = self._base.copy()
         for part in parts:
@@ -62,3 +62,12 @@ MANIFEST: Final = Context("manifest")
 BLOB: Final = Context("blob")
 DATASET: Final = Context("dataset")
 ANNOUNCE: Final = Context("announce")
+SUBTILE: Final = Context("subtile")
+TILE_NODE: Final = Context("tile-node")
+SHARD: Final = Context("shard")
+MODEL: Final = Context("model")
+LIST: Final = Context("list")
+GRAM_LEAF: Final = Context("gram-leaf")
+GRAM_NODE: Final = Context("gram-node")
+PAYLOAD: Final = Context("payload")
+PAYLOAD_SECTION: Final = Context("payload-section")

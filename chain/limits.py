@@ -36,6 +36,7 @@ MAX_TILE_CHANGES = 256  # tiles in one tile_update; more are split over several
 MAX_SLICES = 128  # loss slices in one PoL vote
 MAX_FINDINGS = 64  # findings in one audit report
 MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody challenge
+MAX_LIST_LEAVES = 16_777_216  # hashes under one list root (batches, parts of a training state)
 MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
 
 # --- text (bytes of UTF-8) ---------------------------------------------------
