@@ -12,10 +12,12 @@ MAX_TX_BYTES = 64 * 1024  # one transaction; a manifest of a 1,000-shard delta f
 MAX_MESSAGE_BYTES = MAX_BLOCK_BYTES + 256 * 1024  # a proposal: block plus certificates
 MAX_BLOB_BYTES = 64 * 1024 * 1024  # a delta payload, a checkpoint or one dataset chunk
 MAX_CHUNK_BYTES = 1024 * 1024  # one dataset chunk: a fetch is retried in this unit
+MAX_NEWCOMER_DATASET_BYTES = 64 * 1024 * 1024  # one dataset, hosted by its submitter alone
 
 # --- tiles (bytes) -----------------------------------------------------------
 TILE_BYTES = 4 * 1024 * 1024  # unit of ownership, aggregation and transfer
 SUBTILE_BYTES = 256 * 1024  # unit of proof, custody challenge and fraud proof
+MAX_SHARD_HEADER_BYTES = 1024 * 1024  # JSON before a shard file's data; thousands of tensors fit
 MERKLE_ARITY = 8  # fewer levels and hash calls; proofs are larger than binary ones
 
 # --- counts ------------------------------------------------------------------
@@ -35,12 +37,15 @@ MAX_DATASETS = 256  # datasets named by one manifest
 MAX_TILE_CHANGES = 256  # tiles in one tile_update; more are split over several
 MAX_SLICES = 128  # loss slices in one PoL vote
 MAX_FINDINGS = 64  # findings in one audit report
+MAX_DATASET_DOCUMENTS = 65_536  # documents in one dataset manifest
+MAX_DATASET_CHUNKS = 65_536  # chunks in one dataset manifest
 MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody challenge
 MAX_LIST_LEAVES = 16_777_216  # hashes under one list root (batches, parts of a training state)
 MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
 
 # --- text (bytes of UTF-8) ---------------------------------------------------
 MAX_NAME = 128  # shard names, titles
+MAX_DOCUMENT_NAME = 512  # path of one document in a dataset
 MAX_ADDRESS = 256  # one multiaddr
 MAX_LICENSE = 64  # an SPDX expression
 MAX_REASON = 256  # a rejection reason

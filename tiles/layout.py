@@ -33,6 +33,8 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if not 0 < len(self.name.encode()) <= limits.MAX_NAME:
             raise InputError(f"tensor name {self.name!r}: expected 1 to {limits.MAX_NAME} bytes")
+        if self.name == "__metadata__":
+            raise InputError("tensor name __metadata__: safetensors keeps it for itself")
         if self.dtype not in DTYPE_BYTES:
             raise InputError(f"tensor {self.name}: dtype {self.dtype!r}, expected 'F32'")
         if len(self.shape) > MAX_TENSOR_DIMS or any(n < 1 for n in self.shape):
