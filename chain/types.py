@@ -1,4 +1,4 @@
-"""Blocks, votes and certificates, and the meaning-carrying integers and keys (docs/spec/blocks.md)."""
+"""Blocks, votes, certificates, and the integers and keys that carry meaning (docs/spec/blocks.md)."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Certificate:
 @wire(6)
 @dataclass(frozen=True, slots=True)
 class ProposalSeal:
-    """A leader's signature under 'in (epoch, view) I propose this block'. Two of them are evidence."""
+    """A leader's signature under 'in (epoch, view) I propose this block'. Two are evidence."""
 
     epoch: Epoch
     view: View
@@ -183,10 +183,10 @@ class Block:
 @wire(10)
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a leader sends: a block, the parent's notarization, and nullifications of every view between.
+    """A leader's block, the parent's notarization, and nullifications of every view between.
 
-    `parent_notarization` is absent only when the parent is the first block of the epoch's history
-    that the voter holds as final already (genesis or the last block of the epoch before).
+    `parent_notarization` is absent only when the parent is final by itself: genesis, or the last
+    block of the epoch before.
     """
 
     seal: ProposalSeal
@@ -198,7 +198,7 @@ class Proposal:
 @wire(11)
 @dataclass(frozen=True, slots=True)
 class CertifiedBlock:
-    """A block as it is stored and synced; the certificate finalizes it or, if absent, a descendant does."""
+    """A block as stored and synced. The certificate finalizes it; if absent, a descendant's does."""
 
     block: Block
     finalization: Certificate | None

@@ -1,0 +1,426 @@
+"""The state machine: one block on one state (DESIGN 5; docs/spec/state.md).
+
+`execute` is pure and total: a refused transaction changes nothing but its own receipt, and only
+a block that breaks the header's rules raises (BlockError), before anything is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chain import datasets, ledger, phases, rounds
+from chain import records as r
+from chain.codec import decode, encode
+from chain.crypto import verify
+from chain.errors import BlockError, DecodeError, TxError, VerifyError
+from chain.hashes import EVENT_SEED, EVIDENCE, ZERO_HASH, Hash32
+from chain.params import Genesis
+from chain.receipts import Receipt
+from chain.rules import Rules
+from chain.state import REWARD_POOL, Event, State
+from chain.transactions import (
+    Announce,
+    Attest,
+    AuditReport,
+    Bond,
+    Custody,
+    DatasetSubmit,
+    DeltaCommit,
+    DeltaReveal,
+    FraudProof,
+    JoinRound,
+    PodlManifest,
+    PolVote,
+    SubmitEvidence,
+    TileUpdate,
+    Transaction,
+    Transfer,
+    Unbond,
+    Unjail,
+    stamp_digest,
+)
+from chain.tree import StateTree
+from chain.types import (
+    Block,
+    Epoch,
+    EvidenceItem,
+    Header,
+    Height,
+    PubKey,
+    ShardIndex,
+    TimeMs,
+    TxId,
+    View,
+    tx_root,
+)
+
+DUTIES = (PolVote, TileUpdate, Attest, AuditReport, Custody, FraudProof)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What execution may know of the block: its header less what execution gives."""
+
+    height: Height
+    time_ms: TimeMs
+    epoch: Epoch
+    view: View
+    parent: Hash32
+    proposer: PubKey
+    vrf_output: bytes
+
+    @classmethod
+    def of(cls, header: Header) -> Context:
+        return cls(
+            header.height,
+            header.time_ms,
+            header.epoch,
+            header.view,
+            header.parent,
+            header.proposer,
+            header.vrf_output,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisShard:
+    """A shard of the genesis model: everything the state keeps of it."""
+
+    name: str
+    data_bytes: int
+    root: Hash32
+    tile_roots: tuple[Hash32, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A block's effect. `changes` are the state's new key values, None for a deleted key."""
+
+    tree: StateTree
+    changes: Mapping[bytes, bytes | None]
+    receipts: tuple[Receipt, ...]
+    events: tuple[Event, ...]
+    validators_hash: Hash32
+    next_validators_hash: Hash32
+    waits: bool  # leaders should propose at once (a seed is pending)
+
+
+def genesis_tree(
+    genesis: Genesis, shards: Sequence[GenesisShard], rules: Rules
+) -> tuple[StateTree, Header]:
+    """The state and header at height 0. Every node computes the same from the file alone."""
+    state = State(StateTree.empty())
+    root = rules.model_root([s.root for s in shards])
+    state.put(
+        r.HEAD,
+        r.Head(Height(0), genesis.time_ms, Epoch(0), View(0), 0, (), ()),
+    )
+    state.put(r.MODEL, r.ModelRecord(root, 0, Height(0), len(shards)))
+    for index, shard in enumerate(shards):
+        record = r.ShardRecord(
+            ShardIndex(index), shard.name, shard.data_bytes, shard.root, 0, Height(0)
+        )
+        state.put(r.shard_key(index), record)
+        state.put(r.tiles_key(index), r.TileRoots(shard.tile_roots))
+    rounds.put_round(state, phases.first_round(root))
+    state.put_account(REWARD_POOL, balance=genesis.reward_pool_grains)
+    for allocation in genesis.accounts:
+        held = state.account(allocation.account).balance
+        state.put_account(allocation.account, balance=held + allocation.grains)
+    for v in genesis.validators:
+        state.put_account(v.account, bonded=v.stake)
+        state.put(
+            r.node_key(v.account),
+            r.NodeRecord(
+                v.account, 2, 2**16, v.node_key, v.consensus_key, v.vrf_key, v.node_id, ()
+            ),
+        )
+    validators = genesis.validator_set
+    for number in (0, 1):
+        seed = EVENT_SEED.hash(genesis.chain_id, bytes([number]))
+        state.put(r.epoch_key(number), r.EpochRecord(Epoch(number), validators, seed))
+    tree = state.commit()
+    header = Header(
+        1,
+        genesis.chain_id,
+        Epoch(0),
+        View(0),
+        Height(0),
+        ZERO_HASH,
+        genesis.time_ms,
+        PubKey(bytes(32)),
+        tx_root(()),
+        tree.root,
+        validators.hash(),
+        validators.hash(),
+        b"",
+        b"",
+        EVIDENCE.hash(),
+    )
+    return tree, header
+
+
+def evidence_root(items: Sequence[EvidenceItem]) -> Hash32:
+    return EVIDENCE.hash(*(encode(item) for item in items))
+
+
+def check_header(genesis: Genesis, parent: Header, block: Block) -> None:
+    """What can be said of a block without executing it. BlockError names the rule."""
+    header, chain_id = block.header, genesis.chain_id
+    if header.version != 1 or header.chain_id != chain_id:
+        raise BlockError("the block is of another chain or version")
+    if header.height != parent.height + 1 or header.parent != parent.hash():
+        raise BlockError("the block does not follow its parent")
+    if header.epoch != epoch_of(genesis, header.height):
+        raise BlockError("the epoch does not belong to the height")
+    if header.time_ms <= parent.time_ms:
+        raise BlockError("the time is not after the parent's")
+    if header.tx_root != tx_root(block.txs):
+        raise BlockError("the transactions are not those of the header")
+    if header.evidence_root != evidence_root(block.evidence):
+        raise BlockError("the evidence is not that of the header")
+
+
+def epoch_of(genesis: Genesis, height: int) -> Epoch:
+    """Epoch e holds the heights e*n+1 … (e+1)*n; genesis belongs to epoch 0."""
+    return Epoch(max(height - 1, 0) // genesis.params.epoch_blocks)
+
+
+class Execution:
+    """One block being executed, transaction by transaction: the proposer tries what fits,
+    a validator replays what it was sent. Both end with `finish`."""
+
+    def __init__(self, tree: StateTree, genesis: Genesis, rules: Rules, ctx: Context) -> None:
+        self._genesis, self._rules, self._ctx = genesis, rules, ctx
+        self._state = State(tree)
+        self._receipts: list[Receipt] = []
+        head = self._state.head
+        vrf = EVENT_SEED.hash(ctx.vrf_output)
+        self._vrf = vrf
+        self._state.put(
+            r.HEAD,
+            r.Head(
+                ctx.height,
+                ctx.time_ms,
+                ctx.epoch,
+                ctx.view,
+                head.round,
+                (*head.recent_vrf, vrf)[-64:],
+                (*head.recent_parents, ctx.parent)[-256:],
+            ),
+        )
+        validators = self._state.validators()
+        self._fees_to = next(
+            (v.account for v in validators if v.consensus_key == ctx.proposer), REWARD_POOL
+        )
+
+    def evidence(self, items: Sequence[EvidenceItem]) -> None:
+        """Evidence in a block must hold, or the block is refused: its proposer had to check."""
+        for item in items:
+            try:
+                ledger.slash(
+                    self._state, self._genesis.params, self._genesis.chain_id, self._rules, item
+                )
+            except (TxError, VerifyError) as error:
+                raise BlockError(f"evidence in the block does not hold: {error}") from None
+
+    def apply(self, raw: bytes) -> Receipt:
+        """Execute one transaction and keep its receipt."""
+        receipt = self.try_apply(raw)
+        self._receipts.append(receipt)
+        return receipt
+
+    def try_apply(self, raw: bytes) -> Receipt:
+        """Execute one transaction; if it is refused nothing changes."""
+        mark = self._state.mark()
+        tx_id = TxId(ZERO_HASH)
+        try:
+            tx: Transaction = decode(Transaction, raw)
+            tx_id = tx.id()
+            self._transaction(tx, tx_id)
+        except TxError as error:
+            self._state.undo(mark)
+            return Receipt(tx_id, error.code, str(error))
+        except (DecodeError, VerifyError) as error:
+            self._state.undo(mark)
+            return Receipt(tx_id, error.code, str(error))
+        return Receipt(tx_id, "ok", "")
+
+    def keep(self, receipt: Receipt) -> None:
+        """Count a receipt of `try_apply` into the block (the proposer's choice)."""
+        self._receipts.append(receipt)
+
+    def finish(self) -> Executed:
+        """Close the block: epochs, unbonding, the round; then the root."""
+        state, params = self._state, self._genesis.params
+        ledger.release_unbonded(state)
+        ledger.turn_epoch(state, params, self._vrf)
+        phases.advance(state, params, self._rules)
+        epoch = self._ctx.epoch
+        tree = state.commit()
+        return Executed(
+            tree,
+            state.changes,
+            tuple(self._receipts),
+            tuple(state.events),
+            state.epoch(epoch).validators.hash(),
+            state.epoch(epoch + 1).validators.hash(),
+            phases.waits_for_blocks(state),
+        )
+
+    # --- one transaction ---------------------------------------------------------------
+
+    def _transaction(self, tx: Transaction, tx_id: TxId) -> None:
+        state, sender = self._state, tx.sender
+        check_transaction(state, self._genesis, tx)
+        self._dispatch(tx, tx_id, sender)
+        if tx.fee:
+            state.move(sender, self._fees_to, tx.fee)
+        state.put_account(sender, nonce=state.account(sender).nonce + 1)
+
+    def _dispatch(self, tx: Transaction, tx_id: TxId, sender: PubKey) -> None:
+        state, params, rules = self._state, self._genesis.params, self._rules
+        chain_id = self._genesis.chain_id
+        match tx.payload:
+            case Transfer() as p:
+                ledger.transfer(state, sender, p)
+            case Bond() as p:
+                ledger.bond(state, params, sender, p)
+            case Unbond() as p:
+                ledger.unbond(state, params, sender, p)
+            case Unjail():
+                ledger.unjail(state, sender)
+            case Announce() as p:
+                ledger.announce(state, chain_id, sender, p)
+            case JoinRound() as p:
+                rounds.join(state, sender, p)
+            case DeltaCommit() as p:
+                rounds.commit(state, tx_id, sender, p)
+            case PodlManifest() as p:
+                rounds.manifest(state, sender, p)
+            case DeltaReveal() as p:
+                rounds.reveal(state, chain_id, sender, p)
+            case PolVote() as p:
+                rounds.pol_vote(state, chain_id, rules, sender, p)
+            case TileUpdate() as p:
+                rounds.tile_update(state, rules, tx_id, sender, p)
+            case Attest() as p:
+                rounds.attest(state, sender, p)
+            case DatasetSubmit() as p:
+                datasets.submit(state, params, sender, p)
+            case AuditReport() as p:
+                datasets.audit(state, sender, p)
+            case SubmitEvidence() as p:
+                ledger.slash(state, params, chain_id, rules, p.evidence)
+            case other:
+                raise TxError(
+                    "not_active", f"{type(other).__name__} is not in force in this version"
+                )
+
+
+def check_transaction(state: State, genesis: Genesis, tx: Transaction, gap: int = 0) -> None:
+    """Everything that holds before a payload is looked at. `gap`: nonces the mempool may skip."""
+    if tx.chain_id != genesis.chain_id:
+        raise TxError("wrong_chain", "the transaction is signed for another chain")
+    account = state.account(tx.sender)
+    if not account.nonce <= tx.nonce <= account.nonce + gap:
+        raise TxError("bad_nonce", f"the nonce is {tx.nonce}; {account.nonce} is next")
+    _check_signer(state, tx)
+    _check_price(state, genesis, tx)
+    if tx.fee > account.balance:
+        raise TxError(
+            "insufficient_funds", f"the fee is {tx.fee} grains; the account has {account.balance}"
+        )
+
+
+def _check_signer(state: State, tx: Transaction) -> None:
+    if tx.signer != tx.sender:
+        node = state.get(r.NodeRecord, r.node_key(tx.sender))
+        duty = isinstance(tx.payload, DUTIES)
+        if not duty or node is None or node.node_key != tx.signer:
+            raise TxError(
+                "bad_signer", "only the account key signs this, or its node key for duties"
+            )
+    if not verify(tx.signer, tx.digest(), tx.signature):
+        raise TxError("bad_signature", "the signature is not the signer's over this transaction")
+
+
+def _check_price(state: State, genesis: Genesis, tx: Transaction) -> None:
+    """A fee, a stamp, or a duty of a validator (bounded by the round's slots)."""
+    params = genesis.params
+    if isinstance(tx.payload, DUTIES):
+        if state.validator(tx.sender) is None:
+            raise TxError("not_a_validator", "only validators of this epoch do this")
+        return
+    if tx.stamp is None:
+        if tx.fee < params.min_fee_grains:
+            raise TxError(
+                "fee_too_low",
+                f"the fee is {tx.fee} grains; pay {params.min_fee_grains} or add a stamp",
+            )
+        return
+    head = state.head
+    age = head.height - tx.stamp.height
+    if not 0 < age <= min(params.stamp_window_blocks, len(head.recent_parents)):
+        raise TxError("stale_stamp", "the stamp's block is not among the recent ones; stamp anew")
+    parent = head.recent_parents[-age]
+    digest = stamp_digest(tx.chain_id, tx.sender, tx.nonce, parent, tx.payload, tx.stamp.work)
+    bits = stamp_bits(state, genesis, tx.sender)
+    if int.from_bytes(digest, "big") >> (256 - bits):
+        raise TxError("weak_stamp", f"the stamp needs {bits} leading zero bits")
+
+
+def stamp_bits(state: State, genesis: Genesis, sender: PubKey) -> int:
+    """Difficulty for this sender: an account's first costs 2**stamp_new_account_bits more."""
+    params = genesis.params
+    new = state.account(sender).nonce == 0
+    return params.stamp_bits + (params.stamp_new_account_bits if new else 0)
+
+
+def check_and_execute(
+    tree: StateTree, genesis: Genesis, rules: Rules, parent: Header, block: Block
+) -> Executed:
+    """A validator's view of a proposal: header rules, execution, and the roots compared."""
+    check_header(genesis, parent, block)
+    execution = Execution(tree, genesis, rules, Context.of(block.header))
+    execution.evidence(block.evidence)
+    for raw in block.txs:
+        execution.apply(raw)
+    done = execution.finish()
+    header = block.header
+    if done.tree.root != header.state_root:
+        raise BlockError("execution gives another state root")
+    if done.validators_hash != header.validators_hash:
+        raise BlockError("the validator set is not the epoch's")
+    if done.next_validators_hash != header.next_validators_hash:
+        raise BlockError("the next validator set is not the state's")
+    return done
+
+
+def seal_header(
+    ctx: Context,
+    genesis: Genesis,
+    block_txs: tuple[bytes, ...],
+    evidence: tuple[EvidenceItem, ...],
+    done: Executed,
+    vrf_proof: bytes,
+) -> Header:
+    """The header of a block that a leader has just executed."""
+    return Header(
+        1,
+        genesis.chain_id,
+        ctx.epoch,
+        ctx.view,
+        ctx.height,
+        ctx.parent,
+        ctx.time_ms,
+        ctx.proposer,
+        tx_root(block_txs),
+        done.tree.root,
+        done.validators_hash,
+        done.next_validators_hash,
+        ctx.vrf_output,
+        vrf_proof,
+        evidence_root(evidence),
+    )

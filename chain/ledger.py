@@ -1,0 +1,167 @@
+"""Accounts, stakes, announced keys and epochs (docs/spec/state.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chain import records as r
+from chain.codec import decode, encode
+from chain.crypto import verify
+from chain.errors import TxError
+from chain.hashes import EPOCH_SEED, EVIDENCE, Hash32
+from chain.params import Params
+from chain.rules import Rules
+from chain.state import REWARD_POOL, State
+from chain.transactions import Announce, Bond, Transfer, Unbond, announce_digest
+from chain.types import (
+    ChainId,
+    Epoch,
+    EvidenceItem,
+    Grains,
+    Height,
+    PubKey,
+    Stake,
+    Validator,
+    ValidatorSet,
+    u64_be,
+)
+
+
+def transfer(state: State, sender: PubKey, tx: Transfer) -> None:
+    if tx.amount == 0:
+        raise TxError("zero_amount", "a transfer moves at least one grain")
+    if tx.to == REWARD_POOL:
+        raise TxError("bad_recipient", "the reward pool takes no transfers")
+    state.move(sender, tx.to, tx.amount)
+
+
+def bond(state: State, params: Params, sender: PubKey, tx: Bond) -> None:
+    account = state.account(sender)
+    if tx.amount < params.min_bond_grains:
+        raise TxError("bond_too_small", f"a bond is at least {params.min_bond_grains} grains")
+    if account.balance < tx.amount:
+        raise TxError(
+            "insufficient_funds",
+            f"the account holds {account.balance} grains and {tx.amount} are to be bonded",
+        )
+    state.put_account(
+        sender, balance=account.balance - tx.amount, bonded=account.bonded + tx.amount
+    )
+
+
+def unbond(state: State, params: Params, sender: PubKey, tx: Unbond) -> None:
+    """The stake stops counting at the next frozen set and is paid out after the unbonding time."""
+    account = state.account(sender)
+    if tx.amount == 0 or account.bonded < tx.amount:
+        raise TxError("insufficient_bond", f"the account has {account.bonded} grains bonded")
+    release = Height(state.head.height + params.unbonding_blocks)
+    key = r.unbonding_key(release, sender)
+    waiting = state.get(r.Unbonding, key)
+    amount = Grains(tx.amount + (waiting.amount if waiting else 0))
+    state.put(key, r.Unbonding(sender, amount, release))
+    state.put_account(sender, bonded=account.bonded - tx.amount)
+
+
+def unjail(state: State, sender: PubKey) -> None:
+    if not state.account(sender).jailed:
+        raise TxError("not_jailed", "the account is not jailed")
+    state.put_account(sender, jailed=0)
+
+
+def announce(state: State, chain_id: ChainId, sender: PubKey, tx: Announce) -> None:
+    digest = announce_digest(chain_id, sender, tx)
+    if not verify(tx.node_key, digest, tx.node_signature):
+        raise TxError("bad_signature", "node_signature does not show that the node key is held")
+    if not verify(tx.consensus_key, digest, tx.consensus_signature):
+        raise TxError("bad_signature", "consensus_signature does not show that the key is held")
+    for key, raw in state.items(b"node/"):
+        other = decode(r.NodeRecord, raw)
+        if key != r.node_key(sender) and tx.consensus_key == other.consensus_key:
+            raise TxError("key_taken", "another account has announced this consensus key")
+    state.put(
+        r.node_key(sender),
+        r.NodeRecord(
+            sender,
+            tx.roles,
+            tx.capacity_tiles,
+            tx.node_key,
+            tx.consensus_key,
+            tx.vrf_key,
+            tx.node_id,
+            tx.addresses,
+        ),
+    )
+
+
+def slash(
+    state: State, params: Params, chain_id: ChainId, rules: Rules, item: EvidenceItem
+) -> None:
+    """Evidence carries its own proof. Its epoch's set names the account; each counts once."""
+    key = r.evidence_key(EVIDENCE.hash(encode(item)))
+    if state.raw(key) is not None:
+        raise TxError("known_evidence", "this evidence is on the chain already")
+    epoch = state.get(r.EpochRecord, r.epoch_key(item.first.epoch))
+    if epoch is None:
+        raise TxError("expired_evidence", f"epoch {item.first.epoch} is not kept any more")
+    guilty = rules.check_evidence(chain_id, epoch.validators, item)
+    account = next(v.account for v in epoch.validators.members if v.consensus_key == guilty)
+    held = state.account(account)
+    lost = held.bonded * params.slash_permille // 1000
+    state.put_account(account, bonded=held.bonded - lost, jailed=1)
+    state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
+    state.put(key, r.AuditVote(account, 1, Hash32(guilty)))
+    state.emit("slash", account, lost=lost)
+
+
+def release_unbonded(state: State) -> None:
+    """Pay out what has waited long enough; keys are in order of height."""
+    for key, raw in list(state.items(b"unbd/")):
+        waiting = decode(r.Unbonding, raw)
+        if waiting.release > state.head.height:
+            break
+        state.delete(key)
+        state.put_account(
+            waiting.account, balance=state.account(waiting.account).balance + waiting.amount
+        )
+
+
+def freeze_set(state: State, params: Params, epoch: int) -> ValidatorSet:
+    """The set of `epoch`, two epochs ahead, from stakes and keys as they are now.
+
+    Without anyone eligible the last set goes on: an empty set could never finalize again.
+    """
+    members = []
+    for _, raw in state.items(b"node/"):
+        node = decode(r.NodeRecord, raw)
+        account = state.account(node.account)
+        if account.bonded >= params.min_bond_grains and not account.jailed:
+            members.append(
+                Validator(
+                    node.account,
+                    node.consensus_key,
+                    node.vrf_key,
+                    node.node_id,
+                    Stake(account.bonded),
+                )
+            )
+    if not members:
+        return state.epoch(epoch - 1).validators
+    return ValidatorSet(tuple(sorted(members, key=lambda v: v.consensus_key)))
+
+
+def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:
+    """At an epoch's first block freeze the set of e+2; at its last draw the seed of e+2."""
+    head = state.head
+    first = (head.height - 1) % params.epoch_blocks == 0
+    last = head.height % params.epoch_blocks == 0
+    if first:
+        ahead = Epoch(head.epoch + 2)
+        record = r.EpochRecord(ahead, freeze_set(state, params, ahead), Hash32(bytes(32)))
+        state.put(r.epoch_key(ahead), record)
+        old = head.epoch - 1 - params.unbonding_blocks // params.epoch_blocks - 1
+        if old >= 0:
+            state.delete(r.epoch_key(old))
+    if last:
+        ahead = Epoch(head.epoch + 2)
+        seed = EPOCH_SEED.hash(vrf, u64_be(ahead))
+        state.put(r.epoch_key(ahead), replace(state.epoch(ahead), seed=seed))

@@ -1,0 +1,238 @@
+"""Genesis: the file that a network starts from, checked field by field (docs/spec/genesis.md).
+
+The chain id is the hash of the canonical JSON (sorted keys, no spaces), so every field binds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from chain.errors import GenesisError
+from chain.hashes import GENESIS
+from chain.types import ChainId, Grains, PubKey, Stake, TimeMs, Validator, ValidatorSet
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A deadline passes at the first block whose height *and* time have passed both."""
+
+    blocks: int
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What a network may choose. Units are in the names; heights are blocks."""
+
+    epoch_blocks: int
+    empty_interval_ms: int
+    delta_floor_ms: int
+    delta_cap_ms: int
+    clock_drift_ms: int
+    min_fee_grains: int
+    stamp_bits: int
+    stamp_new_account_bits: int
+    stamp_window_blocks: int
+    min_bond_grains: int
+    unbonding_blocks: int
+    slash_permille: int
+    seed_blocks: int
+    jury_size: int
+    auditors: int
+    ranks: int
+    join: Window
+    train: Window
+    reveal: Window
+    screen: Window
+    aggregate: Window
+    settle: Window
+    round_reward_grains: int
+    dataset_bytes_most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    account: PubKey
+    grains: Grains
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisValidator:
+    account: PubKey
+    node_key: PubKey
+    consensus_key: PubKey
+    vrf_key: PubKey
+    node_id: str
+    stake: Stake
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """A parsed genesis. `model` and `training` are JSON objects that learning/ interprets."""
+
+    network: str
+    time_ms: TimeMs
+    params: Params
+    accounts: tuple[Allocation, ...]
+    validators: tuple[GenesisValidator, ...]
+    reward_pool_grains: int
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    chain_id: ChainId
+    document: Mapping[str, Any]
+
+    @property
+    def validator_set(self) -> ValidatorSet:
+        members = [
+            Validator(v.account, v.consensus_key, v.vrf_key, v.node_id, v.stake)
+            for v in self.validators
+        ]
+        return ValidatorSet(tuple(sorted(members, key=lambda v: v.consensus_key)))
+
+
+def chain_id_of(document: Mapping[str, Any]) -> ChainId:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return ChainId(GENESIS.hash(canonical.encode()))
+
+
+def parse_genesis(text: str) -> Genesis:
+    """The genesis in `text`, or GenesisError that names the field."""
+    try:
+        document = json.loads(text, parse_float=_no_float, parse_constant=_no_float)
+    except (ValueError, RecursionError) as error:
+        raise GenesisError(f"genesis is not JSON: {error}") from None
+    top = _object(
+        document,
+        "genesis",
+        {
+            "network",
+            "time_ms",
+            "params",
+            "accounts",
+            "validators",
+            "reward_pool_grains",
+            "model",
+            "training",
+        },
+    )
+    params = _params(top["params"])
+    validators = tuple(
+        _validator(v, f"validators[{i}]")
+        for i, v in enumerate(_list(top["validators"], "validators"))
+    )
+    if len({v.consensus_key for v in validators}) != len(validators):
+        raise GenesisError("validators: two share one consensus key; each needs its own")
+    if len({v.account for v in validators}) != len(validators):
+        raise GenesisError("validators: two share one account; each needs its own")
+    accounts = tuple(
+        _allocation(a, f"accounts[{i}]") for i, a in enumerate(_list(top["accounts"], "accounts"))
+    )
+    for name in ("model", "training"):
+        if not isinstance(top[name], dict):
+            raise GenesisError(f"{name}: expected an object")
+    return Genesis(
+        network=_name(top["network"]),
+        time_ms=TimeMs(_int(top["time_ms"], "time_ms")),
+        params=params,
+        accounts=accounts,
+        validators=validators,
+        reward_pool_grains=_int(top["reward_pool_grains"], "reward_pool_grains"),
+        model=top["model"],
+        training=top["training"],
+        chain_id=chain_id_of(document),
+        document=document,
+    )
+
+
+def _no_float(text: str) -> Any:
+    raise GenesisError(f"{text}: genesis holds integers only (use a smaller unit)")
+
+
+def _object(value: Any, where: str, keys: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise GenesisError(f"{where}: expected an object")
+    if missing := sorted(keys - value.keys()):
+        raise GenesisError(f"{where}: lacks {', '.join(missing)}")
+    if unknown := sorted(value.keys() - keys):
+        raise GenesisError(f"{where}: unknown field {', '.join(unknown)}; check the spelling")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise GenesisError(f"{where}: expected a list")
+    return value
+
+
+def _int(value: Any, where: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise GenesisError(f"{where}: expected an integer from {least} to {most}")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.replace("-", "").isalnum() or len(value) > 32:
+        raise GenesisError("network: expected letters, digits and dashes, at most 32")
+    return value
+
+
+def _key(value: Any, where: str) -> PubKey:
+    try:
+        key = bytes.fromhex(value)
+    except (TypeError, ValueError):
+        key = b""
+    if len(key) != 32:
+        raise GenesisError(f"{where}: expected a public key of 64 hexadecimal digits")
+    return PubKey(key)
+
+
+def _params(value: Any) -> Params:
+    known = {f.name: f.type for f in fields(Params) if f.default is MISSING}
+    top = _object(value, "params", set(known))
+    out: dict[str, Any] = {}
+    for name, kind in known.items():
+        if kind == "Window":
+            window = _object(top[name], f"params.{name}", {"blocks", "ms"})
+            out[name] = Window(
+                _int(window["blocks"], f"params.{name}.blocks", 1, 10**6),
+                _int(window["ms"], f"params.{name}.ms", 0, 10**10),
+            )
+        else:
+            out[name] = _int(top[name], f"params.{name}")
+    params = Params(**out)
+    for name, least in (("epoch_blocks", 4), ("seed_blocks", 1), ("jury_size", 1), ("ranks", 1)):
+        if getattr(params, name) < least:
+            raise GenesisError(f"params.{name}: expected at least {least}")
+    if params.seed_blocks > 32:
+        raise GenesisError("params.seed_blocks: expected at most 32")
+    if params.jury_size > 64 or params.auditors > 64:
+        raise GenesisError("params.jury_size, params.auditors: expected at most 64")
+    if params.stamp_window_blocks > 200:
+        raise GenesisError("params.stamp_window_blocks: expected at most 200")
+    if params.unbonding_blocks <= 2 * params.epoch_blocks:
+        raise GenesisError("params.unbonding_blocks: must exceed two epochs (2 * epoch_blocks)")
+    return params
+
+
+def _validator(value: Any, where: str) -> GenesisValidator:
+    top = _object(
+        value, where, {"account", "node_key", "consensus_key", "vrf_key", "node_id", "stake"}
+    )
+    if not isinstance(top["node_id"], str) or not 0 < len(top["node_id"]) <= 128:
+        raise GenesisError(f"{where}.node_id: expected a libp2p peer id")
+    return GenesisValidator(
+        _key(top["account"], f"{where}.account"),
+        _key(top["node_key"], f"{where}.node_key"),
+        _key(top["consensus_key"], f"{where}.consensus_key"),
+        _key(top["vrf_key"], f"{where}.vrf_key"),
+        top["node_id"],
+        Stake(_int(top["stake"], f"{where}.stake", 1, 2**60)),
+    )
+
+
+def _allocation(value: Any, where: str) -> Allocation:
+    top = _object(value, where, {"account", "grains"})
+    return Allocation(_key(top["account"], where), Grains(_int(top["grains"], where, 0, 2**60)))

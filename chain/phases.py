@@ -1,0 +1,326 @@
+"""How a learning round moves on, once a block (DESIGN 7; docs/spec/rounds.md).
+
+Each phase ends as soon as everything it waits for is on the chain, or at its deadline. A deadline
+passes at the first block whose height and time have both passed it. At most one transition a
+block, so that every phase is seen in some block's state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chain import datasets, rounds
+from chain import records as r
+from chain.hashes import ZERO_HASH, Hash32
+from chain.params import Params, Window
+from chain.records import DeltaStatus, RoundPhase
+from chain.rules import Rules
+from chain.state import REWARD_POOL, State
+from chain.transactions import Verdict
+from chain.types import Height, TimeMs, TxId, u64_be
+
+
+def first_round(base_root: Hash32) -> r.RoundRecord:
+    return _opened(0, base_root, 0, Height(0))
+
+
+def _opened(number: int, base_root: Hash32, version: int, height: Height) -> r.RoundRecord:
+    return r.RoundRecord(
+        number=number,
+        phase=RoundPhase.OPEN,
+        opened=height,
+        phase_height=height,
+        deadline_height=Height(0),
+        deadline_ms=TimeMs(0),
+        base_root=base_root,
+        base_version=version,
+        seed=ZERO_HASH,
+        jury_seed=ZERO_HASH,
+        datasets=(),
+        holdout=ZERO_HASH,
+        joined=(),
+        deltas=(),
+        jurors=(),
+        audited=None,
+        audit_segment=0,
+        auditors=(),
+        audit_votes=(),
+        accepted=(),
+        rank=0,
+        tiles_open=0,
+        result_root=ZERO_HASH,
+        loss_before=0,
+        loss_after=0,
+    )
+
+
+def advance(state: State, params: Params, rules: Rules) -> None:
+    """At the end of a block: draw what is due and move the round by at most one phase."""
+    datasets.draw_splits(state, params)
+    current = state.round()
+    match RoundPhase(current.phase):
+        case RoundPhase.OPEN:
+            _open(state, params, current)
+        case RoundPhase.SEED:
+            _seed(state, params, current)
+        case RoundPhase.TRAIN:
+            _train(state, params, current)
+        case RoundPhase.REVEAL:
+            _reveal(state, current)
+        case RoundPhase.JURY:
+            _jury(state, params, rules, current)
+        case RoundPhase.SCREEN_COMMIT:
+            _screen_commit(state, params, current)
+        case RoundPhase.SCREEN_REVEAL:
+            _screen_reveal(state, params, current)
+        case RoundPhase.AGGREGATE:
+            _aggregate(state, params, rules, current)
+        case _:
+            _settle(state, params, current)
+
+
+def waits_for_blocks(state: State) -> bool:
+    """Whether a seed is pending, so that leaders propose without delay."""
+    phase = state.round().phase
+    return phase in (RoundPhase.SEED, RoundPhase.JURY) or bool(datasets.waiting(state))
+
+
+# --- helpers of the transitions ---------------------------------------------------------
+
+
+def _passed(state: State, current: r.RoundRecord) -> bool:
+    head = state.head
+    return head.height >= current.deadline_height and head.time_ms >= current.deadline_ms
+
+
+def _enter(
+    state: State, current: r.RoundRecord, phase: RoundPhase, window: Window | None
+) -> r.RoundRecord:
+    head = state.head
+    blocks, ms = (window.blocks, window.ms) if window else (0, 0)
+    current = replace(
+        current,
+        phase=phase,
+        phase_height=head.height,
+        deadline_height=Height(head.height + blocks),
+        deadline_ms=TimeMs(head.time_ms + ms),
+    )
+    rounds.put_round(state, current)
+    key = u64_be(current.number)
+    state.emit("phase", key, round=current.number, phase=phase.name.lower())
+    return current
+
+
+def _with_status(state: State, current: r.RoundRecord, *statuses: DeltaStatus) -> list[TxId]:
+    return [d for d in current.deltas if state.delta(d).status in statuses]
+
+
+def _mark(state: State, delta: TxId, status: DeltaStatus) -> None:
+    state.put(r.delta_key(delta), replace(state.delta(delta), status=status))
+    state.emit("delta", delta, status=status.name.lower())
+
+
+# --- transitions ---------------------------------------------------------------------------
+
+
+def _open(state: State, params: Params, current: r.RoundRecord) -> None:
+    """The first declaration starts the join window; when it closes the round is anchored."""
+    if not current.joined:
+        return
+    if current.deadline_height == 0:
+        _enter(state, current, RoundPhase.OPEN, params.join)
+    elif _passed(state, current):
+        used = datasets.active(state)
+        holdout = datasets.holdout_id(state, used)
+        base = state.model
+        current = replace(
+            current,
+            base_root=base.root,
+            base_version=base.version,
+            datasets=used,
+            holdout=holdout,
+        )
+        known = state.get(r.EvalRecord, r.eval_key(base.root, holdout))
+        if known is not None:
+            current = replace(current, loss_before=known.loss)
+        _enter(state, current, RoundPhase.SEED, None)
+
+
+def _seed(state: State, params: Params, current: r.RoundRecord) -> None:
+    if state.head.height < current.phase_height + params.seed_blocks:
+        return
+    event = b"round" + u64_be(current.number)
+    seed = datasets.event_seed(state, params, event, current.phase_height)
+    _enter(state, replace(current, seed=seed), RoundPhase.TRAIN, params.train)
+
+
+def _train(state: State, params: Params, current: r.RoundRecord) -> None:
+    committed = {state.delta(d).sender for d in current.deltas}
+    if _passed(state, current) or all(j in committed for j in current.joined):
+        _enter(state, current, RoundPhase.REVEAL, params.reveal)
+
+
+def _reveal(state: State, current: r.RoundRecord) -> None:
+    hidden = _with_status(state, current, DeltaStatus.COMMITTED)
+    if hidden and not _passed(state, current):
+        return
+    for delta in hidden:
+        _mark(state, delta, DeltaStatus.UNAVAILABLE)
+    _enter(state, current, RoundPhase.JURY, None)
+
+
+def _jury(state: State, params: Params, rules: Rules, current: r.RoundRecord) -> None:
+    """Jurors, auditors and the audited segment are drawn after everything they judge is closed."""
+    if state.head.height < current.phase_height + params.seed_blocks:
+        return
+    event = b"jury" + u64_be(current.number)
+    seed = datasets.event_seed(state, params, event, current.phase_height)
+    current = replace(current, jury_seed=seed)
+    revealed = _with_status(state, current, DeltaStatus.REVEALED)
+    if not revealed:
+        _finish(state, params, replace(current, result_root=state.model.root))
+        return
+    jurors = rules.draw(seed, state.validators(), params.jury_size)
+    current = replace(current, jurors=jurors)
+    manifests = {d: state.delta(d).manifest for d in revealed}
+    proven = [d for d, m in manifests.items() if m is not None and m.proven]
+    if proven:
+        lot = int.from_bytes(seed[:8], "big")
+        audited = proven[lot % len(proven)]
+        chosen = manifests[audited]
+        segments = chosen.steps // chosen.segment_steps if chosen else 1
+        judged = state.delta(audited).sender
+        candidates = [v for v in state.validators() if v.account != judged]
+        current = replace(
+            current,
+            audited=audited,
+            audit_segment=int.from_bytes(seed[8:16], "big") % segments,
+            auditors=rules.draw(Hash32(seed[16:] + seed[:16]), candidates, params.auditors),
+        )
+    _enter(state, current, RoundPhase.SCREEN_COMMIT, params.screen)
+
+
+def _screen_commit(state: State, params: Params, current: r.RoundRecord) -> None:
+    """All jurors must commit before any reveals, or one could copy another."""
+    done = True
+    for delta in _with_status(state, current, DeltaStatus.REVEALED):
+        record = state.delta(delta)
+        voted = {v.juror for v in record.votes}
+        done &= all(j in voted or j == record.sender for j in current.jurors)
+    if done or _passed(state, current):
+        _enter(state, current, RoundPhase.SCREEN_REVEAL, params.screen)
+
+
+def _screen_reveal(state: State, params: Params, current: r.RoundRecord) -> None:
+    revealed = _with_status(state, current, DeltaStatus.REVEALED)
+    opened = all(v.revealed for d in revealed for v in state.delta(d).votes)
+    audited = len(current.audit_votes) == len(current.auditors)
+    if not (opened and audited) and not _passed(state, current):
+        return
+    for delta in revealed:
+        _mark(state, delta, _judge(state, current, delta))
+    accepted = tuple(_with_status(state, current, DeltaStatus.ACCEPTED))
+    if not accepted:
+        _finish(state, params, replace(current, result_root=state.model.root))
+        return
+    count = sum(
+        len(state.need(r.TileRoots, r.tiles_key(s)).roots) for s in range(state.model.shards)
+    )
+    current = replace(current, accepted=accepted, tiles_open=count)
+    _enter(state, current, RoundPhase.AGGREGATE, params.aggregate)
+
+
+def _judge(state: State, current: r.RoundRecord, delta: TxId) -> DeltaStatus:
+    """More than half of the delta's jurors must have found it useful; a failed replay outweighs."""
+    record = state.delta(delta)
+    if delta == current.audited:
+        no = sum(v.verdict == Verdict.NO for v in current.audit_votes)
+        if 2 * no > len(current.auditors):
+            return DeltaStatus.MISMATCH
+    jurors = [j for j in current.jurors if j != record.sender]
+    said = [v.verdict for v in record.votes if v.revealed]
+    if 2 * sum(v == Verdict.YES for v in said) > len(jurors):
+        return DeltaStatus.ACCEPTED
+    if 2 * sum(v == Verdict.NO for v in said) > len(jurors):
+        return DeltaStatus.HARMFUL
+    return DeltaStatus.UNAVAILABLE
+
+
+def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecord) -> None:
+    if current.tiles_open and not _passed(state, current):
+        return
+    if current.tiles_open and current.rank + 1 < params.ranks:
+        _enter(
+            state, replace(current, rank=current.rank + 1), RoundPhase.AGGREGATE, params.aggregate
+        )
+        return
+    root = _apply_slots(state, rules, current.number)
+    if any(slot.provisional for _, _, slot in rounds.slots(state, current.number)):
+        for delta in current.accepted:
+            _mark(state, delta, DeltaStatus.MERGED)
+    _enter(state, replace(current, result_root=root), RoundPhase.SETTLE, params.settle)
+
+
+def _apply_slots(state: State, rules: Rules, number: int) -> Hash32:
+    """Provisional tiles take effect together, and the model root is computed once a round."""
+    changed: dict[int, list[Hash32]] = {}
+    for shard, tile, slot in rounds.slots(state, number):
+        if slot.provisional:
+            if shard not in changed:
+                changed[shard] = list(state.need(r.TileRoots, r.tiles_key(shard)).roots)
+            changed[shard][tile] = slot.new_root
+    height = state.head.height
+    for shard, tile_roots in changed.items():
+        old = state.need(r.ShardRecord, r.shard_key(shard))
+        root = rules.shard_root(tile_roots, old.data_bytes)
+        state.put(r.tiles_key(shard), r.TileRoots(tuple(tile_roots)))
+        state.put(
+            r.shard_key(shard),
+            replace(old, root=root, version=old.version + 1, height=height),
+        )
+        state.emit(
+            "shard",
+            r.shard_key(shard),
+            round=number,
+            root=root.hex(),
+            version=old.version + 1,
+            tiles=[t.hex() for t in tile_roots],
+        )
+    model = state.model
+    if changed:
+        shards = [state.need(r.ShardRecord, r.shard_key(s)).root for s in range(model.shards)]
+        root = rules.model_root(shards)
+        model = r.ModelRecord(root, model.version + 1, height, model.shards)
+        state.put(r.MODEL, model)
+        state.emit("model", root, round=number, version=model.version)
+    return model.root
+
+
+def _settle(state: State, params: Params, current: r.RoundRecord) -> None:
+    """Wait for the window and for the loss of the new model, but for that at most twice as long."""
+    if not _passed(state, current):
+        return
+    head = state.head
+    patient = head.height < current.deadline_height + 4 * params.settle.blocks
+    if not current.loss_after and patient:
+        return
+    _finish(state, params, current)
+
+
+def _finish(state: State, params: Params, current: r.RoundRecord) -> None:
+    current = _enter(state, current, RoundPhase.DONE, None)
+    if current.accepted:
+        share = min(params.round_reward_grains, state.account(REWARD_POOL).balance)
+        share //= len(current.accepted)
+        for delta in current.accepted:
+            record = state.delta(delta)
+            if record.status == DeltaStatus.MERGED:
+                state.move(REWARD_POOL, record.sender, share)
+                merit = state.account(record.sender).merit + 1
+                state.put_account(record.sender, merit=merit)
+    for shard, tile, _ in rounds.slots(state, current.number):
+        state.delete(r.slot_key(current.number, shard, tile))
+    model = state.model
+    opened = _opened(current.number + 1, model.root, model.version, state.head.height)
+    rounds.put_round(state, opened)
+    state.put(r.HEAD, replace(state.head, round=current.number + 1))

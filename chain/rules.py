@@ -1,0 +1,36 @@
+"""What the state machine must check but may not import (DESIGN 2): `node/` assembles it from
+`tiles/` and `consensus/`. Every method is pure and deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from chain.hashes import Hash32
+from chain.transactions import LossSlice, TileChange
+from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet
+
+
+class Rules(Protocol):
+    def draw(self, seed: Hash32, candidates: Sequence[Validator], size: int) -> tuple[PubKey, ...]:
+        """A committee of accounts drawn by stake without replacement; all when there are fewer."""
+
+    def ranks(
+        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator]
+    ) -> tuple[PubKey, ...]:
+        """Accounts in custody order for a tile; the first is its primary."""
+
+    def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
+        """(verdict, mean gain in nano-nats per byte) of the screen's paired test."""
+
+    def check_change(self, change: TileChange, deltas: int) -> str | None:
+        """Why a tile change cannot be right by itself (weights that do not follow), or None."""
+
+    def shard_root(self, tile_roots: Sequence[Hash32], data_bytes: int) -> Hash32: ...
+
+    def model_root(self, shard_roots: Sequence[Hash32]) -> Hash32: ...
+
+    def check_evidence(
+        self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
+    ) -> PubKey:
+        """The guilty consensus key, or VerifyError."""

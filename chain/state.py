@@ -1,0 +1,174 @@
+"""The state as a transaction sees it: typed reads and writes over an immutable tree.
+
+Writes collect in `changes`; `undo` takes back everything since `mark`, so that a refused
+transaction leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from chain import records as r
+from chain.codec import decode, encode
+from chain.errors import TxError, invariant
+from chain.hashes import Hash32
+from chain.tree import StateTree
+from chain.types import Grains, PubKey, TxId, Validator
+
+T = TypeVar("T")
+
+EMPTY_ACCOUNT = r.Account(Grains(0), Grains(0), 0, 0, 0)
+# Nobody holds a key whose encoding is this text, so nobody can sign for the pool.
+REWARD_POOL = PubKey(b"blyan reward pool".ljust(32, b"\xff"))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of history for the explorer: what happened to `key`. Not part of consensus."""
+
+    kind: str
+    key: bytes
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class State:
+    """A mutable overlay of one block on an immutable tree."""
+
+    def __init__(self, tree: StateTree) -> None:
+        self.tree = tree
+        self.changes: dict[bytes, bytes | None] = {}
+        self.events: list[Event] = []
+        self._undo: list[tuple[bytes, bool, bytes | None]] = []
+        self._decoded: dict[bytes, Any] = {}
+
+    # --- raw access ---------------------------------------------------------------
+
+    def raw(self, key: bytes) -> bytes | None:
+        if key in self.changes:
+            return self.changes[key]
+        return self.tree.get(key)
+
+    def get(self, cls: type[T], key: bytes) -> T | None:
+        cached = self._decoded.get(key)
+        if cached is not None:
+            return cached  # type: ignore[no-any-return]
+        raw = self.raw(key)
+        if raw is None:
+            return None
+        value: T = decode(cls, raw)
+        self._decoded[key] = value
+        return value
+
+    def need(self, cls: type[T], key: bytes) -> T:
+        """A record that the protocol guarantees to exist."""
+        value = self.get(cls, key)
+        invariant(value is not None, f"state lacks {key!r}")
+        return value  # type: ignore[return-value]
+
+    def put(self, key: bytes, value: Any) -> None:
+        self._write(key, encode(value))
+        self._decoded[key] = value
+
+    def delete(self, key: bytes) -> None:
+        self._write(key, None)
+
+    def _write(self, key: bytes, raw: bytes | None) -> None:
+        self._undo.append((key, key in self.changes, self.changes.get(key)))
+        self.changes[key] = raw
+        self._decoded.pop(key, None)
+
+    def items(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys with this prefix in order, this block's writes included."""
+        merged = dict(self.tree.items(prefix))
+        for key, raw in self.changes.items():
+            if key.startswith(prefix):
+                if raw is None:
+                    merged.pop(key, None)
+                else:
+                    merged[key] = raw
+        yield from sorted(merged.items())
+
+    def emit(self, kind: str, key: bytes, **data: Any) -> None:
+        self.events.append(Event(kind, key, data))
+
+    # --- undo ------------------------------------------------------------------------
+
+    def mark(self) -> tuple[int, int]:
+        return len(self._undo), len(self.events)
+
+    def undo(self, mark: tuple[int, int]) -> None:
+        writes, events = mark
+        while len(self._undo) > writes:
+            key, had, raw = self._undo.pop()
+            if had:
+                self.changes[key] = raw
+            else:
+                del self.changes[key]
+            self._decoded.pop(key, None)
+        del self.events[events:]
+
+    def commit(self) -> StateTree:
+        return self.tree.set_many(self.changes)
+
+    # --- the records everyone needs ------------------------------------------------------
+
+    @property
+    def head(self) -> r.Head:
+        return self.need(r.Head, r.HEAD)
+
+    @property
+    def model(self) -> r.ModelRecord:
+        return self.need(r.ModelRecord, r.MODEL)
+
+    def account(self, account: PubKey) -> r.Account:
+        return self.get(r.Account, r.account_key(account)) or EMPTY_ACCOUNT
+
+    def epoch(self, number: int) -> r.EpochRecord:
+        return self.need(r.EpochRecord, r.epoch_key(number))
+
+    def validators(self) -> tuple[Validator, ...]:
+        """The set of the epoch in progress."""
+        return self.epoch(self.head.epoch).validators.members
+
+    def validator(self, account: PubKey) -> Validator | None:
+        return next((v for v in self.validators() if v.account == account), None)
+
+    def round(self, number: int | None = None) -> r.RoundRecord:
+        return self.need(r.RoundRecord, r.round_key(self.head.round if number is None else number))
+
+    def delta(self, delta: TxId) -> r.DeltaRecord:
+        found = self.get(r.DeltaRecord, r.delta_key(delta))
+        if found is None:
+            raise TxError("unknown_delta", f"there is no delta {delta.hex()}")
+        return found
+
+    def dataset(self, dataset: Hash32) -> r.DatasetRecord:
+        found = self.get(r.DatasetRecord, r.dataset_key(dataset))
+        if found is None:
+            raise TxError("unknown_dataset", f"there is no dataset {dataset.hex()}")
+        return found
+
+    # --- money: the sum of all grains never changes -----------------------------------------
+
+    def move(self, source: PubKey, target: PubKey, amount: int) -> None:
+        """Move grains between balances; TxError `insufficient_funds` changes nothing."""
+        if amount == 0 or source == target:
+            return
+        payer = self.account(source)
+        if payer.balance < amount:
+            raise TxError(
+                "insufficient_funds",
+                f"the account holds {payer.balance} grains and {amount} are needed",
+            )
+        self.put_account(source, balance=payer.balance - amount)
+        self.put_account(target, balance=self.account(target).balance + amount)
+
+    def put_account(self, account: PubKey, **changes: int) -> None:
+        old = self.account(account)
+        values = {
+            name: changes.get(name, getattr(old, name))
+            for name in ("balance", "bonded", "nonce", "merit", "jailed")
+        }
+        self.put(r.account_key(account), r.Account(**values))
