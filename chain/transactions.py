@@ -80,7 +80,7 @@ class Unjail:
 @wire(36)
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """The account authorises the node's keys; each key signs `announce_digest` to show it is held."""
+    """The account authorises its node's keys; each signs `announce_digest` to show it is held."""
 
     roles: U32  # bit set of Roles
     capacity_tiles: U32
@@ -98,7 +98,7 @@ class Announce:
 @wire(37)
 @dataclass(frozen=True, slots=True)
 class JoinRound:
-    """A learner declares for a round what it holds, before the round's seed is known (DESIGN 7.1)."""
+    """A learner declares what it holds, before the round's seed is known (DESIGN 7.1)."""
 
     round: U64
     held: Annotated[tuple[ShardIndex, ...], Seq(limits.MAX_SHARDS)]  # empty: every shard

@@ -1,4 +1,4 @@
-"""Blocks, votes, certificates, and the integers and keys that carry meaning (docs/spec/blocks.md)."""
+"""Blocks, votes and certificates; integers and keys that carry meaning (docs/spec/blocks.md)."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class Proposal:
 @wire(11)
 @dataclass(frozen=True, slots=True)
 class CertifiedBlock:
-    """A block as stored and synced. The certificate finalizes it; if absent, a descendant's does."""
+    """A block as stored and synced. It is final by its own certificate or by a descendant's."""
 
     block: Block
     finalization: Certificate | None
