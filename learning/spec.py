@@ -1,0 +1,217 @@
+"""The model and the training rule as a genesis states them (docs/spec/model.md, training.md).
+
+Both are JSON objects of integers and text. Reading one is strict: a field that is missing,
+unknown or out of range is a GenesisError that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from chain.errors import GenesisError
+from tiles.layout import ShardSpec, TensorSpec
+
+VOCAB = 256  # byte-level: a token is a byte
+PPM = 1_000_000
+CHUNK = 4096  # elements of one chunk of the delta codec; densities count entries of it
+MAX_PARAMETERS = 1 << 31
+MAX_STEPS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Shape of the byte-level MoE. Widths count fp32 elements; `init_seed` names the start."""
+
+    layers: int
+    width: int
+    heads: int
+    experts: int
+    top_k: int
+    expert_width: int
+    context: int  # bytes a window predicts
+    init_seed: str
+
+    @staticmethod
+    def from_json(value: Any) -> ModelSpec:
+        """Read the genesis object "model". Raises GenesisError."""
+        top = _object(value, "model", [f.name for f in fields(ModelSpec)])
+        seed = top["init_seed"]
+        if not isinstance(seed, str) or not 0 < len(seed.encode()) <= 64:
+            raise GenesisError("model.init_seed: expected a text of 1 to 64 bytes")
+        spec = ModelSpec(
+            layers=_int(top["layers"], "model.layers", 1, 256),
+            width=_int(top["width"], "model.width", 8, 16_384),
+            heads=_int(top["heads"], "model.heads", 1, 256),
+            experts=_int(top["experts"], "model.experts", 1, 1024),
+            top_k=_int(top["top_k"], "model.top_k", 1, 16),
+            expert_width=_int(top["expert_width"], "model.expert_width", 8, 65_536),
+            context=_int(top["context"], "model.context", 8, 8192),
+            init_seed=seed,
+        )
+        if spec.width % spec.heads or spec.width // spec.heads % 2:
+            raise GenesisError(
+                f"model.heads: width / heads must be an even integer (rotary pairs), "
+                f"not {spec.width} / {spec.heads}"
+            )
+        if spec.top_k > spec.experts:
+            raise GenesisError(f"model.top_k: {spec.top_k} of {spec.experts} experts")
+        if spec.parameters > MAX_PARAMETERS:
+            raise GenesisError(f"model: {spec.parameters} parameters, at most {MAX_PARAMETERS}")
+        return spec
+
+    def to_json(self) -> dict[str, int | str]:
+        return asdict(self)
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """fp32 elements of all shards."""
+        layer = 4 * self.width**2 + self.width * self.experts + self.experts + 2 * self.width
+        layer += self.experts * 3 * self.width * self.expert_width
+        return 2 * VOCAB * self.width + self.layers * layer + self.width
+
+    def shards(self) -> tuple[ShardSpec, ...]:
+        """The shards in order: embed, each layer's attention, router and experts, head, final."""
+        w, e, f = self.width, self.experts, self.expert_width
+        parts: list[tuple[str, str, list[tuple[str, tuple[int, ...]]]]] = [
+            ("embed", "sparse", [("weight", (VOCAB, w))])
+        ]
+        for i in range(self.layers):
+            at = f"layers.{i}"
+            attention = [(n, (w, w)) for n in ("query", "key", "value", "output")]
+            router = [("weight", (w, e)), ("bias", (e,)), ("attention_norm", (w,))]
+            router.append(("expert_norm", (w,)))
+            parts.append((f"{at}.attention", "sparse", [*attention]))
+            parts.append((f"{at}.router", "dense", [*router]))
+            expert = [("gate", (w, f)), ("up", (w, f)), ("down", (f, w))]
+            parts += [(f"{at}.experts.{j}", "sparse", [*expert]) for j in range(e)]
+        parts.append(("head", "sparse", [("weight", (w, VOCAB))]))
+        parts.append(("final", "dense", [("norm", (w,))]))
+        return tuple(
+            ShardSpec(i, name, coding, tuple(TensorSpec(n, "F32", s) for n, s in tensors))
+            for i, (name, coding, tensors) in enumerate(parts)
+        )
+
+
+NANO = ModelSpec(
+    layers=2,
+    width=96,
+    heads=4,
+    experts=4,
+    top_k=2,
+    expert_width=128,
+    context=64,
+    init_seed="blyan-nano-1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSpec:
+    """The protocol's hyper-parameters: the learner chooses none of them.
+
+    `_ppm` are millionths, `learning_rate_nano` 1e-9. `densities[r]` is how many of 4096 entries a
+    delta of round r keeps (the last holds on). A state hash is taken every `segment_steps`.
+    """
+
+    steps: int  # local steps H of a round
+    segment_steps: int
+    batch: int  # windows of context + 1 bytes a step
+    learning_rate_nano: int
+    warmup_steps: int  # of the learner's own update count
+    beta1_ppm: int
+    beta2_ppm: int
+    epsilon_nano: int
+    weight_decay_ppm: int
+    clip_ppm: int  # global gradient norm
+    bias_rate_ppm: int  # step of the router biases, see docs/spec/model.md
+    error_feedback_ppm: int
+    densities: tuple[int, ...]
+
+    @staticmethod
+    def from_json(value: Any) -> TrainingSpec:
+        """Read the genesis object "training". Raises GenesisError."""
+        top = _object(value, "training", [f.name for f in fields(TrainingSpec)])
+        densities = top["densities"]
+        if not isinstance(densities, list | tuple) or not 1 <= len(densities) <= 256:
+            raise GenesisError("training.densities: expected a list of 1 to 256 integers")
+        bounds: dict[str, tuple[int, int]] = {
+            "steps": (1, MAX_STEPS),
+            "segment_steps": (1, MAX_STEPS),
+            "batch": (1, 4096),
+            "learning_rate_nano": (1, 1_000_000_000),
+            "warmup_steps": (0, MAX_STEPS),
+            "beta1_ppm": (0, PPM - 1),
+            "beta2_ppm": (0, PPM - 1),
+            "epsilon_nano": (1, 1_000_000),
+            "weight_decay_ppm": (0, PPM),
+            "clip_ppm": (1, 1000 * PPM),
+            "bias_rate_ppm": (0, PPM),
+            "error_feedback_ppm": (0, PPM),
+        }
+        numbers = {
+            name: _int(top[name], f"training.{name}", least, most)
+            for name, (least, most) in bounds.items()
+        }
+        kept = tuple(_int(d, "training.densities", 1, CHUNK) for d in densities)
+        spec = TrainingSpec(densities=kept, **numbers)
+        if spec.segments > 1023:
+            raise GenesisError(
+                f"training.segment_steps: {spec.segments} segments of {spec.segment_steps} steps; "
+                "expected at most 1023"
+            )
+        return spec
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "densities": list(self.densities)}
+
+    @property
+    def segments(self) -> int:
+        """Segments of a round; the last may be shorter."""
+        return -(-self.steps // self.segment_steps)
+
+    def segment_range(self, segment: int) -> tuple[int, int]:
+        """Steps [start, end) of a segment."""
+        start = segment * self.segment_steps
+        return start, min(start + self.segment_steps, self.steps)
+
+    def density(self, round_: int) -> int:
+        """Entries kept of each chunk of 4096 in a round (rounds count from 0)."""
+        return self.densities[min(round_, len(self.densities) - 1)]
+
+
+NANO_TRAINING = TrainingSpec(
+    steps=50,
+    segment_steps=10,
+    batch=16,
+    learning_rate_nano=4_000_000,
+    warmup_steps=10,
+    beta1_ppm=900_000,
+    beta2_ppm=950_000,
+    epsilon_nano=10,
+    weight_decay_ppm=0,
+    clip_ppm=1_000_000,
+    bias_rate_ppm=1000,
+    error_feedback_ppm=950_000,
+    densities=(1024, 512, 512, 256),
+)
+
+
+def _object(value: Any, where: str, names: list[str]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise GenesisError(f"{where}: expected an object")
+    if missing := [n for n in names if n not in value]:
+        raise GenesisError(f"{where}: lacks {', '.join(missing)}")
+    if unknown := sorted(str(n) for n in value if n not in names):
+        raise GenesisError(f"{where}: unknown field {', '.join(unknown)}; check the spelling")
+    return value
+
+
+def _int(value: Any, where: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise GenesisError(f"{where}: expected an integer from {least} to {most}")
+    return value
