@@ -1,4 +1,4 @@
-"""The outcome of one transaction."""
+"""What became of a transaction that stands in a block (docs/spec/storage.md)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from chain.types import TxId
 
+OK = "ok"
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """`code` is `ok` or the code of the error that refused the transaction; then it changed
-    nothing but this receipt."""
+    """`code` is `ok` or the refusing rule's (TxError.code); `reason` is for people."""
 
     tx_id: TxId
     code: str
@@ -18,4 +19,4 @@ class Receipt:
 
     @property
     def ok(self) -> bool:
-        return self.code == "ok"
+        return self.code == OK
