@@ -11,6 +11,7 @@ and exit codes use; the text says what was wrong, what was expected and what to 
     ├── ConfigError          the operator's configuration
     ├── LockedError          another process owns the home directory
     ├── UnreachableError     no answer from a peer or a node
+    ├── DeadlineError        something that was waited for did not happen in time
     └── InputError           a file or argument given by a user
 """
 
@@ -72,6 +73,11 @@ class LockedError(BlyanError):
 class UnreachableError(BlyanError):
     code = "unreachable"
     exit_code = 3
+
+
+class DeadlineError(BlyanError):
+    code = "timeout"
+    exit_code = 5
 
 
 class InputError(BlyanError):
