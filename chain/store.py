@@ -1,0 +1,417 @@
+"""The chain on disk: one SQLite file, append-only but for the current state (docs/spec/storage.md).
+
+A final block, its receipts, history rows and state changes go in with one synced transaction, so
+after a crash the file holds a block with all that belongs to it, or nothing of it. One thread
+writes; any thread reads, each over a connection of its own, and never waits for the writer.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chain import limits
+from chain.codec import decode
+from chain.errors import DecodeError, StorageError, invariant
+from chain.hashes import Hash32
+from chain.receipts import Receipt
+from chain.store_rows import (
+    BlockRow,
+    EventRow,
+    StoredTx,
+    Tip,
+    TxRow,
+    change_state,
+    insert_block,
+    insert_certificate,
+    insert_events,
+    insert_txs,
+    tx_columns,
+    tx_row,
+)
+from chain.tree import StateTree
+from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
+
+if TYPE_CHECKING:
+    from chain.state import Event
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
+BUSY_TIMEOUT_S = 5.0
+MAX_PAGE_ROWS = 1000  # rows of one answer to the explorer
+_LAST = 2**63 - 1  # beyond every height and position
+
+_APPEND_ONLY = ("blocks", "certificates", "txs", "tx_parties", "events")
+_SCHEMA = """
+CREATE TABLE blocks (
+  height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
+  body BLOB NOT NULL, time_ms INTEGER NOT NULL, proposer BLOB NOT NULL, view INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, tx_count INTEGER NOT NULL
+);
+CREATE TABLE certificates (
+  height INTEGER PRIMARY KEY REFERENCES blocks, certificate BLOB NOT NULL
+);
+CREATE TABLE txs (
+  number INTEGER PRIMARY KEY, height INTEGER NOT NULL REFERENCES blocks,
+  position INTEGER NOT NULL, id BLOB NOT NULL, sender BLOB, kind INTEGER NOT NULL, nonce BLOB,
+  code TEXT NOT NULL, reason TEXT NOT NULL, UNIQUE (height, position)
+);
+CREATE INDEX txs_by_id ON txs (id);
+CREATE TABLE tx_parties (
+  account BLOB NOT NULL, number INTEGER NOT NULL REFERENCES txs, PRIMARY KEY (account, number)
+) WITHOUT ROWID;
+CREATE TABLE events (
+  height INTEGER NOT NULL REFERENCES blocks, position INTEGER NOT NULL, kind TEXT NOT NULL,
+  key BLOB NOT NULL, data TEXT NOT NULL, PRIMARY KEY (height, position)
+) WITHOUT ROWID;
+CREATE INDEX events_by_kind ON events (kind, height, position);
+CREATE INDEX events_by_key ON events (kind, key, height, position);
+CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER blocks_in_order BEFORE INSERT ON blocks
+WHEN EXISTS (SELECT 1 FROM blocks) AND NEW.height <> (SELECT max(height) + 1 FROM blocks)
+BEGIN SELECT RAISE(ABORT, 'blocks are appended one height at a time'); END;
+"""
+_GUARD = """
+CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
+BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END;
+"""
+
+
+_TX_COLUMNS = "number, id, t.height, position, time_ms, sender, kind, nonce, code, reason"
+
+
+class ChainStore:
+    """The final chain in the file at `path`, made if absent. Close it, or use `with`.
+
+    Opening verifies the tip's hash and the state against the tip's state root; StorageError says
+    what is wrong with a file that does not hold together, or is of a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._write_lock = threading.Lock()
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._loaded: StateTree | None = None
+        self._closed = False
+        self._writer = self._connect()
+        try:
+            self._prepare()
+            self._verify()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ChainStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._write_lock:
+            self._closed = True
+            for connection in (*self._readers, self._writer):
+                connection.close()
+            self._readers.clear()
+
+    # --- writing -------------------------------------------------------------------
+
+    def commit(
+        self,
+        block: Block,
+        block_hash: Hash32,
+        finalization: Certificate | None,
+        receipts: Sequence[Receipt],
+        state_changes: Mapping[bytes, bytes | None],
+        events: Sequence[Event] = (),
+    ) -> None:
+        """Appends a final block with all its effects, synced when it returns.
+
+        `receipts` are one a transaction, in order; `state_changes` map keys to new values, None
+        for a deleted key. The first block of an empty store may have any height (a snapshot's).
+        """
+        header = block.header
+        invariant(block_hash == header.hash(), "a block is stored under its own hash")
+        invariant(len(receipts) == len(block.txs), "one receipt a transaction")
+        tip = self.tip()
+        if tip is not None:
+            invariant(header.height == tip.height + 1, f"block {header.height} after {tip.height}")
+            invariant(header.parent == tip.hash, "a block extends the tip")
+        rows = [
+            (header.height, i, *tx_columns(raw, receipt))
+            for i, (raw, receipt) in enumerate(zip(block.txs, receipts, strict=True))
+        ]
+        with self._transaction() as db:
+            insert_block(db, block, block_hash)
+            if finalization is not None:
+                insert_certificate(db, header.height, finalization)
+            insert_txs(db, rows)
+            insert_events(db, header.height, events)
+            change_state(db, state_changes)
+        self._loaded = None
+
+    def add_certificate(self, height: Height, certificate: Certificate) -> None:
+        """Keeps the finalization of a stored block that came later. A second one is ignored."""
+        with self._transaction() as db:
+            insert_certificate(db, height, certificate)
+
+    # --- reading -------------------------------------------------------------------
+
+    def tip(self) -> Tip | None:
+        """The highest final block; None for an empty store."""
+        row = self._one("SELECT height, hash FROM blocks ORDER BY height DESC LIMIT 1")
+        return None if row is None else Tip(*row)
+
+    def first_height(self) -> Height | None:
+        """The lowest block held: 0, or where a snapshot began."""
+        row = self._one("SELECT min(height) FROM blocks")
+        return None if row is None else row[0]
+
+    def block(self, height: Height) -> Block | None:
+        row = self._one("SELECT body FROM blocks WHERE height = ?", height)
+        return None if row is None else self._decode(Block, row[0])
+
+    def block_by_hash(self, block_hash: Hash32) -> Block | None:
+        row = self._one("SELECT body FROM blocks WHERE hash = ?", block_hash)
+        return None if row is None else self._decode(Block, row[0])
+
+    def header(self, height: Height) -> Header | None:
+        row = self._one("SELECT header FROM blocks WHERE height = ?", height)
+        return None if row is None else self._decode(Header, row[0])
+
+    def certificate(self, height: Height) -> Certificate | None:
+        """The finalization of exactly this height, if one was seen."""
+        row = self._one("SELECT certificate FROM certificates WHERE height = ?", height)
+        return None if row is None else self._decode(Certificate, row[0])
+
+    def blocks(
+        self, first: Height, last: Height, limit: int, most_bytes: int = limits.MAX_MESSAGE_BYTES
+    ) -> tuple[CertifiedBlock, ...]:
+        """Blocks from `first` to `last`, ascending: at most `limit` of them and, beyond the
+        first, at most `most_bytes` of encoding.
+        """
+        sql = (
+            "SELECT body, certificate FROM blocks LEFT JOIN certificates USING (height)"
+            " WHERE height BETWEEN ? AND ? ORDER BY height LIMIT ?"
+        )
+        found: list[CertifiedBlock] = []
+        room = most_bytes
+        for body, raw in self._rows(sql, first, last, _page(limit)):
+            room -= len(body) + len(raw or b"") + 16
+            if found and room < 0:
+                break
+            certificate = None if raw is None else self._decode(Certificate, raw)
+            found.append(CertifiedBlock(self._decode(Block, body), certificate))
+        return tuple(found)
+
+    def latest_blocks(self, limit: int, before: int = _LAST) -> tuple[BlockRow, ...]:
+        """Lines of the newest blocks below height `before`, newest first."""
+        rows = self._all(
+            "SELECT height, hash, time_ms, proposer, view, epoch, tx_count, length(body)"
+            " FROM blocks WHERE height < ? ORDER BY height DESC LIMIT ?",
+            before,
+            _page(limit),
+        )
+        return tuple(BlockRow(*row) for row in rows)
+
+    def tx(self, tx_id: TxId) -> StoredTx | None:
+        """A transaction by id. A block may repeat one that fails; what was done counts first."""
+        row = self._one(
+            "SELECT height, position, code, reason FROM txs WHERE id = ?"
+            " ORDER BY code <> 'ok', number LIMIT 1",
+            tx_id,
+        )
+        if row is None:
+            return None
+        height, position, code, reason = row
+        block = self.block(height)
+        invariant(block is not None, f"transactions of block {height} without the block")
+        raw = block.txs[position] if block is not None else b""
+        return StoredTx(raw, height, position, code, reason)
+
+    def txs_in(self, height: Height) -> tuple[TxRow, ...]:
+        """Lines of a block's transactions, in order."""
+        sql = f"SELECT {_TX_COLUMNS} FROM txs t JOIN blocks USING (height) WHERE height = ?"
+        return tuple(map(tx_row, self._all(sql + " ORDER BY position", height)))
+
+    def txs_of(self, account: PubKey, limit: int, before: int = _LAST) -> tuple[TxRow, ...]:
+        """Lines of what `account` sent or received, newest first, below number `before`."""
+        rows = self._all(
+            f"SELECT {_TX_COLUMNS} FROM tx_parties JOIN txs t USING (number)"
+            " JOIN blocks USING (height) WHERE account = ? AND number < ?"
+            " ORDER BY number DESC LIMIT ?",
+            account,
+            before,
+            _page(limit),
+        )
+        return tuple(map(tx_row, rows))
+
+    def latest_txs(self, limit: int, before: int = _LAST) -> tuple[TxRow, ...]:
+        """Lines of the newest transactions below number `before`, newest first."""
+        rows = self._all(
+            f"SELECT {_TX_COLUMNS} FROM txs t JOIN blocks USING (height)"
+            " WHERE number < ? ORDER BY number DESC LIMIT ?",
+            before,
+            _page(limit),
+        )
+        return tuple(map(tx_row, rows))
+
+    def tx_total(self) -> int:
+        """How many transactions stand in the stored blocks."""
+        row = self._one("SELECT coalesce(max(number), 0) FROM txs")
+        return 0 if row is None else int(row[0])
+
+    def history(
+        self,
+        kind: str,
+        key: bytes | None = None,
+        *,
+        limit: int = MAX_PAGE_ROWS,
+        before: tuple[int, int] = (_LAST, 0),
+    ) -> tuple[EventRow, ...]:
+        """Events of a kind, and of one key if given, newest first, before (height, position)."""
+        which = "kind = ?" if key is None else "kind = ? AND key = ?"
+        rows = self._all(
+            f"SELECT height, position, kind, key, data FROM events WHERE {which}"
+            " AND (height, position) < (?, ?) ORDER BY height DESC, position DESC LIMIT ?",
+            *((kind,) if key is None else (kind, key)),
+            *before,
+            _page(limit),
+        )
+        return tuple(EventRow(h, i, k, of, json.loads(data)) for h, i, k, of, data in rows)
+
+    def load_state(self) -> StateTree:
+        """The state after the tip, rebuilt from its rows: about 12 s for a million keys."""
+        loaded, self._loaded = self._loaded, None  # what opening built serves the first call
+        if loaded is not None:
+            return loaded
+        return StateTree.empty().set_many(dict(self._all("SELECT key, value FROM state")))
+
+    # --- inside --------------------------------------------------------------------
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(
+                self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise StorageError(f"{self._path} cannot be opened: {error}") from None
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA recursive_triggers = ON")  # REPLACE meets the guards as well
+        except sqlite3.Error as error:
+            db.close()
+            raise self._broken(f"SQLite says: {error}") from None
+        return db
+
+    def _prepare(self) -> None:
+        """Makes the tables of a new file, or checks that an old one is ours and not newer."""
+        db = self._writer
+        try:
+            (application,) = db.execute("PRAGMA application_id").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and application != APPLICATION_ID:
+                raise StorageError(f"{self._path} is a database of another program; move it away")
+            if version > SCHEMA_VERSION:
+                raise StorageError(
+                    f"{self._path} has schema version {version}, this blyan reads up to "
+                    f"{SCHEMA_VERSION}; start a blyan that knows version {version}"
+                )
+            db.execute("PRAGMA journal_mode = WAL")
+            if not tables:
+                guards = [
+                    _GUARD.format(table=table, verb=verb)
+                    for table in _APPEND_ONLY
+                    for verb in ("UPDATE", "DELETE")
+                ]
+                db.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} {''.join(guards)}"
+                    f"PRAGMA application_id = {APPLICATION_ID};"
+                    f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
+        except sqlite3.Error as error:
+            raise self._broken(f"SQLite says: {error}") from None
+
+    def _verify(self) -> None:
+        """The tip is the block it claims to be, and the state is the one it commits to."""
+        tip = self.tip()
+        if tip is None:
+            return
+        block = self.block(tip.height)
+        header = self.header(tip.height)
+        if block is None or header != block.header or block.hash() != tip.hash:
+            raise self._broken(f"block {tip.height} does not have the hash it is stored under")
+        tree = self.load_state()
+        if tree.root != block.header.state_root:
+            raise self._broken(f"the state's root is not the one of block {tip.height}")
+        self._loaded = tree
+
+    def _broken(self, why: str) -> StorageError:
+        return StorageError(
+            f"{self._path} is damaged ({why}). Move it away and start again: the node fetches the "
+            "chain from its peers; check the disk first"
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._write_lock:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._writer
+                    self._writer.execute("COMMIT")
+                except BaseException:
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise StorageError(f"{self._path} cannot be written: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        """This thread's connection. WAL gives it a snapshot that the writer does not disturb."""
+        invariant(not self._closed, "the chain store is read after it was closed")
+        reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._connect()
+            reader.execute("PRAGMA query_only = ON")
+            self._local.reader = reader
+            with self._write_lock:
+                self._readers.append(reader)
+        return reader
+
+    def _rows(self, sql: str, *values: object) -> Iterator[Any]:
+        try:
+            with closing(self._reader().execute(sql, values)) as cursor:
+                yield from cursor
+        except OverflowError:
+            return  # a number beyond SQLite's 63 bits: no row has it
+        except sqlite3.DatabaseError as error:
+            raise self._broken(f"SQLite says: {error}") from None
+
+    def _all(self, sql: str, *values: object) -> list[Any]:
+        return list(self._rows(sql, *values))
+
+    def _one(self, sql: str, *values: object) -> Any | None:
+        rows = self._all(sql, *values)
+        return rows[0] if rows else None
+
+    def _decode(self, cls: type[T], data: bytes) -> T:
+        try:
+            value: T = decode(cls, data)
+        except DecodeError as error:
+            raise self._broken(str(error)) from None
+        return value
+
+
+def _page(limit: int) -> int:
+    return max(0, min(limit, MAX_PAGE_ROWS))
