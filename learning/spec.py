@@ -98,7 +98,7 @@ class ModelSpec:
         )
 
 
-NANO = ModelSpec(
+NANO_MODEL = ModelSpec(
     layers=2,
     width=96,
     heads=4,

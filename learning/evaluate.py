@@ -1,0 +1,69 @@
+"""Losses of a model on bytes (docs/spec/model.md, "Holdout loss")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from chain.errors import InputError
+from learning.model import forward, weights_from_shards, window_cross_entropy
+from learning.spec import ModelSpec
+
+NANO_PER_NAT = 1_000_000_000
+MAX_LOSS = 1000.0  # nats; what is larger, or not a number, counts as this
+MAX_WINDOWS = 512  # of a holdout
+_BATCH = 64  # windows at a time, which bounds memory
+
+Windows = npt.NDArray[np.uint8]
+
+
+def window_losses(
+    spec: ModelSpec, shards: Sequence[bytes], windows: Windows
+) -> npt.NDArray[np.float64]:
+    """Mean cross-entropy of each window in nats per byte: float64 [n].
+
+    `windows`: uint8 [n, context + 1]; byte i predicts byte i + 1. Raises InputError for shards or
+    windows of another shape.
+    """
+    if windows.ndim != 2 or windows.shape[1] != spec.context + 1:
+        raise InputError(f"windows of shape {windows.shape}, expected [n, {spec.context + 1}]")
+    weights = weights_from_shards(spec, shards)
+    losses = np.empty(len(windows), np.float64)
+    with torch.inference_mode():
+        for i in range(0, len(windows), _BATCH):
+            tokens = torch.from_numpy(windows[i : i + _BATCH].astype(np.int64))
+            logits = forward(spec, weights, tokens[:, :-1]).logits
+            each = window_cross_entropy(logits, tokens[:, 1:]).double().mean(-1)
+            losses[i : i + _BATCH] = each.numpy()
+    return np.where(losses < MAX_LOSS, losses, MAX_LOSS)  # also where it is not a number
+
+
+def to_nano(losses: npt.NDArray[np.float64]) -> tuple[int, ...]:
+    """Losses in nano-nats, rounded to even."""
+    return tuple(int(loss) for loss in np.rint(losses * NANO_PER_NAT))
+
+
+def holdout_windows(holdout: bytes, context: int) -> Windows:
+    """Consecutive windows of context + 1 bytes at a stride of `context`, at most 512 evenly spaced.
+
+    With n whole windows, window j of m = min(n, 512) is number floor(j * n / m). Raises InputError
+    if there is none.
+    """
+    count = (len(holdout) - 1) // context
+    if count < 1:
+        raise InputError(f"a holdout of {len(holdout)} bytes, expected at least {context + 1}")
+    most = min(count, MAX_WINDOWS)
+    starts = np.arange(most, dtype=np.int64) * count // most * context
+    windows: Windows = np.frombuffer(holdout, np.uint8)[
+        starts[:, None] + np.arange(context + 1, dtype=np.int64)
+    ]
+    return windows
+
+
+def holdout_loss(spec: ModelSpec, shards: Sequence[bytes], holdout: bytes) -> int:
+    """Mean loss over the holdout's windows in nano-nats per byte."""
+    losses = window_losses(spec, shards, holdout_windows(holdout, spec.context))
+    return round(float(losses.mean()) * NANO_PER_NAT)

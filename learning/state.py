@@ -1,0 +1,125 @@
+"""What a step of training depends on, as bytes with a Merkle root (docs/spec/training.md, "State").
+
+    state hash     = list root of [weights, first, second, counters]
+    optimizer root = list root of [first, second, H(updates)], zero before the first update
+    residual root  = model root of the residual, zero if there is none
+
+Weights and moments are data sections in shard order, each under a model root like the model's own,
+so any 256 KiB of a state can be opened. Router biases stand in the weights of the router shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from chain import limits
+from chain.codec import U32, U64, Seq, decode, encode, wire
+from chain.errors import DecodeError
+from chain.hashes import TRAIN_STATE, ZERO_HASH, Hash32
+from chain.types import u64_be
+from learning.spec import ModelSpec
+from tiles import merkle
+
+Sections = tuple[bytes, ...]  # data sections in shard order
+_LENGTH_BYTES = 4
+
+
+@wire(115)
+@dataclass(frozen=True, slots=True)
+class StateHeader:
+    """Stands before the sections of a serialised state: weights, first, second moments."""
+
+    step: U64
+    updates: U64
+    draws: U64
+    section_bytes: Annotated[tuple[U32, ...], Seq(limits.MAX_SHARDS)]  # of one of the three
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """The state before local step `step`.
+
+    `first` and `second` are AdamW's moments, in the weights' layout. `updates` counts the learner's
+    optimizer steps over all rounds, `draws` the PRNG words used in this round.
+    """
+
+    weights: Sections
+    first: Sections
+    second: Sections
+    step: int = 0
+    updates: int = 0
+    draws: int = 0
+
+    @staticmethod
+    def fresh(weights: Sequence[bytes]) -> TrainState:
+        """The state of a learner without a past, on these weights."""
+        zero = tuple(bytes(len(section)) for section in weights)
+        return TrainState(tuple(weights), zero, zero)
+
+    def next_round(self, weights: Sequence[bytes]) -> TrainState:
+        """The same optimizer on the weights of a new base."""
+        return TrainState(tuple(weights), self.first, self.second, updates=self.updates)
+
+    def leaves(self) -> tuple[Hash32, ...]:
+        """What the state hash is the list root of; open one with `tiles.merkle.merkle_proof`."""
+        counters = TRAIN_STATE.hash(u64_be(self.step), u64_be(self.updates), u64_be(self.draws))
+        roots = (sections_root(part) for part in (self.weights, self.first, self.second))
+        return (*roots, counters)
+
+    def hash(self) -> Hash32:
+        return merkle.merkle_root(self.leaves())
+
+    def optimizer_root(self) -> Hash32:
+        if not self.updates:
+            return ZERO_HASH
+        counted = TRAIN_STATE.hash(u64_be(self.updates))
+        parts = [sections_root(self.first), sections_root(self.second), counted]
+        return merkle.merkle_root(parts)
+
+
+def sections_root(sections: Sequence[bytes]) -> Hash32:
+    """The model root of data sections in shard order."""
+    return merkle.model_root(
+        [merkle.shard_root(merkle.tile_roots(data), len(data)) for data in sections]
+    )
+
+
+def residual_root(residual: Sequence[bytes] | None) -> Hash32:
+    """Root of an error-feedback residual; zero where there is none."""
+    return sections_root(residual) if residual is not None else ZERO_HASH
+
+
+def serialize_state(state: TrainState) -> bytes:
+    """header length (4 bytes big-endian), header, weights, first, second."""
+    sizes = tuple(len(section) for section in state.weights)
+    header = encode(StateHeader(state.step, state.updates, state.draws, sizes))
+    length = len(header).to_bytes(_LENGTH_BYTES, "big")
+    return b"".join([length, header, *state.weights, *state.first, *state.second])
+
+
+def deserialize_state(spec: ModelSpec, data: bytes) -> TrainState:
+    """The inverse, for this model. Raises DecodeError for anything else."""
+    view = memoryview(data)
+    length = int.from_bytes(view[:_LENGTH_BYTES], "big")
+    start = _LENGTH_BYTES + length
+    if len(view) < start:
+        raise DecodeError(f"a training state of {len(view)} bytes ends within its header")
+    header: StateHeader = decode(StateHeader, bytes(view[_LENGTH_BYTES:start]))
+    expected = tuple(shard.data_bytes for shard in spec.shards())
+    if header.section_bytes != expected:
+        raise DecodeError("a training state of another model")
+    if len(view) != start + 3 * sum(expected):
+        raise DecodeError(
+            f"a training state of {len(view)} bytes, expected {start + 3 * sum(expected)}"
+        )
+    parts: list[Sections] = []
+    for _ in range(3):
+        sections = []
+        for size in expected:
+            sections.append(bytes(view[start : start + size]))
+            start += size
+        parts.append(tuple(sections))
+    weights, first, second = parts
+    return TrainState(weights, first, second, header.step, header.updates, header.draws)

@@ -1,0 +1,158 @@
+"""Exact training: the same bits from the same state, batches and profile (docs/spec/training.md).
+
+AdamW over one flat vector, whose layout is the data sections back to back, so a state is bytes at
+any step and any part of it can be opened. Nothing here draws a random number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from chain.errors import InputError
+from learning.model import Forward, forward, window_cross_entropy
+from learning.spec import PPM, ModelSpec, TrainingSpec
+from learning.state import Sections, TrainState
+
+Batches = Callable[[int], npt.NDArray[np.uint8]]  # step to uint8 [batch, context + 1]
+NANO_UNIT = 1e-9
+WORDS_PER_WINDOW = 2  # of the data PRF
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step done: its number in the round, and the loss before it in nats per byte."""
+
+    step: int
+    loss: float
+
+
+def train_segment(
+    spec: ModelSpec,
+    training: TrainingSpec,
+    state: TrainState,
+    batches: Batches,
+    last: int,
+    on_step: Callable[[Progress], None] | None = None,
+) -> TrainState:
+    """The state before step `last`, from one at or before it. Call `profile.configure` first."""
+    if last < state.step:
+        raise InputError(f"a state at step {state.step} cannot be trained back to step {last}")
+    run = _Run(spec, training, state)
+    for step in range(state.step, last):
+        loss = run.step(_tokens(spec, training, batches(step)))
+        if on_step is not None:
+            on_step(Progress(step, loss))
+    drawn = (last - state.step) * training.batch * WORDS_PER_WINDOW
+    return replace(run.state(), step=last, draws=state.draws + drawn)
+
+
+def _tokens(spec: ModelSpec, training: TrainingSpec, batch: npt.NDArray[np.uint8]) -> Tensor:
+    if batch.shape != (training.batch, spec.context + 1):
+        raise InputError(
+            f"a batch of shape {batch.shape}, expected ({training.batch}, {spec.context + 1})"
+        )
+    return torch.from_numpy(batch.astype(np.int64))
+
+
+class _Run:
+    """Tensors of a state while it is trained. Parameters are views of one vector."""
+
+    def __init__(self, spec: ModelSpec, training: TrainingSpec, state: TrainState) -> None:
+        self._spec, self._training, self._updates = spec, training, state.updates
+        self._flat, self._first, self._second = (
+            torch.from_numpy(np.frombuffer(b"".join(part), "<f4").astype(np.float32))
+            for part in (state.weights, state.first, state.second)
+        )
+        self._sizes = [len(section) for section in state.weights]
+        self._views: dict[str, Tensor] = {}
+        self._learned: list[tuple[str, int, int]] = []  # name and range of what has a gradient
+        self._decayed = torch.zeros_like(self._flat)
+        start = 0
+        for shard in spec.shards():
+            for tensor in shard.tensors:
+                name, end = f"{shard.name}.{tensor.name}", start + tensor.elements
+                view = self._flat[start:end].view(tensor.shape)
+                if tensor.name != "bias":
+                    view = view.detach().requires_grad_()
+                    self._learned.append((name, start, end))
+                if len(tensor.shape) > 1:
+                    self._decayed[start:end] = 1.0
+                self._views[name] = view
+                start = end
+        self._gradient = torch.zeros_like(self._flat)
+
+    def step(self, tokens: Tensor) -> float:
+        """One AdamW step; the loss before it."""
+        out = forward(self._spec, self._views, tokens[:, :-1])
+        loss = window_cross_entropy(out.logits, tokens[:, 1:]).mean()
+        learned = [self._views[name] for name, _, _ in self._learned]
+        # An expert that no byte was routed to has no gradient: its moments decay all the same.
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, learned, allow_unused=True)
+        with torch.no_grad():
+            for (_, start, end), gradient in zip(self._learned, gradients, strict=True):
+                if gradient is None:
+                    self._gradient[start:end] = 0.0
+                else:
+                    self._gradient[start:end] = gradient.reshape(-1)
+            self._adamw()
+            self._balance(out)
+        return float(loss.detach())
+
+    def _adamw(self) -> None:
+        """AdamW (arXiv 1711.05101): decay on matrices alone, gradient clipped by global norm."""
+        rule = self._training
+        self._updates += 1
+        beta1, beta2 = rule.beta1_ppm / PPM, rule.beta2_ppm / PPM
+        rate = rule.learning_rate_nano * NANO_UNIT
+        if self._updates < rule.warmup_steps:
+            rate *= self._updates / rule.warmup_steps
+        gradient = self._gradient
+        norm = float(torch.linalg.vector_norm(gradient))
+        clip = rule.clip_ppm / PPM
+        if norm > clip:
+            gradient.mul_(clip / norm)
+        self._first.mul_(beta1).add_(gradient, alpha=1 - beta1)
+        self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        spread = (self._second / (1 - _power(beta2, self._updates))).sqrt_()
+        spread.add_(rule.epsilon_nano * NANO_UNIT)
+        if rule.weight_decay_ppm:
+            decay = rate * rule.weight_decay_ppm / PPM
+            self._flat.addcmul_(self._flat, self._decayed, value=-decay)
+        self._flat.addcdiv_(self._first, spread, value=-rate / (1 - _power(beta1, self._updates)))
+
+    def _balance(self, out: Forward) -> None:
+        """Router biases rise for experts below the mean load, and fall for those above."""
+        rate = self._training.bias_rate_ppm / PPM
+        for i, load in enumerate(out.loads):
+            gap = torch.sign(load.sum() - load * self._spec.experts).float()
+            self._views[f"layers.{i}.router.bias"].add_(gap, alpha=rate)
+
+    def state(self) -> TrainState:
+        parts = (self._sections(v) for v in (self._flat, self._first, self._second))
+        weights, first, second = parts
+        return TrainState(weights, first, second, updates=self._updates)
+
+    def _sections(self, vector: Tensor) -> Sections:
+        data = vector.numpy().astype("<f4").tobytes()
+        sections, start = [], 0
+        for size in self._sizes:
+            sections.append(data[start : start + size])
+            start += size
+        return tuple(sections)
+
+
+def _power(base: float, exponent: int) -> float:
+    """base ** exponent by squaring: IEEE products only, where pow differs between C libraries."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
