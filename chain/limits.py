@@ -20,6 +20,12 @@ SUBTILE_BYTES = 256 * 1024  # unit of proof, custody challenge and fraud proof
 MAX_SHARD_HEADER_BYTES = 1024 * 1024  # JSON before a shard file's data; thousands of tensors fit
 MERKLE_ARITY = 8  # fewer levels and hash calls; proofs are larger than binary ones
 
+# --- deltas (docs/spec/delta.md) ------------------------------------------------
+CHUNK_ELEMENTS = 4096  # elements that share centroids and a top-k count; 16 make a subtile
+MAX_DENSITY = CHUNK_ELEMENTS  # kept entries a chunk: all of them
+MAX_DELTA_HEADER_BYTES = 1024 * 1024  # lengths of 200,000 sections; parsing costs 10 times that
+DELTA_UNIT_BITS = 28  # a delta value is an integer of units of 2**-28, so below 1.0 in size
+
 # --- counts ------------------------------------------------------------------
 MAX_DEPTH = 12  # nesting of arrays in any message
 MAX_BLOCK_TXS = 4096  # transactions in one block

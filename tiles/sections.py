@@ -1,0 +1,249 @@
+"""One subtile's share of a delta, as bytes: the sparse and the dense coding (docs/spec/delta.md).
+
+Values are integers in units of 2**-DELTA_UNIT_BITS, below 2**DELTA_UNIT_BITS in size. A section
+covers the elements of one subtile and needs nothing else to be decoded. Everything past the
+first rounding is integer arithmetic, so encoders agree bit for bit on every machine, and each
+value has one encoding only: a decoder refuses any other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from chain import limits
+from chain.errors import DecodeError
+
+CHUNK = limits.CHUNK_ELEMENTS
+MANTISSA_BITS = 8  # of a centroid
+MAX_EXPONENT = limits.DELTA_UNIT_BITS - MANTISSA_BITS
+DENSE_BITS = 15  # of a dense mantissa, without its sign
+MAX_DENSE_EXPONENT = limits.DELTA_UNIT_BITS - DENSE_BITS
+_SPLIT_STEPS = 3  # rounds of Lloyd's algorithm; more changes nothing worth a byte
+_COUNT_BYTES = 4
+_CENTROID_BYTES = 4  # low mantissa, low exponent, high mantissa, high exponent
+
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+Octets = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+
+def chunk_count(elements: int) -> int:
+    return -(-elements // CHUNK)
+
+
+# --- sparse: encoding ----------------------------------------------------------------
+
+
+def encode_sparse(units: Ints, density: int, section: int) -> tuple[Ints, list[bytes]]:
+    """The `density` largest values of each chunk in two levels: what decoders get, and sections.
+
+    `units`: int32 (n,); `section`: elements a section. Ties go to the lower index.
+    """
+    chunks = chunk_count(len(units))
+    padded = np.zeros((chunks, CHUNK), np.int32)
+    padded.reshape(-1)[: len(units)] = units
+    at: Longs = np.flatnonzero(_largest(np.abs(padded), density))
+    kept = units[at]
+    high, centroids = _two_levels(np.abs(kept).astype(np.int64), at // CHUNK, chunks)
+    negative = kept < 0
+    levels = _centroid_values(centroids)
+    size = levels[at // CHUNK, high.astype(np.int64)]
+    decoded = np.zeros(len(units), np.int32)
+    decoded[at] = np.where(negative, -size, size)
+    sections = []
+    for start in range(0, len(units), section):
+        end = min(start + section, len(units))
+        i, j = np.searchsorted(at, (start, end))
+        table = centroids[start // CHUNK : chunk_count(end)]
+        sections.append(_pack_sparse(at[i:j] - start, negative[i:j], high[i:j], table, end - start))
+    return decoded, sections
+
+
+def _largest(sizes: Ints, most: int) -> Mask:
+    """(chunks, CHUNK) mask of each chunk's `most` largest sizes; zeros never count."""
+    if most >= CHUNK:
+        return sizes > 0
+    limit = np.partition(sizes, CHUNK - most, axis=1)[:, CHUNK - most, None]
+    mask = sizes >= np.maximum(limit, 1)
+    crowded = np.flatnonzero(np.count_nonzero(mask, axis=1) > most)
+    if len(crowded):
+        rows, bound = sizes[crowded], limit[crowded]
+        above, ties = rows > bound, rows == bound
+        room = most - np.count_nonzero(above, axis=1)[:, None]
+        mask[crowded] = above | (ties & (np.cumsum(ties, axis=1) <= room))
+    return mask
+
+
+def _two_levels(sizes: Longs, chunk: Longs, chunks: int) -> tuple[Mask, Octets]:
+    """Split each chunk's sizes in two classes; the class of each and the (chunks, 4) centroids."""
+
+    def per_chunk(weights: npt.NDArray[np.generic]) -> Longs:
+        # float64 sums of integers below 2**53 are exact in any order
+        return np.bincount(chunk, weights, minlength=chunks).astype(np.int64)
+
+    count, total = np.bincount(chunk, minlength=chunks), per_chunk(sizes)
+    split = total // np.maximum(count, 1)
+    for _ in range(_SPLIT_STEPS):
+        high = sizes > split[chunk]
+        high_count, high_total = per_chunk(high), per_chunk(sizes * high)
+        low_mean = (total - high_total) // np.maximum(count - high_count, 1)
+        high_mean = np.where(high_count, high_total // np.maximum(high_count, 1), low_mean)
+        split = (low_mean + high_mean) // 2
+    centroids = np.stack([*_scaled(low_mean), *_scaled(high_mean)], axis=1).astype(np.uint8)
+    same = (centroids[:, :2] == centroids[:, 2:]).all(axis=1)
+    return high & ~same[chunk], centroids
+
+
+def _scaled(values: Longs) -> tuple[Longs, Longs]:
+    """mantissa, exponent: the nearest mantissa * 2**exponent, half up, saturating at 255."""
+    exponent = np.maximum(_bit_length(values) - MANTISSA_BITS, 0)
+    mantissa = (values + ((1 << exponent) >> 1)) >> exponent
+    return np.minimum(mantissa, (1 << MANTISSA_BITS) - 1), exponent
+
+
+def _bit_length(values: Longs) -> Longs:
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+
+
+def _rice_bits(count: int, elements: int) -> int:
+    """Bits of a gap that are stored plainly: a function of the counts, so never a choice."""
+    return (elements // count).bit_length() - 1 if count else 0
+
+
+def _pack_sparse(at: Longs, negative: Mask, high: Mask, centroids: Octets, elements: int) -> bytes:
+    bits = _rice_bits(len(at), elements)
+    gaps = np.diff(at, prepend=-1) - 1
+    ends = np.cumsum((gaps >> bits) + 1)
+    unary = np.zeros(int(ends[-1]) if len(at) else 0, np.uint8)
+    unary[ends - 1] = 1
+    shifts = np.arange(bits - 1, -1, -1)
+    rest = ((gaps[:, None] >> shifts) & 1).astype(np.uint8)
+    streams = [np.packbits(s).tobytes() for s in (negative, high, rest, unary)]
+    return b"".join([len(at).to_bytes(_COUNT_BYTES, "big"), centroids.tobytes(), *streams])
+
+
+# --- sparse: decoding ----------------------------------------------------------------
+
+
+def decode_sparse(section: bytes, elements: int, density: int) -> Ints:
+    """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding.
+
+    Memory is bounded by `elements` whatever the bytes say.
+    """
+    chunks = chunk_count(elements)
+    head = _COUNT_BYTES + _CENTROID_BYTES * chunks
+    if len(section) < head:
+        raise DecodeError(f"sparse section of {len(section)} bytes, at least {head} expected")
+    count = int.from_bytes(section[:_COUNT_BYTES], "big")
+    if count > min(elements, density * chunks):
+        raise DecodeError(f"{count} values in a section of {elements} at density {density}")
+    bits = _rice_bits(count, elements)
+    raw = np.frombuffer(section, np.uint8)
+    centroids = raw[_COUNT_BYTES:head].reshape(chunks, _CENTROID_BYTES)
+    sizes = [-(-n // 8) for n in (count, count, count * bits)]
+    unary_most = -(-(count + ((elements - 1) >> bits)) // 8) if count else 0
+    if not sum(sizes) <= len(section) - head <= sum(sizes) + unary_most:
+        raise DecodeError(f"sparse section of {len(section)} bytes does not fit {count} values")
+    cuts = np.cumsum([head, *sizes])
+    negative = _unpack(raw[head : cuts[1]], count)
+    high = _unpack(raw[cuts[1] : cuts[2]], count)
+    rest = _unpack(raw[cuts[2] : cuts[3]], count * bits).reshape(count, bits)
+    at = _positions(_quotients(raw[cuts[3] :], count), rest, bits, elements)
+    per_chunk = np.bincount(at // CHUNK, minlength=chunks)
+    high_per_chunk = np.bincount(at[high != 0] // CHUNK, minlength=chunks)
+    if count and int(per_chunk.max()) > density:
+        raise DecodeError(f"a chunk keeps {per_chunk.max()} values at density {density}")
+    levels = _checked_levels(centroids, per_chunk, high_per_chunk)
+    size = levels[at // CHUNK, high]
+    values = np.zeros(elements, np.int32)
+    values[at] = np.where(negative, -size, size)
+    return values
+
+
+def _unpack(packed: Octets, count: int) -> Octets:
+    """`count` bits; whatever pads the last byte must be zero."""
+    bits = np.unpackbits(packed)
+    if bits[count:].any():
+        raise DecodeError("padding bits are not zero")
+    return bits[:count]
+
+
+def _quotients(packed: Octets, count: int) -> Longs:
+    """Zeros before each of `count` ones, the last of which stands in the last byte."""
+    ones = np.flatnonzero(np.unpackbits(packed))
+    if len(ones) != count or (len(packed) and packed[-1] == 0):
+        raise DecodeError(f"{len(ones)} gaps where {count} belong")
+    quotients: Longs = np.diff(ones, prepend=-1) - 1
+    return quotients
+
+
+def _positions(quotients: Longs, rest: Octets, bits: int, elements: int) -> Longs:
+    gaps = (quotients << bits) + rest @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
+    at: Longs = np.cumsum(gaps + 1) - 1
+    if len(at) and at[-1] >= elements:
+        raise DecodeError(f"position {at[-1]} in a section of {elements} elements")
+    return at
+
+
+def _centroid_values(centroids: Octets) -> Ints:
+    """(chunks, 2) int32 low and high level of each chunk, in units."""
+    wide = centroids.astype(np.int32)
+    return wide[:, ::2] << wide[:, 1::2]
+
+
+def _checked_levels(centroids: Octets, count: Longs, high_count: Longs) -> Ints:
+    """The levels, if they are in the one form that their chunk's values allow."""
+    mantissas, exponents = centroids[:, ::2], centroids[:, 1::2]
+    top_bit = 1 << (MANTISSA_BITS - 1)
+    if (exponents > MAX_EXPONENT).any() or ((exponents > 0) & (mantissas < top_bit)).any():
+        raise DecodeError("a centroid is not normalised or out of range")
+    if ((mantissas == 0) != (count == 0)[:, None]).any():
+        raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
+    levels = _centroid_values(centroids)
+    if (levels[:, 0] > levels[:, 1]).any():
+        raise DecodeError("the low centroid is above the high one")
+    both = (high_count > 0) & (high_count < count)
+    if (both != (levels[:, 0] < levels[:, 1])).any() or (high_count[~both] > 0).any():
+        raise DecodeError("a chunk names two centroids and does not use both")
+    return levels
+
+
+# --- dense -----------------------------------------------------------------------------
+
+
+def encode_dense(units: Ints, section: int) -> tuple[Ints, list[bytes]]:
+    """All values, 16-bit mantissas with one exponent a chunk: what decoders get, and sections."""
+    chunks = chunk_count(len(units))
+    padded = np.zeros((chunks, CHUNK), np.int64)
+    padded.reshape(-1)[: len(units)] = units
+    sizes = np.abs(padded)
+    exponents = np.maximum(_bit_length(sizes.max(axis=1)) - DENSE_BITS, 0)[:, None]
+    mantissas = (sizes + ((1 << exponents) >> 1)) >> exponents
+    mantissas = np.sign(padded) * np.minimum(mantissas, (1 << DENSE_BITS) - 1)
+    flat = mantissas.reshape(-1)[: len(units)].astype(">i2")
+    sections = []
+    for start in range(0, len(units), section):
+        end = min(start + section, len(units))
+        table = exponents[start // CHUNK : chunk_count(end)].astype(np.uint8)
+        sections.append(table.tobytes() + flat[start:end].tobytes())
+    decoded = (mantissas << exponents).reshape(-1)[: len(units)].astype(np.int32)
+    return decoded, sections
+
+
+def decode_dense(section: bytes, elements: int) -> Ints:
+    """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding."""
+    chunks = chunk_count(elements)
+    if len(section) != chunks + 2 * elements:
+        raise DecodeError(
+            f"dense section of {len(section)} bytes, expected {chunks + 2 * elements}"
+        )
+    exponents = np.frombuffer(section, np.uint8, chunks).astype(np.int32)[:, None]
+    padded = np.zeros((chunks, CHUNK), np.int32)
+    padded.reshape(-1)[:elements] = np.frombuffer(section, ">i2", elements, chunks)
+    largest = np.abs(padded).max(axis=1, keepdims=True)
+    normal = (exponents == 0) | (largest >= 1 << (DENSE_BITS - 1))
+    if not normal.all() or (exponents > MAX_DENSE_EXPONENT).any() or (largest >> DENSE_BITS).any():
+        raise DecodeError("a dense exponent is not the smallest that fits, or out of range")
+    return (padded << exponents).reshape(-1)[:elements]
