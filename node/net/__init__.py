@@ -1,0 +1,6 @@
+"""The network port and libp2p behind it. Importing this does not import libp2p."""
+
+from node.net.identity import Address, PortInUseError, peer_id_of
+from node.net.port import Network, PeerInfo
+
+__all__ = ["Address", "Network", "PeerInfo", "PortInUseError", "peer_id_of"]

@@ -1,0 +1,167 @@
+"""Reaching peers and staying connected: dialling with backoff, and learning of more peers.
+
+Runs in the trio thread, for one `Host`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from chain.codec import encode
+from chain.errors import DecodeError, UnreachableError
+from node.net import limits, peers
+from node.net.identity import Address, is_peer_id
+
+if TYPE_CHECKING:
+    from node.net.host import Host
+
+log = logging.getLogger("blyan.net")
+
+
+class Dialer:
+    def __init__(self, host: Host) -> None:
+        self._host, self._state = host, host.state
+        self._book, self._links = host.state.book, host.state.links
+        self._wakers: dict[str, trio.Event] = {}  # name -> wakes its loop
+        self._random = random.Random()  # jitter only
+
+    # --- dialling -------------------------------------------------------------------
+
+    async def dial(self, address: Address) -> str:
+        """Want this peer from now on, and wait for the first connection."""
+        name = address.peer_id or ""
+        known = self._book.learn(name, [address], wanted=True)
+        if known is None:
+            raise UnreachableError(f"{address} is this node itself")
+        self.keep(name)
+        self._wakers[name].set()
+        with trio.move_on_after(limits.DIAL_TIMEOUT_S + limits.STREAM_TIMEOUT_S):
+            while name not in self._links or not self._links[name].up:
+                await self._host.changed.wait()
+            return name
+        raise UnreachableError(f"no answer from {address}; it will be tried again")
+
+    def forget(self, name: str) -> None:
+        if self._book.known.pop(name, None) is not None and name in self._wakers:
+            self._wakers[name].set()
+
+    def keep(self, name: str) -> None:
+        """Have a loop that connects this known peer whenever it is not connected."""
+        if name not in self._wakers:
+            self._wakers[name] = trio.Event()
+            self._host.spawn(self._keep, name)
+
+    async def _keep(self, name: str) -> None:
+        peer = ID.from_string(name)
+        try:
+            if self._state.name > name and not self._book.known[name].wanted:
+                await self._pause(name, 0.5)  # both learn of each other: one of us dials first
+            while (known := self._book.known.get(name)) is not None:
+                link = self._links.get(name)
+                if link is not None:
+                    since = time.monotonic()
+                    await link.gone.wait()
+                    known.failures = 0
+                    if time.monotonic() - since < limits.STEADY_S:  # it throws us out?
+                        await self._pause(name, limits.BACKOFF_LOOPBACK_S)
+                elif not self._may_dial(known):
+                    await self._pause(name, limits.BACKOFF_MOST_S)
+                elif not await self._dial_any(known, peer):
+                    await self._fail(known)
+        finally:
+            del self._wakers[name]
+
+    def _may_dial(self, known: peers.Known) -> bool:
+        if self._book.violations.is_banned(known.name, time.monotonic()):
+            return False
+        return known.wanted or len(self._links) < limits.WANTED_CONNECTIONS
+
+    async def _dial_any(self, known: peers.Known, peer: ID) -> bool:
+        """Try the addresses, the newest first. `dial_addr` rather than libp2p's `dial_peer`:
+        that refuses a peer for a minute after one failure."""
+        for address in reversed(list(known.addresses)):
+            if self._host.is_connected(peer):
+                break
+            self._host.metrics.add("dials")
+            with trio.move_on_after(limits.DIAL_TIMEOUT_S):
+                try:
+                    await self._host.swarm.dial_addr(Multiaddr(str(address)), peer)
+                except Exception as error:
+                    log.debug("dialling %s failed: %r", address, error)
+        if not self._host.is_connected(peer):
+            return False
+        self._host.link_of(peer)
+        return True
+
+    async def _fail(self, known: peers.Known) -> None:
+        now = time.monotonic()
+        known.lost_at = known.lost_at if known.failures else now
+        known.failures += 1
+        if self._book.give_up(known, now):
+            return
+        loopback = all(address.is_loopback for address in known.addresses)
+        jitter = self._random.random()
+        delay = peers.backoff_s(known.failures, loopback=loopback, jitter=jitter)
+        await self._pause(known.name, delay)
+
+    async def _pause(self, name: str, seconds: float) -> None:
+        """Sleep until the time is over or `dial` asks for this peer."""
+        with trio.move_on_after(seconds):
+            await self._wakers[name].wait()
+        self._wakers[name] = trio.Event()
+
+    # --- peer exchange --------------------------------------------------------------
+
+    async def exchange_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(limits.EXCHANGE_INTERVAL_S * (0.5 + self._random.random()))
+            up = [link.name for link in self._links.values() if link.up]
+            if up:
+                await self.exchange(self._random.choice(up))
+
+    async def exchange(self, name: str) -> None:
+        """Tell a connected peer where we listen, and learn whom it knows."""
+        host = self._host.address_of(ID.from_string(name))
+        own = peers.PeersRequest(tuple(self._state.own_addresses()))
+        try:
+            data = await self._host.request(
+                name, peers.EXCHANGE_PROTOCOL, encode(own), 10.0, limits.MAX_EXCHANGE_BYTES
+            )
+            answer = peers.parse_answer(data)
+        except UnreachableError as error:
+            log.debug("no peer exchange with %s: %s", name, error)
+            return
+        except DecodeError as error:
+            self._host.blame(name, f"peer exchange: {error}", limits.POINTS_GARBAGE)
+            return
+        if host is not None:
+            self._learn(name, answer.own, host)
+            for told in answer.peers:
+                self._learn(told.peer_id, told.addresses, host)
+
+    def _learn(self, name: str, texts: tuple[str, ...], host: str) -> None:
+        """Addresses of `name` as told by a peer that we see at `host`."""
+        addresses = peers.seen_from(texts, host)
+        if addresses and is_peer_id(name) and self._book.learn(name, addresses) is not None:
+            self.keep(name)
+
+    async def answer_exchange(self, name: str, data: bytes) -> bytes:
+        """Serves `/blyan/peers/1`. Raises DecodeError, UnreachableError."""
+        asked = peers.parse_request(data)
+        host = self._host.address_of(ID.from_string(name))
+        if host is None:
+            raise UnreachableError("no longer connected")
+        self._learn(name, asked.addresses, host)
+        connected = [
+            (link.name, list(self._book.known[link.name].addresses))
+            for link in self._links.values()
+            if link.up and link.name in self._book.known
+        ]
+        return peers.answer(self._state.own_addresses(), connected, name, host)

@@ -1,0 +1,369 @@
+"""The network port: everything the rest of the node knows of the network.
+
+All methods belong to the asyncio side. Behind them py-libp2p runs in a trio thread of its own,
+supervised: if it dies it is restarted on the same port under the same identity, and topics,
+served protocols and wanted peers are taken up again (docs/spec/network.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nacl.signing import SigningKey
+
+from chain.errors import InputError, UnreachableError
+from node.net import limits
+from node.net.bridge import Bridge, Metrics
+from node.net.identity import Address, check_port_free, own_host, peer_id_of
+from node.net.link import MESSAGE, Link
+from node.net.peers import Book
+from node.net.requests import Service
+from node.net.state import State
+
+log = logging.getLogger("blyan.net")
+
+GossipHandler = Callable[[str, bytes], Awaitable[bool]]
+RequestHandler = Callable[[str, bytes], Awaitable[bytes]]
+MessageHandler = Callable[[str, bytes], object]
+PeerHandler = Callable[[str, bool], object]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """One peer, as `peers()` found it. `direction`: "in" if it dialled us, "out" if we did."""
+
+    peer_id: str
+    addresses: tuple[str, ...]
+    connected: bool
+    rtt_ms: float | None
+    violations: float  # points; at 100 it is disconnected and refused for some minutes
+    direction: str | None
+
+
+class Network:
+    """The port. One instance is one peer; several may live in one process (in tests)."""
+
+    def __init__(
+        self, seed: bytes, *, listen: str = "/ip4/127.0.0.1/tcp/0", announce: Sequence[str] = ()
+    ) -> None:
+        """`seed`: 32 bytes of the node's Ed25519 key. `announce`: addresses told to peers in
+        place of the listen address. Raises InputError."""
+        if len(seed) != 32:
+            raise InputError(f"a node key's seed has 32 bytes, not {len(seed)}")
+        name = peer_id_of(bytes(SigningKey(seed).verify_key))
+        self._metrics = Metrics()
+        self._bridge = Bridge(self._metrics)
+        self._state = State(
+            seed=seed,
+            name=name,
+            bridge=self._bridge,
+            metrics=self._metrics,
+            deliver=self._deliver,
+            peer_change=self._peer_change,
+            judge=self._judge,
+            answer=self._answer,
+            announce=tuple(Address.parse(text) for text in announce),
+            listen=Address.parse(listen),
+            book=Book(name),
+        )
+        self._host: Any = None  # node.net.host.Host; its module imports libp2p
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._started: asyncio.Future[None] | None = None
+        self._is_started = False
+        self._gossip: dict[str, GossipHandler] = {}
+        self._services: dict[str, RequestHandler] = {}
+        self._on_message: list[MessageHandler] = []
+        self._on_peer: list[PeerHandler] = []
+
+    # --- life -----------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen. Raises PortInUseError (exit code 1) or UnreachableError."""
+        if self._thread is not None:
+            raise UnreachableError("this network was started before")
+        check_port_free(self._state.listen)
+        loop = asyncio.get_running_loop()
+        self._bridge.attach(loop)
+        self._started = loop.create_future()
+        self._thread = threading.Thread(target=self._supervise, name="libp2p", daemon=True)
+        self._thread.start()
+        try:
+            async with asyncio.timeout(limits.START_S):
+                await asyncio.shield(self._started)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, TimeoutError):
+                message = f"libp2p did not start within {limits.START_S:g} s"
+                raise UnreachableError(message) from None
+            raise
+
+    async def stop(self) -> None:
+        """Disconnect and end the thread; returns within 2 s whatever hangs."""
+        self._stopping.set()
+        if self._thread is None:
+            return
+        host = self._host
+        if host is not None:
+            self._bridge.to_trio(host.stop)
+        joined = asyncio.create_task(asyncio.to_thread(self._thread.join, limits.STOP_S))
+        await self._bridge.cancel_tasks()
+        await joined
+        if self._thread.is_alive():
+            log.warning("libp2p's thread did not end within %g s: left behind", limits.STOP_S)
+        self._bridge.fail_calls()
+
+    def _supervise(self) -> None:
+        """The thread: one trio run after another until `stop`."""
+        import trio
+
+        from node.net.host import Host
+
+        delay = limits.RESTART_FIRST_S
+        while not self._stopping.is_set():
+            host = self._host = Host(self._state)
+            failure: BaseException | None = None
+            try:
+                trio.run(host.main, lambda: self._bridge.to_loop(self._note_started))
+            except BaseException as error:  # whatever it was, it must not end the node
+                failure = error
+            host.abandon()
+            self._bridge.shut()
+            self._lose_links()
+            if self._stopping.is_set():
+                break
+            log.error("libp2p's thread ended, restarting it", exc_info=failure)
+            if not self._is_started:
+                self._bridge.to_loop(self._note_failed, failure)
+                break
+            self._metrics.add("restarts")
+            self._host = failure = None
+            del host
+            gc.collect()  # what the dead run still held open
+            self._stopping.wait(delay)
+            delay = min(delay * 2, limits.RESTART_MOST_S)
+        self._bridge.to_loop(self._bridge.fail_calls)
+
+    def _lose_links(self) -> None:
+        for name, link in list(self._state.links.items()):
+            if link.up:
+                self._bridge.to_loop(self._peer_change, name, False)
+        self._state.links.clear()
+        self._state.directions.clear()
+
+    def _note_started(self) -> None:
+        self._is_started = True
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)
+
+    def _note_failed(self, failure: BaseException | None) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(UnreachableError(f"libp2p cannot start: {failure!r}"))
+
+    # --- peers ----------------------------------------------------------------------
+
+    @property
+    def peer_id(self) -> str:
+        return self._state.name
+
+    def addresses(self) -> list[str]:
+        """Where others can dial this node, each with `/p2p/` and its peer id."""
+        listed = self._state.announce or (self._state.listen,)
+        real = (a.at(own_host(a.kind)) if a.is_wildcard else a for a in listed)
+        return [str(address.with_peer(self._state.name)) for address in real]
+
+    async def dial(self, address: str) -> str:
+        """Connect to `/ip4/…/tcp/…/p2p/ID` and stay connected; returns the peer id.
+
+        Raises InputError for an address without a peer id, UnreachableError if the peer did not
+        answer in time. It stays wanted even then, and is redialled with growing pauses (at
+        most 2 s on loopback, 5 s elsewhere) until `forget`.
+        """
+        parsed = Address.parse(address)
+        if parsed.peer_id is None:
+            raise InputError(f"{address!r} names no peer: expected it to end in /p2p/PEER_ID")
+        if parsed.peer_id == self.peer_id:
+            raise InputError(f"{address!r} is this node's own address")
+        return await self._bridge.call(self._host_method("dial"), parsed)
+
+    async def forget(self, peer: str) -> None:
+        """Redial this peer no more; an open connection stays."""
+        await self._bridge.call(self._do, "forget", peer)
+
+    def peers(self) -> list[PeerInfo]:
+        """Every peer that is connected or wanted, by peer id."""
+        state = self._state
+        links = {name: link for name, link in list(state.links.items()) if link.up}
+        known = dict(list(state.book.known.items()))
+        wanted = {name for name, peer in known.items() if peer.wanted}
+        found = []
+        for name in sorted(links.keys() | wanted):
+            link, peer = links.get(name), known.get(name)
+            addresses = tuple(str(a) for a in list(peer.addresses)) if peer else ()
+            found.append(
+                PeerInfo(
+                    peer_id=name,
+                    addresses=addresses,
+                    connected=link is not None,
+                    rtt_ms=link.rtt_ms if link else None,
+                    violations=round(state.book.violations.points(name, time.monotonic()), 3),
+                    direction=state.directions.get(name) if link else None,
+                )
+            )
+        return found
+
+    def on_peer(self, handler: PeerHandler) -> None:
+        """`handler(peer_id, connected)` whenever a peer comes or goes."""
+        self._on_peer.append(handler)
+
+    def report(self, peer: str, reason: str, weight: float) -> None:
+        """Count `weight` violation points against a peer. They halve every minute; at 100 the
+        peer is disconnected and refused for five minutes."""
+        self._bridge.to_trio(self._blame, peer, reason, weight)
+
+    async def providers(self, key: bytes) -> list[str]:
+        """Peers that may hold what `key` names: all connected ones for now. The DHT comes with
+        an issue of its own; callers must be ready for a peer that does not have it."""
+        return [peer.peer_id for peer in self.peers() if peer.connected]
+
+    def metrics(self) -> dict[str, int]:
+        """Counters since the start, and `peers_connected`."""
+        counts = self._metrics.snapshot()
+        counts["peers_connected"] = sum(1 for p in self.peers() if p.connected)
+        return counts
+
+    # --- gossip ---------------------------------------------------------------------
+
+    def subscribe(self, topic: str, handler: GossipHandler) -> None:
+        """`await handler(peer, data)` judges each message of a topic before it is passed on.
+
+        False: invalid; it goes no further and the peer that brought it gets violation points.
+        An exception or more than 5 s: it goes no further and nobody is blamed. So judge
+        quickly and do the work later. Own publishes are not delivered. One handler a topic.
+        """
+        if topic in self._gossip:
+            raise InputError(f"topic {topic!r} has a handler already")
+        self._gossip[topic] = handler
+        self._state.topics.add(topic)
+        self._bridge.to_trio(self._spawn, "subscribe", topic)
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send to everyone subscribed to `topic`; bursts are paced to 500 a second.
+
+        Raises InputError above 1 MiB less 4 KiB (larger things travel by request), and
+        UnreachableError while the network restarts. Without peers it goes nowhere.
+        """
+        if len(data) > limits.MAX_GOSSIP_BYTES:
+            raise InputError(
+                f"{len(data)} bytes are too many to gossip: at most {limits.MAX_GOSSIP_BYTES}"
+            )
+        await self._bridge.call(self._host_method("publish"), topic, data)
+
+    # --- requests -------------------------------------------------------------------
+
+    def serve(
+        self, protocol: str, handler: RequestHandler, *, most: int, concurrent: int = 8
+    ) -> None:
+        """Answer requests of at most `most` bytes with `await handler(peer, data)`, at most
+        `concurrent` at a time (one peer: half of them). A BlyanError's text is sent to the
+        asker as the reason; any other exception is logged and answered 'internal error'."""
+        if protocol in self._services:
+            raise InputError(f"protocol {protocol!r} is served already")
+        self._services[protocol] = handler
+
+        async def answer(peer: str, data: bytes) -> bytes:
+            return await self._bridge.ask(self._state.answer, protocol, peer, data)
+
+        service = Service(protocol, answer, most, concurrent)
+        self._state.services[protocol] = service
+        self._bridge.to_trio(self._serve, service)
+
+    async def request(
+        self, peer: str, protocol: str, data: bytes, *, timeout_s: float, most: int
+    ) -> bytes:
+        """The peer's answer, of at most `most` bytes. Raises UnreachableError if there is none:
+        not connected, too slow, too busy, refused (with its reason), or too much."""
+        ask = self._host_method("request")
+        answer: bytes = await self._bridge.call(ask, peer, protocol, data, timeout_s, most)
+        return answer
+
+    # --- consensus messages -----------------------------------------------------------
+
+    def send(self, peer: str, data: bytes) -> bool:
+        """Queue a message for a connected peer; False if it is not connected or `data` is over
+        the limit of one message. Fire and forget: when a peer cannot keep up, its oldest
+        waiting messages are dropped."""
+        link = self._state.links.get(peer)
+        if link is None or not link.up or len(data) > limits.MAX_FRAME_BYTES:
+            return False
+        link.outbox.push(MESSAGE, data)
+        return True
+
+    def on_message(self, handler: MessageHandler) -> None:
+        """`handler(peer, data)` for each message sent to us. It must not block."""
+        self._on_message.append(handler)
+
+    # --- called in the asyncio thread, on behalf of the trio side -----------------------
+
+    def _deliver(self, link: Link, messages: list[bytes]) -> None:
+        for data in messages:
+            for handler in self._on_message:
+                try:
+                    handler(link.name, data)
+                except Exception:
+                    log.exception("a message handler raised")
+                    self._metrics.add("handler_errors")
+        link.handled += len(messages)
+        if link.is_waiting:
+            self._bridge.to_trio(link.make_room)
+
+    def _peer_change(self, peer: str, connected: bool) -> None:
+        for handler in self._on_peer:
+            try:
+                handler(peer, connected)
+            except Exception:
+                log.exception("a peer handler raised")
+                self._metrics.add("handler_errors")
+
+    async def _judge(self, peer: str, topic: str, data: bytes) -> bool | None:
+        handler = self._gossip.get(topic)
+        if handler is None:
+            return None
+        try:
+            return await handler(peer, data)
+        except Exception:
+            log.exception("the gossip handler of %s raised", topic)
+            self._metrics.add("handler_errors")
+            return None
+
+    async def _answer(self, protocol: str, peer: str, data: bytes) -> bytes:
+        return await self._services[protocol](peer, data)
+
+    # --- called in the trio thread ------------------------------------------------------
+
+    def _host_method(self, name: str) -> Any:
+        """A coroutine function that looks the host up when it runs: it may have changed."""
+
+        async def method(*args: Any) -> Any:
+            return await getattr(self._host, name)(*args)
+
+        return method
+
+    async def _do(self, name: str, *args: Any) -> None:
+        getattr(self._host, name)(*args)
+
+    def _spawn(self, name: str, *args: Any) -> None:
+        self._host.spawn(getattr(self._host, name), *args)
+
+    def _serve(self, service: Service) -> None:
+        self._host.serve(service)
+
+    def _blame(self, peer: str, reason: str, weight: float) -> None:
+        self._host.blame(peer, reason, weight)
