@@ -1,0 +1,160 @@
+"""Elections against their reference, and the statistics that the design promises.
+
+Seeds are fixed, so the statistical tests give the same figures every time; their bounds are
+five standard deviations of the fair draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from decimal import Decimal
+from math import sqrt
+from typing import Any
+
+import pytest
+
+from chain.errors import InvariantError
+from chain.hashes import Hash32
+from chain.types import PubKey, ShardIndex, Stake, TileIndex, Validator, ValidatorSet, View
+from consensus.election import LOG_BITS, Candidate, draw, leader, log2_fixed, ranks, tile_subject
+from tests.reference import election as reference
+
+VECTORS: list[dict[str, Any]] = json.loads(reference.VECTORS.read_text())
+SEED = Hash32(hashlib.sha256(b"a seed").digest())
+
+
+def _account(i: int) -> PubKey:
+    return PubKey(hashlib.sha256(b"node %d" % i).digest())
+
+
+def _set(stakes: list[int]) -> ValidatorSet:
+    return ValidatorSet(
+        tuple(
+            Validator(_account(i), _account(i), _account(i), f"node {i}", Stake(stake))
+            for i, stake in enumerate(stakes)
+        )
+    )
+
+
+CANDIDATES = [Candidate(_account(i), 100 * (1 + i % 5)) for i in range(20)]
+SUBJECTS = [tile_subject(ShardIndex(i // 50), TileIndex(i % 50)) for i in range(1500)]
+
+
+def _within(count: int, draws: int, chance: float) -> bool:
+    return abs(count - draws * chance) <= 5 * sqrt(draws * chance * (1 - chance))
+
+
+def test_the_vectors_are_what_the_reference_makes() -> None:
+    assert reference.vectors()[:4] == VECTORS[:4]
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=lambda case: str(len(case["candidates"])))
+def test_vectors(case: dict[str, Any]) -> None:
+    seed = Hash32(bytes.fromhex(case["seed"]))
+    candidates = [Candidate(PubKey(bytes.fromhex(a)), w) for a, w in case["candidates"]]
+    for subject, expected in case["ranks"].items():
+        for order in (candidates, candidates[::-1]):
+            found = ranks(seed, bytes.fromhex(subject), order)
+            assert [a.hex() for a in found] == expected
+    assert [a.hex() for a in draw(seed, candidates, 5)] == case["committee_of_5"]
+    members = _set([w for _, w in case["candidates"]])
+    assert [leader(seed, View(v), members) for v in range(16)] == case["leaders"]
+
+
+def test_logarithm_error_is_below_what_it_says() -> None:
+    numbers = [*range(1, 200), 2**64 - 1, 2**129 - 1, 2**129 - 3, *(3**i for i in range(1, 80))]
+    numbers += [int.from_bytes(hashlib.sha256(b"%d" % i).digest()[:16], "big") for i in range(500)]
+    unit = Decimal(2) ** LOG_BITS
+    for n in numbers:
+        exact = Decimal(n).ln() / Decimal(2).ln() * unit
+        below = exact - log2_fixed(n)
+        assert Decimal("-1e-20") <= below < Decimal("1.001")
+    assert [log2_fixed(1 << i) for i in (0, 1, 128)] == [0, 1 << LOG_BITS, 128 << LOG_BITS]
+
+
+def test_shares_follow_stake() -> None:
+    total = sum(c.weight for c in CANDIDATES)
+    wins = dict.fromkeys((c.account for c in CANDIDATES), 0)
+    second = dict(wins)
+    for subject in SUBJECTS:
+        order = ranks(SEED, subject, CANDIDATES)
+        assert len(set(order)) == len(CANDIDATES)
+        wins[order[0]] += 1
+        second[order[1]] += 1
+    for c in CANDIDATES:
+        assert _within(wins[c.account], len(SUBJECTS), c.weight / total)
+        others = [d.weight for d in CANDIDATES if d.account != c.account]
+        chance = sum(w / total * c.weight / (total - w) for w in others)
+        assert _within(second[c.account], len(SUBJECTS), chance)  # without replacement
+
+
+def test_a_departure_moves_only_its_own_tiles() -> None:
+    gone = CANDIDATES[7].account
+    rest = [c for c in CANDIDATES if c.account != gone]
+    for subject in SUBJECTS[:300]:
+        before = ranks(SEED, subject, CANDIDATES)
+        after = ranks(SEED, subject, rest)
+        assert after == tuple(a for a in before if a != gone)  # failover is the next rank
+
+
+def test_more_stake_only_attracts_tiles() -> None:
+    richer = [c._replace(weight=c.weight * 2) if i == 3 else c for i, c in enumerate(CANDIDATES)]
+    rich, moved = CANDIDATES[3].account, 0
+    for subject in SUBJECTS[:300]:
+        before, after = ranks(SEED, subject, CANDIDATES), ranks(SEED, subject, richer)
+        assert [a for a in before if a != rich] == [a for a in after if a != rich]
+        assert after.index(rich) <= before.index(rich)
+        moved += before[0] != after[0]
+    assert 0 < moved < 60
+
+
+def test_the_unit_of_weight_does_not_matter() -> None:
+    for unit in (3, 10**8, 2**64):
+        scaled = [c._replace(weight=c.weight * unit) for c in CANDIDATES]
+        for subject in SUBJECTS[:50]:
+            assert ranks(SEED, subject, scaled) == ranks(SEED, subject, CANDIDATES)
+
+
+def test_committees_include_by_stake() -> None:
+    draws = 1000
+    times = dict.fromkeys((c.account for c in CANDIDATES), 0)
+    for i in range(draws):
+        committee = draw(Hash32(hashlib.sha256(b"%d" % i).digest()), CANDIDATES, 7)
+        assert len(set(committee)) == 7
+        for account in committee:
+            times[account] += 1
+    poor = [times[c.account] for c in CANDIDATES if c.weight == 100]
+    rich = [times[c.account] for c in CANDIDATES if c.weight == 500]
+    assert max(poor) < min(rich)
+    first = [draw(Hash32(hashlib.sha256(b"%d" % i).digest()), CANDIDATES, 1)[0] for i in range(900)]
+    for c in CANDIDATES:
+        assert _within(first.count(c.account), 900, c.weight / 6000)
+
+
+def test_leaders_follow_stake_and_change_with_the_view() -> None:
+    stakes = [10, 20, 30, 40]
+    members, views = _set(stakes), 4000
+    counts = [0] * 4
+    for view in range(views):
+        counts[leader(SEED, View(view), members)] += 1
+    for stake, count in zip(stakes, counts, strict=True):
+        assert _within(count, views, stake / 100)
+    other = Hash32(hashlib.sha256(b"another seed").digest())
+    assert any(leader(SEED, View(v), members) != leader(other, View(v), members) for v in range(9))
+
+
+def test_edges() -> None:
+    one = [Candidate(_account(0), 1)]
+    assert ranks(SEED, b"", []) == ()
+    assert ranks(SEED, b"", one) == draw(SEED, one, 5) == (_account(0),)
+    assert draw(SEED, CANDIDATES, 0) == ()
+    assert len(draw(SEED, CANDIDATES, 99)) == 20
+    assert ranks(SEED, b"", [*one, Candidate(_account(1), 0)]) == (_account(0),)
+    with pytest.raises(InvariantError):
+        ranks(SEED, b"", one * 2)
+    with pytest.raises(InvariantError):
+        draw(SEED, one, -1)
+    with pytest.raises(InvariantError):
+        leader(SEED, View(0), _set([0, 0]))
+    assert leader(SEED, View(2**64 - 1), _set([0, 5, 0])) == 1
