@@ -1,0 +1,1 @@
+"""The two programs: `blyan-node` (operator) and `blyan` (contributor and reader)."""

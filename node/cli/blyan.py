@@ -1,0 +1,51 @@
+"""`blyan`: what contributors and readers do (DESIGN 1)."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from node.cli.session import Group, run_program
+
+# Imported when called: training brings torch, and help should come at once.
+_COMMANDS = {
+    "wallet": ("node.cli.wallet:wallet", "Keys, balances, transfers."),
+    "query": ("node.cli.query:query", "What the chain says."),
+    "train": ("node.cli.train:train", "Take part in learning rounds."),
+    "delta": ("node.cli.delta:delta", "Submit a delta trained elsewhere."),
+    "dataset": ("node.cli.dataset:dataset", "Submit data to learn from."),
+    "model": ("node.cli.model:model", "Export the model at any height."),
+    "tile": ("node.cli.tile:tile", "Verify tiles against a block header."),
+    "verify": ("node.cli.tile:verify", "Short for `blyan tile verify`."),
+}
+
+
+@click.group(cls=Group, lazy=_COMMANDS)
+def program() -> None:
+    """Contribute to a Blyan network, and read its chain.
+
+    \b
+    Examples:
+      blyan wallet new alice
+      blyan dataset submit ~/texts --license CC-BY-4.0
+      blyan train --rounds 1
+      blyan query round current
+      blyan tile verify layers.0.experts.1
+
+    \b
+    Completion for bash (zsh, fish alike):
+      eval "$(_BLYAN_COMPLETE=bash_source blyan)"
+
+    \b
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 rejected, 5 timeout,
+    65 corrupt data, 77 locked, 130 interrupted.
+    """
+
+
+def main() -> None:
+    sys.exit(run_program(program, "blyan"))
+
+
+if __name__ == "__main__":
+    main()

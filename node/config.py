@@ -1,0 +1,156 @@
+"""The operator's configuration: flag, else environment (BLYAN_…), else config.toml, else default.
+
+Reading is strict: an unknown key or a value of the wrong type is a ConfigError that names the
+file, the key and what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from chain.errors import BlyanError, ConfigError, GenesisError
+from chain.params import Genesis, parse_genesis
+from node.home import Home, write_private
+from node.net.identity import Address
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_BOOTSTRAP = 64  # addresses; one that answers is enough
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What an operator may set. Hosts are addresses to listen on; loopback unless told."""
+
+    api_host: str = "127.0.0.1"
+    api_port: int = 8645
+    p2p_host: str = "127.0.0.1"
+    p2p_port: int = 9645
+    bootstrap: tuple[str, ...] = ()  # multiaddrs with /p2p/, dialled at start
+    log_level: str = "info"
+    account: str = "node"  # name of the keystore entry that this home acts with
+
+    @property
+    def api_url(self) -> str:
+        host = "127.0.0.1" if self.api_host in ("0.0.0.0", "") else self.api_host
+        host = "[::1]" if self.api_host == "::" else f"[{host}]" if ":" in host else host
+        return f"http://{host}:{self.api_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How one key is read: from text (environment), and checked, with what was expected."""
+
+    expected: str
+    from_text: Callable[[str], Any]
+    check: Callable[[Any], bool]
+
+
+def _text_list(text: str) -> list[str]:
+    return [part for part in text.replace(",", " ").split() if part]
+
+
+_PORT = _Field("a port from 1 to 65535", int, lambda v: type(v) is int and 0 < v < 65536)
+_HOST = _Field("a host such as 127.0.0.1", str, lambda v: isinstance(v, str) and 0 < len(v) < 254)
+_FIELDS: Mapping[str, _Field] = {
+    "api_host": _HOST,
+    "api_port": _PORT,
+    "p2p_host": _HOST,
+    "p2p_port": _PORT,
+    "bootstrap": _Field(
+        f"a list of at most {MAX_BOOTSTRAP} addresses like /ip4/HOST/tcp/PORT/p2p/PEER_ID",
+        _text_list,
+        lambda v: isinstance(v, list | tuple) and len(v) <= MAX_BOOTSTRAP and all(map(_is_peer, v)),
+    ),
+    "log_level": _Field(f"one of {', '.join(LOG_LEVELS)}", str, lambda v: v in LOG_LEVELS),
+    "account": _Field("a key name of the keystore", str, lambda v: isinstance(v, str) and v != ""),
+}
+
+
+def _is_peer(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and Address.parse(value).peer_id is not None
+    except BlyanError:
+        return False
+
+
+def load_config(
+    home: Home,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """The configuration in force. `flags` that are None count as not given."""
+    environment = os.environ if environment is None else environment
+    values = _from_file(home)
+    for name, rule in _FIELDS.items():
+        variable = f"BLYAN_{name.upper()}"
+        if (text := environment.get(variable)) is not None:
+            try:
+                values[name] = rule.from_text(text)
+            except ValueError:
+                values[name] = text
+            _check(name, values[name], f"the environment variable {variable}")
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _check(name, value, f"--{name.replace('_', '-')}")
+            values[name] = value
+    if "bootstrap" in values:
+        values["bootstrap"] = tuple(values["bootstrap"])
+    return Config(**values)
+
+
+def _from_file(home: Home) -> dict[str, Any]:
+    path = home.config_file
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not TOML ({error}); mend it, or move it away: `blyan-node init` "
+            "writes a fresh one"
+        ) from None
+    for name, value in document.items():
+        if name not in _FIELDS:
+            raise ConfigError(f"{path}: unknown key {name!r}; expected {', '.join(_FIELDS)}")
+        _check(name, value, f"{path}: {name}")
+    return document
+
+
+def _check(name: str, value: Any, where: str) -> None:
+    rule = _FIELDS[name]
+    if not rule.check(value):
+        raise ConfigError(f"{where}: expected {rule.expected}, not {value!r}")
+
+
+def save_config(home: Home, config: Config) -> None:
+    """Write config.toml with every key, so that it documents itself."""
+    lines = ["# Flags and BLYAN_… environment variables win over this file (docs/cli.md)."]
+    values = asdict(config)
+    for name in (f.name for f in fields(Config)):
+        value = list(values[name]) if isinstance(values[name], tuple) else values[name]
+        lines.append(f"{name} = {json.dumps(value)}")  # JSON text and lists are TOML, too
+    write_private(home.config_file, "\n".join(lines) + "\n")
+
+
+def load_genesis(home: Home) -> Genesis:
+    """The network's genesis. GenesisError names the file and the field."""
+    path = home.genesis_file
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is missing: `blyan-node init --home {home.path}` makes a home"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise GenesisError(f"{path} cannot be read: {error}") from None
+    try:
+        return parse_genesis(text)
+    except GenesisError as error:
+        raise GenesisError(f"{path}: {error}") from None

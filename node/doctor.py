@@ -1,0 +1,87 @@
+"""`blyan-node doctor`: each thing a node needs, checked alone, with what to do where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chain.address import format_address
+from chain.errors import BlyanError, ConfigError
+from node.config import load_config, load_genesis
+from node.home import Home
+from node.net.identity import Address, check_port_free
+from wallet.keystore import Keystore
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    ok: bool
+    detail: str
+
+
+def examine(home: Home) -> list[Finding]:
+    """All findings. Changes nothing, and needs no passphrase."""
+    running = home.owner()
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("home", lambda: _home(home)),
+        ("configuration", lambda: _config(home)),
+        ("genesis", lambda: _genesis(home)),
+        ("keys", lambda: _keys(home)),
+    ]
+    if running is None:
+        checks += [("store", lambda: _store(home)), ("ports", lambda: _ports(home))]
+    findings = [_try(name, check) for name, check in checks]
+    state = f"running as process {running}" if running else "not running"
+    return [*findings, Finding("process", True, state)]
+
+
+def _try(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except BlyanError as error:
+        return Finding(name, False, str(error))
+
+
+def _home(home: Home) -> str:
+    if not home.path.is_dir():
+        raise ConfigError(f"{home.path} is missing: `blyan-node init --home {home.path}` makes it")
+    mode = home.path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise ConfigError(f"others may read {home.path} (mode {mode:o}): chmod 700 {home.path}")
+    return str(home.path)
+
+
+def _config(home: Home) -> str:
+    config = load_config(home)
+    return f"API {config.api_url}, p2p {config.p2p_host}:{config.p2p_port}"
+
+
+def _genesis(home: Home) -> str:
+    genesis = load_genesis(home)
+    return f"network {genesis.network!r}, chain {genesis.chain_id.hex()[:16]}…"
+
+
+def _keys(home: Home) -> str:
+    name = load_config(home).account
+    for entry in Keystore(home.keystore).list():
+        if entry.name == name:
+            return f"{name}: {format_address(entry.account)}"
+    raise ConfigError(f"no key named {name!r} in {home.keystore}")
+
+
+def _store(home: Home) -> str:
+    if not home.chain_db.exists():
+        return "no blocks yet; the first start makes it"
+    from chain.store import ChainStore
+
+    with ChainStore(home.chain_db) as store:  # verifies the tip and the state's root
+        tip = store.tip()
+    return f"height {tip.height}, block {tip.hash.hex()[:16]}…" if tip else "empty"
+
+
+def _ports(home: Home) -> str:
+    config = load_config(home)
+    for host, port in ((config.api_host, config.api_port), (config.p2p_host, config.p2p_port)):
+        check_port_free(Address("ip6" if ":" in host else "ip4", host, port))
+    return f"{config.api_port} and {config.p2p_port} are free"
