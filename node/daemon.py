@@ -1,0 +1,277 @@
+"""One process, one node: assembles the services, runs them, and ends them in order (DESIGN 9)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from chain import limits
+from chain.errors import BlyanError, DecodeError, TxError
+from chain.execute import Executed
+from chain.params import Genesis
+from chain.receipts import Receipt
+from chain.store import ChainStore
+from chain.transactions import Payload
+from chain.types import Block, PubKey
+from node.config import Config, load_genesis
+from node.genesis import GenesisChain, build_genesis
+from node.home import Home, unlock
+from node.mempool import Mempool
+from node.net.port import Network
+from node.rules import ProtocolRules
+from node.services.blobs import BlobService
+from node.services.chain import ChainService
+from node.services.consensus import ConsensusService, now_ms
+from node.services.sender import DutySender
+from node.services.sync import SyncService
+from node.services.tiles import TileService
+from tiles.store import TileStore
+from wallet.keys import Keys
+
+log = logging.getLogger("blyan.node")
+TX_TOPIC = "blyan/tx/1"
+GOSSIP_PAUSE_S = 0.02  # transactions that come within it travel as one message
+GOSSIP_BYTES = 512 * 1024
+STOP_S = 4.0  # everything is ended by then, whatever hangs
+LOG_BYTES, LOG_FILES = 8 * 1024 * 1024, 3
+
+
+class Node:
+    """A running node; the attributes are what `node/seam.py` promises to API and explorer."""
+
+    def __init__(self, home: Home, config: Config, start: GenesisChain, keys: Keys) -> None:
+        self.home, self.config, self.keys = home, config, keys
+        self.genesis: Genesis = start.genesis
+        self.account: PubKey = keys.account.public
+        self.api_token = home.create_token()
+        self.api_address = config.api_url
+        self.started_ms = now_ms()
+        self.rules = ProtocolRules()
+        self.halted: asyncio.Event = asyncio.Event()
+        self.net = Network(keys.node.seed, listen=f"/ip4/{config.p2p_host}/tcp/{config.p2p_port}")
+        self.store = ChainStore(home.chain_db)
+        self.chain = ChainService(start, self.store, self.rules)
+        self._outgoing: deque[bytes] = deque(maxlen=4096)
+        self._gossip_wake = asyncio.Event()
+        self.pool = Mempool(self.genesis, self.rules, self.chain.state, self._announce)
+        self.blobs = BlobService(home.blobs, self.net)
+        self.tiles = TileService(
+            TileStore(home.tiles, start.specs),
+            start.specs,
+            self.net,
+            self.store,
+            [s.tile_roots for s in start.rooted],
+        )
+        for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
+            self.tiles.put_shard(index, data, shard.root)
+        self.sync = SyncService(self.chain, self.net)
+        self.consensus = ConsensusService(
+            self.chain, self.pool, self.net, keys, home.wal, self.sync.want, self._halt
+        )
+        self.sync.attach(self.consensus)
+        self._sender = DutySender(
+            self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
+        )
+        self._counts: dict[str, int] = {"txs_refused_from_peers": 0}
+        self.net.subscribe(TX_TOPIC, self._txs)
+        self.chain.finalized(self._committed)
+
+    # --- what others ask ------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> str:
+        return self.net.peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self.net.addresses()
+
+    def peers(self) -> Sequence[Mapping[str, Any]]:
+        return [
+            {
+                "peer_id": p.peer_id,
+                "address": p.addresses[0] if p.addresses else None,
+                "rtt_ms": p.rtt_ms,
+                "inbound": p.direction == "in",
+                "violations": p.violations,
+            }
+            for p in self.net.peers()
+            if p.connected
+        ]
+
+    async def submit_duty(self, payload: Payload) -> Receipt:
+        """Send a validator's duty, signed by the node key; the receipt of the final block."""
+        return await self._sender.submit(payload)
+
+    def metrics(self) -> Mapping[str, int | float]:
+        info = self.consensus.info()
+        return {
+            "height": self.chain.tip.height,
+            "view": info["view"],
+            "delta_ms": info["delta_ms"],
+            "consensus_refused": info["refused"],
+            "consensus_rejected_proposals": info["rejected_proposals"],
+            "mempool_txs": self.pool.size,
+            "mempool_bytes": self.pool.bytes,
+            "mempool_refused": self.pool.refused_total,
+            "blobs_fetched": self.blobs.fetched,
+            "blobs_lies": self.blobs.lies,
+            "tiles_fetched": self.tiles.fetched,
+            "tiles_lies": self.tiles.lies,
+            "sync_batches": self.sync.batches,
+            "sync_lies": self.sync.lies,
+            **self._counts,
+            **{f"net_{name}": value for name, value in self.net.metrics().items()},
+        }
+
+    # --- life -----------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set or consensus halts. Services start in the order of their needs."""
+        from node.api.server import ApiServer
+        from node.services.duties import Duties
+
+        api = ApiServer(self, self.config.api_host, self.config.api_port)
+        await api.start()
+        tasks: list[asyncio.Task[Any]] = []
+        duties: Duties | None = None
+        try:
+            await self.net.start()
+            log.info("node %s at %s", self.node_id, ", ".join(self.addresses))
+            self.consensus.start()
+            duties = Duties(self)
+            tasks += [asyncio.create_task(self._dial(a)) for a in self.config.bootstrap]
+            tasks.append(asyncio.create_task(self.sync.run()))
+            tasks.append(asyncio.create_task(self._gossip_txs()))
+            tasks.append(asyncio.create_task(duties.run()))
+            ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
+            watched = [*ends, *tasks[len(self.config.bootstrap) :]]
+            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            tasks += ends
+            for task in done:
+                task.result()  # a service that died ends the node with its error
+        finally:
+            await self._end(api, duties, tasks)
+
+    async def _end(self, api: Any, duties: Any, tasks: list[asyncio.Task[Any]]) -> None:
+        """In order, and bounded: no new requests, no duties, no messages; then the disk."""
+        for task in tasks:
+            task.cancel()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(api.stop(), *([duties.close()] if duties else []))
+                self.consensus.stop()
+                await self.net.stop()
+        except TimeoutError:
+            log.warning("not everything ended within %g s; leaving it", STOP_S)
+        self.store.close()
+
+    async def _dial(self, address: str) -> None:
+        try:
+            peer = await self.net.dial(address)
+            log.info("connected to bootstrap %s", peer)
+        except BlyanError as error:
+            log.warning("bootstrap %s: %s (it will be tried again)", address, error)
+
+    def _halt(self, report: str) -> None:
+        report_file = self.home.logs / "halt.txt"
+        report_file.write_text(report + "\n")
+        self.halted.set()
+
+    # --- transactions between nodes -----------------------------------------------------------
+
+    def _announce(self, raw: bytes) -> None:
+        self._outgoing.append(raw)
+        self._gossip_wake.set()
+        self.consensus.wake()
+
+    async def _gossip_txs(self) -> None:
+        while True:
+            await self._gossip_wake.wait()
+            await asyncio.sleep(GOSSIP_PAUSE_S)
+            self._gossip_wake.clear()
+            while self._outgoing:
+                batch, size = [], 0
+                while self._outgoing and size + len(self._outgoing[0]) <= GOSSIP_BYTES:
+                    batch.append(self._outgoing.popleft())
+                    size += len(batch[-1]) + 8
+                with contextlib.suppress(BlyanError):  # said again while it waits
+                    await self.net.publish(TX_TOPIC, msgpack.packb(batch))
+
+    async def _txs(self, peer: str, data: bytes) -> bool:
+        """Transactions of a peer. What breaks a rule whatever the state is, is its fault."""
+        try:
+            batch = msgpack.unpackb(data, max_bin_len=limits.MAX_TX_BYTES, max_map_len=0)
+            if not isinstance(batch, list) or not all(isinstance(raw, bytes) for raw in batch):
+                raise DecodeError("not a list of transactions")
+        except (ValueError, msgpack.exceptions.UnpackException, DecodeError):
+            self._counts["txs_refused_from_peers"] += 1
+            return False
+        for raw in batch:
+            try:
+                self.pool.submit(raw, local=False)
+            except TxError as error:
+                if error.code in ("bad_signature", "wrong_chain", "bad_signer"):
+                    self._counts["txs_refused_from_peers"] += 1
+                    return False
+            except DecodeError:
+                self._counts["txs_refused_from_peers"] += 1
+                return False
+        return True
+
+    def _committed(self, block: Block, done: Executed) -> None:
+        self.pool.committed(block, done.receipts)
+
+
+def configure_logging(home: Home, level: str) -> None:
+    """To a rotating file in the home, and to stderr when it is a terminal or a service log."""
+    form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    root = logging.getLogger("blyan")
+    root.setLevel(level.upper())
+    for handler in (
+        logging.handlers.RotatingFileHandler(
+            Path(home.logs) / "node.log", maxBytes=LOG_BYTES, backupCount=LOG_FILES
+        ),
+        logging.StreamHandler(sys.stderr),
+    ):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+
+
+async def _main(home: Home, config: Config, start: GenesisChain, keys: Keys) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    node = Node(home, config, start, keys)
+    await node.run(stop)
+    return 1 if node.halted.is_set() else 0
+
+
+def run(home: Home, config: Config) -> int:
+    """Start, and return the exit code once the node was told to stop. The caller owns the home."""
+    import uvloop
+
+    home.create()
+    configure_logging(home, config.log_level)
+    began = time.monotonic()
+    genesis = load_genesis(home)
+    start = build_genesis(genesis)
+    keys = unlock(home, config.account)
+    chain_id = genesis.chain_id.hex()
+    log.info("starting on %s (%s), home %s", genesis.network, chain_id[:16], home.path)
+    code: int = uvloop.run(_main(home, config, start, keys))
+    log.info("stopped after %.0f s", time.monotonic() - began)
+    return code

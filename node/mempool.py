@@ -1,0 +1,201 @@
+"""Transactions that wait for a block: checked on entry, in nonce order for each sender, bounded.
+
+What a block took or a rule refused leaves; why something was refused stays known for a while,
+so that whoever asks for it gets an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from chain import limits
+from chain.codec import decode
+from chain.errors import TxError
+from chain.execute import Context, Execution, check_transaction
+from chain.hashes import ZERO_HASH, Hash32
+from chain.params import Genesis
+from chain.receipts import Receipt
+from chain.rules import Rules
+from chain.state import State
+from chain.transactions import Transaction
+from chain.types import Block, Height, PubKey, TimeMs, TxId
+
+MAX_TXS = 10_000  # transactions held
+MAX_BYTES = 64 * 1024 * 1024  # bytes held
+MAX_PER_SENDER = 64  # transactions of one sender
+MAX_GAP = 32  # nonces a sender may be ahead
+MAX_REMEMBERED = 4096  # refused transactions whose reason is kept
+BUILD_BUDGET_S = 0.25  # a leader's time for filling a block
+# Refused now, but right in a block to come: the sender's view may be ahead of ours.
+_EARLY = {"bad_nonce"}
+
+
+@dataclass(slots=True)
+class _Waiting:
+    tx_id: TxId
+    raw: bytes
+    nonce: int
+
+
+class Mempool:
+    """`state` gives the latest final state; `announce` hands a new transaction to gossip."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        rules: Rules,
+        state: Callable[[], State],
+        announce: Callable[[bytes], None],
+    ) -> None:
+        self._genesis, self._rules = genesis, rules
+        self._state, self._announce = state, announce
+        self._senders: OrderedDict[PubKey, dict[int, _Waiting]] = OrderedDict()
+        self._ids: dict[TxId, PubKey] = {}
+        self._refused: OrderedDict[TxId, str] = OrderedDict()
+        self.bytes = 0
+        self.refused_total = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._ids)
+
+    def submit(self, raw: bytes, *, local: bool = True) -> TxId:
+        """Take a transaction or raise DecodeError or TxError. Known ones are taken silently.
+
+        A local one is tried against the latest state, so that its sender hears at once what is
+        wrong; a peer's is only checked for form, signature, nonce and price, since our state may
+        be older than the peer's.
+        """
+        tx: Transaction = decode(Transaction, raw, most=limits.MAX_TX_BYTES)
+        tx_id = tx.id()
+        if tx_id in self._ids:
+            return tx_id
+        state = self._state()
+        check_transaction(state, self._genesis, tx, gap=MAX_GAP)
+        waiting = self._senders.get(tx.sender, {})
+        if local and tx.nonce == state.account(tx.sender).nonce:
+            self._try(state, raw)
+        if tx.nonce in waiting and not local:
+            raise TxError("nonce_taken", f"a transaction with nonce {tx.nonce} waits already")
+        if tx.nonce not in waiting and len(waiting) >= MAX_PER_SENDER:
+            raise TxError("mempool_full", f"{MAX_PER_SENDER} transactions of this sender wait")
+        if self.size >= MAX_TXS or self.bytes + len(raw) > MAX_BYTES:
+            raise TxError("mempool_full", "the mempool is full; try again later")
+        if tx.nonce in waiting:
+            self._forget(tx.sender, waiting[tx.nonce])
+        self._senders.setdefault(tx.sender, {})[tx.nonce] = _Waiting(tx_id, raw, tx.nonce)
+        self._ids[tx_id] = tx.sender
+        self._refused.pop(tx_id, None)
+        self.bytes += len(raw)
+        self._announce(raw)
+        return tx_id
+
+    def _try(self, state: State, raw: bytes) -> None:
+        head = state.head
+        ctx = Context(
+            Height(head.height + 1),
+            TimeMs(head.time_ms + 1),
+            head.epoch,
+            head.view,
+            head.recent_parents[-1] if head.recent_parents else self._genesis_parent(),
+            PubKey(bytes(32)),
+            b"",
+        )
+        receipt = Execution(state.tree, self._genesis, self._rules, ctx).try_apply(raw)
+        if not receipt.ok:
+            raise TxError(receipt.code, receipt.reason)
+
+    @staticmethod
+    def _genesis_parent() -> Hash32:
+        return ZERO_HASH
+
+    def next_nonce(self, account: PubKey) -> int:
+        """The nonce that follows the account's last one, waiting transactions included."""
+        nonce: int = self._state().account(account).nonce
+        waiting = self._senders.get(account, {})
+        while nonce in waiting:
+            nonce += 1
+        return nonce
+
+    def pending(self) -> Iterator[tuple[TxId, bytes]]:
+        """What waits, oldest senders first, in nonce order."""
+        for waiting in self._senders.values():
+            for nonce in sorted(waiting):
+                yield waiting[nonce].tx_id, waiting[nonce].raw
+
+    def get(self, tx_id: TxId) -> bytes | None:
+        sender = self._ids.get(tx_id)
+        if sender is None:
+            return None
+        return next(w.raw for w in self._senders[sender].values() if w.tx_id == tx_id)
+
+    def status(self, tx_id: TxId) -> str | None:
+        """'pending', 'dropped:<code>: <reason>', or None if nothing is known."""
+        if tx_id in self._ids:
+            return "pending"
+        reason = self._refused.get(tx_id)
+        return None if reason is None else f"dropped:{reason}"
+
+    def fill(self, execution: Execution, most_bytes: int) -> tuple[bytes, ...]:
+        """Execute waiting transactions into a leader's block; refused ones leave the pool."""
+        txs: list[bytes] = []
+        room, until = most_bytes, time.monotonic() + BUILD_BUDGET_S
+        for tx_id, raw in list(self.pending()):
+            if len(txs) >= limits.MAX_BLOCK_TXS or time.monotonic() > until:
+                break
+            if len(raw) > room:
+                continue
+            receipt = execution.try_apply(raw)
+            if receipt.ok:
+                execution.keep(receipt)
+                txs.append(raw)
+                room -= len(raw)
+            elif receipt.code not in _EARLY:
+                self.refuse(tx_id, receipt)
+        return tuple(txs)
+
+    def reannounce(self, tx_id: TxId) -> None:
+        """Hand a waiting transaction to gossip again: it may have been lost."""
+        raw = self.get(tx_id)
+        if raw is not None:
+            self._announce(raw)
+
+    def withdraw(self, tx_id: TxId) -> None:
+        """Forget a transaction that its sender replaces."""
+        self._drop(tx_id)
+
+    def refuse(self, tx_id: TxId, receipt: Receipt) -> None:
+        """Drop a transaction that a rule refused and remember why."""
+        self._drop(tx_id)
+        self.refused_total += 1
+        self._refused[tx_id] = f"{receipt.code}: {receipt.reason}"
+        while len(self._refused) > MAX_REMEMBERED:
+            self._refused.popitem(last=False)
+
+    def committed(self, block: Block, receipts: tuple[Receipt, ...]) -> None:
+        """Forget what a final block took and what can no longer be next."""
+        for receipt in receipts:
+            self._drop(receipt.tx_id)
+        state = self._state()
+        for sender in list(self._senders):
+            nonce = state.account(sender).nonce
+            for waiting in list(self._senders.get(sender, {}).values()):
+                if waiting.nonce < nonce:
+                    done = Receipt(waiting.tx_id, "bad_nonce", f"nonce {nonce} is next")
+                    self.refuse(waiting.tx_id, done)
+
+    def _drop(self, tx_id: TxId) -> None:
+        sender = self._ids.get(tx_id)
+        if sender is not None:
+            found = next(w for w in self._senders[sender].values() if w.tx_id == tx_id)
+            self._forget(sender, found)
+
+    def _forget(self, sender: PubKey, waiting: _Waiting) -> None:
+        del self._senders[sender][waiting.nonce]
+        if not self._senders[sender]:
+            del self._senders[sender]
+        del self._ids[waiting.tx_id]
+        self.bytes -= len(waiting.raw)

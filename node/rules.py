@@ -1,0 +1,59 @@
+"""The state machine's questions (chain/rules.py), answered from tiles/ and consensus/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from chain.hashes import Hash32
+from chain.transactions import GRAM_BYTES, LossSlice, TileChange
+from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet, u64_be
+from consensus import election, pol
+from consensus.election import Candidate
+from consensus.evidence import check_evidence
+from tiles import aggregate, merkle
+
+
+class ProtocolRules:
+    """Implements `chain.rules.Rules`; one instance a process, without state of its own."""
+
+    def draw(self, seed: Hash32, candidates: Sequence[Validator], size: int) -> tuple[PubKey, ...]:
+        return election.draw(seed, [Candidate(v.account, v.stake) for v in candidates], size)
+
+    def ranks(
+        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator]
+    ) -> tuple[PubKey, ...]:
+        return _ranks(seed, shard, tile, tuple((v.account, v.stake) for v in candidates))
+
+    def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
+        decision = pol.verdict(
+            [s.base_loss for s in slices], [s.delta_loss for s in slices], proven
+        )
+        return int(decision.verdict), decision.mean
+
+    def check_change(self, change: TileChange, deltas: int) -> str | None:
+        if len(change.gram) != GRAM_BYTES * deltas * (deltas + 1) // 2:
+            return f"the Gram matrix is not of the round's {deltas} deltas"
+        if not aggregate.check_weights(change.gram, change.weights):
+            return "the weights do not follow from the Gram matrix"
+        return None
+
+    def shard_root(self, tile_roots: Sequence[Hash32], data_bytes: int) -> Hash32:
+        return merkle.shard_root(tile_roots, data_bytes)
+
+    def model_root(self, shard_roots: Sequence[Hash32]) -> Hash32:
+        return merkle.model_root(shard_roots)
+
+    def check_evidence(
+        self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
+    ) -> PubKey:
+        return check_evidence(chain_id, validators, item)
+
+
+@lru_cache(maxsize=65_536)
+def _ranks(
+    seed: Hash32, shard: int, tile: int, candidates: tuple[tuple[PubKey, int], ...]
+) -> tuple[PubKey, ...]:
+    """Ranks hold for a whole epoch and are asked for at every block: worth remembering."""
+    subject = u64_be(shard) + u64_be(tile)
+    return election.ranks(seed, subject, [Candidate(a, w) for a, w in candidates])

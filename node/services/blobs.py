@@ -1,0 +1,177 @@
+"""Content-addressed bytes between nodes: delta payloads, dataset chunks, learners' checkpoints.
+
+A blob is named by BLOB.hash of its bytes, so whoever fetches it can tell a liar from a friend.
+A checkpoint is named by the state hash that its manifest claims; its reader recomputes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from chain import limits
+from chain.errors import StorageError, UnreachableError
+from chain.hashes import BLOB, Hash32
+from chain.types import BlobId
+from node.net.port import Network
+
+log = logging.getLogger("blyan.blobs")
+PROTOCOL = "/blyan/blob/1"
+_BLOB, _CHECKPOINT = b"\x00", b"\x01"
+FETCH_TIMEOUT_S = 20.0
+MAX_STORE_BYTES = 8 * 1024**3  # what a node keeps of others' blobs
+
+
+class BlobService:
+    """Blobs on disk under `directory`, served to peers and fetched from them."""
+
+    def __init__(self, directory: Path, net: Network) -> None:
+        self._directory = directory
+        self._net = net
+        self._fetching: dict[bytes, asyncio.Task[bytes]] = {}
+        self.fetched = self.lies = 0
+        for kind in ("blob", "checkpoint"):
+            (directory / kind).mkdir(parents=True, exist_ok=True)
+        self._used = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
+        net.serve(PROTOCOL, self._serve, most=33, concurrent=8)
+
+    # --- local ---------------------------------------------------------------------
+
+    def put(self, data: bytes) -> BlobId:
+        """Store a blob; the same bytes twice are one blob."""
+        if len(data) > limits.MAX_BLOB_BYTES:
+            raise StorageError(
+                f"a blob of {len(data)} bytes; at most {limits.MAX_BLOB_BYTES} are allowed"
+            )
+        blob_id = BlobId(BLOB.hash(data))
+        self._write(self._path("blob", blob_id), data)
+        return blob_id
+
+    def put_checkpoint(self, state_hash: Hash32, data: bytes) -> None:
+        """Store a learner's state under the hash that its manifest claims; readers verify it."""
+        if len(data) > limits.MAX_BLOB_BYTES:
+            raise StorageError(f"a checkpoint of {len(data)} bytes is over the limit")
+        self._write(self._path("checkpoint", state_hash), data)
+
+    def has(self, blob_id: BlobId) -> bool:
+        return self._path("blob", blob_id).exists()
+
+    def local(self, blob_id: BlobId) -> bytes | None:
+        """The blob if it is here and intact; a damaged one is removed so that it is refetched."""
+        path = self._path("blob", blob_id)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if BlobId(BLOB.hash(data)) != blob_id:
+            log.warning("blob %s is damaged on disk; it will be fetched again", blob_id.hex())
+            path.unlink(missing_ok=True)
+            return None
+        return data
+
+    def local_checkpoint(self, state_hash: Hash32) -> bytes | None:
+        try:
+            return self._path("checkpoint", state_hash).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    # --- from anywhere ----------------------------------------------------------------
+
+    async def get(self, blob_id: BlobId, most: int = limits.MAX_BLOB_BYTES) -> bytes:
+        """The blob from here or from a peer, verified. UnreachableError if nobody has it."""
+        held = await asyncio.to_thread(self.local, blob_id)
+        if held is not None:
+            return held
+
+        def check(data: bytes) -> bool:
+            return BlobId(BLOB.hash(data)) == blob_id
+
+        data = await self._once(_BLOB + blob_id, most, check)
+        await asyncio.to_thread(self.put, data)
+        return data
+
+    async def get_checkpoint(
+        self,
+        state_hash: Hash32,
+        most: int = limits.MAX_BLOB_BYTES,
+        check: Callable[[bytes], bool] = lambda data: bool(data),
+    ) -> bytes:
+        """A learner's state. `check` recomputes its hash; a peer that fails it is reported."""
+        held = await asyncio.to_thread(self.local_checkpoint, state_hash)
+        if held is not None and check(held):
+            return held
+        return await self._once(_CHECKPOINT + state_hash, most, check)
+
+    async def _once(self, request: bytes, most: int, check: Callable[[bytes], bool]) -> bytes:
+        """Concurrent askers of one blob share one fetch."""
+        task = self._fetching.get(request)
+        if task is None:
+            task = asyncio.create_task(self._fetch(request, most, check))
+            self._fetching[request] = task
+            task.add_done_callback(lambda _: self._fetching.pop(request, None))
+        return await asyncio.shield(task)
+
+    async def _fetch(self, request: bytes, most: int, check: Callable[[bytes], bool]) -> bytes:
+        peers = [p.peer_id for p in self._net.peers() if p.connected]
+        for peer in peers:
+            try:
+                data = await self._net.request(
+                    peer, PROTOCOL, request, timeout_s=FETCH_TIMEOUT_S, most=most
+                )
+            except UnreachableError as error:
+                log.debug("%s did not answer for %s: %s", peer, request.hex(), error)
+                continue
+            if not data:
+                continue
+            if await asyncio.to_thread(check, data):
+                self.fetched += 1
+                return data
+            self.lies += 1
+            self._net.report(peer, "served bytes that are not what was asked for", 50)
+        raise UnreachableError(
+            f"none of {len(peers)} connected peers has {request[1:].hex()}; try again later"
+        )
+
+    # --- serving -------------------------------------------------------------------------
+
+    async def _serve(self, peer: str, request: bytes) -> bytes:
+        if len(request) != 33:
+            self._net.report(peer, "a blob request is 33 bytes", 10)
+            return b""
+        kind, name = request[:1], request[1:]
+        if kind == _BLOB:
+            return await asyncio.to_thread(self.local, BlobId(name)) or b""
+        return await asyncio.to_thread(self.local_checkpoint, Hash32(name)) or b""
+
+    # --- disk ------------------------------------------------------------------------------
+
+    def _path(self, kind: str, name: bytes) -> Path:
+        return self._directory / kind / name.hex()
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if path.exists():
+            return
+        if self._used + len(data) > MAX_STORE_BYTES:
+            raise StorageError("the blob store has reached its quota of 8 GiB; remove old blobs")
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StorageError(
+                    f"the disk is full: {len(data)} bytes could not be stored; free some space"
+                ) from None
+            raise StorageError(f"cannot store a blob: {error}") from None
+        self._used += len(data)

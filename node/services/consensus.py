@@ -1,0 +1,436 @@
+"""Drives the Simplex core: links, timers, the log, execution, commits (docs/spec/consensus.md).
+
+The core decides; this performs its effects in order on the main loop. Nothing signed leaves
+before the log record that precedes it is synced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chain import limits
+from chain.codec import decode, encode
+from chain.errors import BlockError, BlyanError, DecodeError, invariant
+from chain.execute import Context, Execution, epoch_of, evidence_root, seal_header
+from chain.hashes import EVIDENCE, Hash32
+from chain.phases import waits_for_blocks
+from chain.records import evidence_key
+from chain.state import State
+from chain.types import (
+    Block,
+    Certificate,
+    CertifiedBlock,
+    ChainId,
+    Epoch,
+    EvidenceItem,
+    Header,
+    Height,
+    ProposalSeal,
+    PubKey,
+    TimeMs,
+    View,
+    Vote,
+    VoteKind,
+    tx_root,
+)
+from consensus import election, vrf
+from consensus.simplex import core
+from consensus.simplex.messages import (
+    BlockReply,
+    Broadcast,
+    Build,
+    CancelTimer,
+    Config,
+    Deliver,
+    Effect,
+    Envelope,
+    EpochContext,
+    Evidence,
+    Halt,
+    Persist,
+    Refuse,
+    Rejected,
+    Send,
+    Serve,
+    StartTimer,
+    Sync,
+    Timer,
+    Validate,
+)
+from node.mempool import Mempool
+from node.net.port import Network
+from node.services.chain import ChainService, vrf_input
+from node.wal import WriteAheadLog
+from wallet.keys import KeyPair, Keys
+from wallet.signing import sign_proposal, sign_vote
+
+log = logging.getLogger("blyan.consensus")
+BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
+MAX_EVIDENCE_HELD = 64
+ROTATE_BYTES = 8 * 1024 * 1024  # the log is rewritten when it has grown past this
+_BLOCK_ROOM = limits.MAX_BLOCK_BYTES - 64 * 1024  # for the header, evidence and framing
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class ConsensusSigner:
+    """The consensus key as the core uses it: it signs votes and proposals and nothing else."""
+
+    def __init__(self, key: KeyPair, chain_id: ChainId) -> None:
+        self._key, self._chain_id = key, chain_id
+
+    @property
+    def public(self) -> PubKey:
+        return self._key.public
+
+    def sign_vote(self, kind: int, epoch: Epoch, view: View, block_hash: Hash32) -> Vote:
+        return sign_vote(
+            self._key,
+            chain_id=self._chain_id,
+            kind=VoteKind(kind),
+            epoch=epoch,
+            view=view,
+            block_hash=block_hash,
+        )
+
+    def sign_proposal(self, epoch: Epoch, view: View, block_hash: Hash32) -> ProposalSeal:
+        return sign_proposal(
+            self._key, chain_id=self._chain_id, epoch=epoch, view=view, block_hash=block_hash
+        )
+
+
+class ConsensusService:
+    """One node's consensus. `on_sync(peer, height)` is called when the core fell far behind."""
+
+    def __init__(
+        self,
+        chain: ChainService,
+        pool: Mempool,
+        net: Network,
+        keys: Keys,
+        wal_path: Path,
+        on_sync: Callable[[str, int], None],
+        on_halt: Callable[[str], None],
+    ) -> None:
+        self._chain, self._pool, self._net, self._keys = chain, pool, net, keys
+        self._on_sync, self._on_halt = on_sync, on_halt
+        params = chain.genesis.params
+        self._params = params
+        self._wal = WriteAheadLog(wal_path)
+        self._effects: deque[Effect] = deque()
+        self._performing = False
+        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._build: Build | None = None
+        self._build_timer: asyncio.TimerHandle | None = None
+        self._build_due = 0.0
+        self._evidence: dict[Hash32, EvidenceItem] = {}
+        self._publishing: set[asyncio.Task[None]] = set()
+        self._stopped = False
+        self.halted = ""
+        self.counts = {"refused": 0, "rejected_proposals": 0, "built": 0, "validated": 0}
+        config = Config(
+            chain_id=chain.genesis.chain_id,
+            is_last=lambda height: height % params.epoch_blocks == 0 and height > 0,
+            body_matches=_body_matches,
+            delta_floor_ms=params.delta_floor_ms,
+            delta_cap_ms=params.delta_cap_ms,
+            empty_interval_ms=params.empty_interval_ms,
+        )
+        tip = chain.tip
+        self._core = core.Simplex(
+            config,
+            self._context(epoch_of(chain.genesis, tip.height + 1)),
+            tip,
+            chain.store.certificate(tip.height),
+            ConsensusSigner(keys.consensus, chain.genesis.chain_id),
+            self._wal.records(),
+        )
+        net.on_message(self._received)
+
+    def _context(self, epoch: Epoch) -> EpochContext:
+        record = self._chain.state().epoch(epoch)
+
+        def leader_of(view: View) -> int:
+            return election.leader(record.seed, view, record.validators)
+
+        return EpochContext(epoch, record.validators, leader_of)
+
+    # --- life ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._perform(self._core.start())
+
+    def stop(self) -> None:
+        self._stopped = True
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+        if self._build_timer is not None:
+            self._build_timer.cancel()
+        self._wal.close()
+
+    def info(self) -> dict[str, Any]:
+        """Where consensus stands, in plain values."""
+        members = self._chain.validators(self._core.epoch).members
+        own = self._keys.consensus.public
+        index = next((i for i, v in enumerate(members) if v.consensus_key == own), None)
+        return {
+            "epoch": self._core.epoch,
+            "view": self._core.view,
+            "delta_ms": self._core.delta_ms,
+            "index": index,
+            "leader": self._core.leader(self._core.view).hex(),
+            "halted": self.halted,
+            **self.counts,
+        }
+
+    # --- inputs -------------------------------------------------------------------------
+
+    def _received(self, peer: str, data: bytes) -> None:
+        if self._stopped:
+            return
+        try:
+            envelope: Envelope = decode(Envelope, data)
+        except DecodeError as error:
+            self._refuse(peer, f"consensus message: {error}")
+            return
+        for message in envelope.messages:
+            self._perform(self._core.receive(peer, message))
+
+    def wake(self) -> None:
+        """Transactions have come: a leader that waits for work proposes now."""
+        if self._build is not None and not self._stopped:
+            self._try_build()
+
+    def advance_to(self, tip: Header, certificate: Certificate) -> None:
+        """Blocks were synced and committed up to `tip`; its finalization has been verified."""
+        epoch = epoch_of(self._chain.genesis, tip.height + 1)
+        context = self._context(epoch) if epoch > self._core.epoch else None
+        self._perform(self._core.advance_to(tip, certificate, context))
+
+    def _fire(self, timer: Timer) -> None:
+        self._timers.pop(timer, None)
+        if not self._stopped:
+            self._perform(self._core.timer(timer))
+
+    # --- effects ------------------------------------------------------------------------
+
+    def _perform(self, effects: list[Effect]) -> None:
+        """Effects of one input in order; what they cause comes after them."""
+        self._effects.extend(effects)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._effects and not self._stopped:
+                self._one(self._effects.popleft())
+        finally:
+            self._performing = False
+
+    def _one(self, effect: Effect) -> None:
+        match effect:
+            case Persist():
+                self._wal.append(effect.records)
+            case Broadcast():
+                self._broadcast(encode(Envelope(effect.messages)))
+            case Send():
+                self._net.send(effect.peer, encode(Envelope(effect.messages)))
+            case Serve():
+                self._serve(effect)
+            case StartTimer():
+                self._start_timer(effect)
+            case CancelTimer():
+                handle = self._timers.pop(effect.timer, None)
+                if handle is not None:
+                    handle.cancel()
+            case Build():
+                self._prepare(effect)
+            case Validate():
+                self._validate(effect)
+            case Deliver():
+                self._deliver(effect)
+            case Sync():
+                self._on_sync(effect.peer, effect.height)
+            case Evidence():
+                self._keep_evidence(effect.item)
+            case Refuse():
+                self._refuse(effect.peer, effect.reason)
+            case Rejected():
+                self.counts["rejected_proposals"] += 1
+                log.warning("view %d: the block is not valid: %s", effect.view, effect.reason)
+            case Halt():
+                self._halt(effect.report)
+
+    def _broadcast(self, data: bytes) -> None:
+        own = self._keys.consensus.public
+        for validator in self._chain.validators(self._core.epoch).members:
+            if validator.consensus_key != own:
+                self._net.send(validator.node_id, data)
+
+    def _serve(self, effect: Serve) -> None:
+        block = self._chain.store.block_by_hash(effect.block_hash)
+        if block is not None:
+            self._net.send(effect.peer, encode(Envelope((BlockReply(block),))))
+
+    def _start_timer(self, effect: StartTimer) -> None:
+        old = self._timers.pop(effect.timer, None)
+        if old is not None:
+            old.cancel()
+        loop = asyncio.get_running_loop()
+        delay_s = effect.delay_ms / 1000
+        self._timers[effect.timer] = loop.call_later(delay_s, self._fire, effect.timer)
+
+    def _refuse(self, peer: str, reason: str) -> None:
+        self.counts["refused"] += 1
+        log.info("refused a message of %s: %s", peer, reason)
+        self._net.report(peer, reason, 20)
+
+    def _halt(self, report: str) -> None:
+        self.halted = report
+        log.critical("consensus has stopped: %s", report)
+        self._on_halt(report)
+
+    # --- proposing ----------------------------------------------------------------------
+
+    def _prepare(self, build: Build) -> None:
+        """Propose at once when work waits, else when the empty interval is over."""
+        self._build = build
+        interval_s = self._params.empty_interval_ms / 1000
+        self._build_due = time.monotonic() + interval_s
+        if self._build_timer is not None:
+            self._build_timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._build_timer = loop.call_later(interval_s, self._try_build)
+        self._try_build()
+
+    def _try_build(self) -> None:
+        build = self._build
+        if build is None or self._stopped:
+            return
+        tree = self._chain.tree_after(build.parent_hash)
+        if tree is None:
+            self._build = None  # the parent was dropped: another view decides
+            return
+        due = time.monotonic() >= self._build_due - 0.001
+        pressing = waits_for_blocks(State(tree)) or bool(self._evidence)
+        if not (due or pressing or (self._pool.size and not build.empty)):
+            return
+        block = self._built(build, needs_work=not (due or pressing))
+        if block is None:
+            return  # nothing that waits can be executed yet
+        self._build = None
+        self.counts["built"] += 1
+        self._perform(self._core.built(build.view, build.parent_hash, block))
+
+    def _built(self, build: Build, needs_work: bool) -> Block | None:
+        """Execute a block of our own on the parent's state; None if it holds no work."""
+        genesis, chain = self._chain.genesis, self._chain
+        parent = build.parent
+        tree = chain.tree_after(build.parent_hash)
+        invariant(tree is not None, "the parent of a block to build was executed")
+        if tree is None:
+            return None
+        proof = vrf.prove(self._keys.vrf.seed, vrf_input(parent, build.view))
+        ctx = Context(
+            Height(parent.height + 1),
+            TimeMs(max(parent.time_ms + 1, now_ms())),
+            build.epoch,
+            build.view,
+            build.parent_hash,
+            self._keys.consensus.public,
+            vrf.output(proof),
+        )
+        execution = Execution(tree, genesis, chain.rules, ctx)
+        evidence = () if build.empty else self._evidence_for(State(tree))
+        execution.evidence(evidence)
+        txs = () if build.empty else self._pool.fill(execution, _BLOCK_ROOM)
+        if needs_work and not txs:
+            return None
+        done = execution.finish()
+        header = seal_header(ctx, genesis, txs, evidence, done, proof)
+        block = Block(header, txs, evidence)
+        chain.keep(block.hash(), done)
+        return block
+
+    def _evidence_for(self, state: State) -> tuple[EvidenceItem, ...]:
+        fresh = [
+            item for key, item in self._evidence.items() if state.raw(evidence_key(key)) is None
+        ]
+        return tuple(fresh[: limits.MAX_EVIDENCE])
+
+    def _keep_evidence(self, item: EvidenceItem) -> None:
+        key = EVIDENCE.hash(encode(item))
+        if len(self._evidence) < MAX_EVIDENCE_HELD:
+            self._evidence[key] = item
+            log.warning("evidence against validator %s", item.first.signer.hex())
+
+    # --- validating and committing ----------------------------------------------------------
+
+    def _validate(self, effect: Validate) -> None:
+        self.counts["validated"] += 1
+        header = effect.block.header
+        timely = header.time_ms <= now_ms() + self._params.clock_drift_ms
+        try:
+            self._check_leader(header)
+            self._chain.execute(effect.parent, effect.block)
+        except BlockError as error:
+            self._perform(self._core.validated(effect.block_hash, False, str(error)))
+            return
+        self._perform(self._core.validated(effect.block_hash, True, timely=timely))
+
+    def _check_leader(self, header: Header) -> None:
+        leader: PubKey = self._core.leader(header.view)
+        if header.epoch != self._core.epoch or header.proposer != leader:
+            raise BlockError("the proposer is not the leader of the block's view")
+
+    def _deliver(self, effect: Deliver) -> None:
+        last = effect.blocks[-1]
+        for block in effect.blocks:
+            certificate = effect.certificate if block is last else None
+            self._chain.commit(block, certificate)
+        self._evidence = {
+            key: item
+            for key, item in self._evidence.items()
+            if self._chain.state().raw(evidence_key(key)) is None
+        }
+        self._tell_followers(last, effect.certificate)
+        epoch = epoch_of(self._chain.genesis, last.header.height + 1)
+        if epoch > self._core.epoch:
+            self._perform(self._core.begin_epoch(self._context(epoch)))
+        if self._wal.size > ROTATE_BYTES:
+            self._wal.rotate(self._core.snapshot())
+
+    def _tell_followers(self, block: Block, certificate: Certificate) -> None:
+        """The proposer gossips the block; the next leader, once more, that it is final."""
+        own = self._keys.consensus.public
+        if block.header.proposer == own:
+            self._publish(BLOCK_TOPIC, encode(CertifiedBlock(block, certificate)))
+        elif self._core.leader(View(block.header.view + 1)) == own:
+            self._publish(CERTIFICATE_TOPIC, encode(certificate))
+
+    def _publish(self, topic: str, data: bytes) -> None:
+        async def publish() -> None:
+            try:
+                await self._net.publish(topic, data)
+            except BlyanError as error:
+                log.debug("not gossiped, followers will sync: %s", error)
+
+        task = asyncio.get_running_loop().create_task(publish())
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+
+def _body_matches(block: Block) -> bool:
+    header = block.header
+    return (
+        tx_root(block.txs) == header.tx_root
+        and evidence_root(block.evidence) == header.evidence_root
+    )

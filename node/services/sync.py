@@ -1,0 +1,241 @@
+"""Catching up: certified blocks fetched from peers in batches, verified, executed, committed.
+
+A batch counts only as far as a finalization certificate reaches. Whoever sends a batch that does
+not hold is charged and another peer is asked; nothing of it enters the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from chain import limits
+from chain.codec import U8, Seq, decode, encode, wire
+from chain.errors import BlockError, BlyanError, DecodeError, UnreachableError, VerifyError
+from chain.execute import epoch_of
+from chain.types import Block, Certificate, CertifiedBlock, Height, VoteKind
+from consensus.certificates import verify_certificate
+from node.net.port import Network
+from node.services.chain import ChainService
+from node.services.consensus import BLOCK_TOPIC, CERTIFICATE_TOPIC, ConsensusService
+
+log = logging.getLogger("blyan.sync")
+PROTOCOL = "/blyan/sync/1"
+TIMEOUT_S = 15.0
+BATCH_BLOCKS = 256
+BATCH_BYTES = 4 * 1024 * 1024
+POLL_S = 2.0  # a quiet node asks a peer for its height this often
+MAX_ROUNDS = 100_000  # batches of one catch-up
+
+
+@wire(20)
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """Asks for final blocks from `first` on; none fit an asker who only wants the tip's height."""
+
+    first: Height
+    blocks: U8  # 0: only tell the tip
+
+
+@wire(21)
+@dataclass(frozen=True, slots=True)
+class SyncReply:
+    """The sender's final height and consecutive blocks; the last one carries its certificate."""
+
+    tip: Height
+    blocks: Annotated[tuple[CertifiedBlock, ...], Seq(BATCH_BLOCKS)]
+
+
+class SyncService:
+    """Keeps a node at its peers' height when consensus messages alone do not."""
+
+    def __init__(self, chain: ChainService, net: Network) -> None:
+        self._chain, self._net = chain, net
+        self._consensus: ConsensusService | None = None
+        self._wanted = asyncio.Event()
+        self._hint: str | None = None
+        self.target = 0
+        self.batches = self.lies = 0
+        self.active = False
+        net.serve(PROTOCOL, self._serve, most=64, concurrent=8)
+        net.subscribe(BLOCK_TOPIC, self._block)
+        net.subscribe(CERTIFICATE_TOPIC, self._certificate)
+        net.on_peer(lambda peer, up: self.want(peer) if up else None)
+
+    def attach(self, consensus: ConsensusService) -> None:
+        self._consensus = consensus
+
+    def info(self) -> dict[str, Any]:
+        height = self._chain.tip.height
+        target = max(self.target, height)
+        return {
+            "synced": target - height <= 2,
+            "target": target,
+            "active": self.active,
+            "batches": self.batches,
+            "lies": self.lies,
+        }
+
+    def want(self, peer: str, height: int = 0) -> None:
+        """Ask this peer soon whether it is ahead."""
+        self._hint = peer
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Until cancelled: ask when told to, and now and then anyway."""
+        while True:
+            height = self._chain.tip.height
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                if self._chain.tip.height > height:
+                    continue  # consensus moves by itself
+            self._wanted.clear()
+            await self._catch_up()
+
+    # --- asking ----------------------------------------------------------------------------
+
+    async def _catch_up(self) -> None:
+        peers = [p.peer_id for p in self._net.peers() if p.connected]
+        if self._hint in peers:
+            peers.remove(self._hint)
+            peers.insert(0, self._hint)
+        for peer in peers[:8]:
+            self.active = True
+            try:
+                if await self._from(peer):
+                    return
+            except UnreachableError as error:
+                log.debug("%s does not sync: %s", peer, error)
+            except (VerifyError, BlockError, DecodeError) as error:
+                self.lies += 1
+                log.warning("%s sent blocks that do not hold: %s", peer, error)
+                self._net.report(peer, f"sync: {error}", 50)
+            finally:
+                self.active = False
+
+    async def _from(self, peer: str) -> bool:
+        """Take all that this peer has. True if it was not behind us."""
+        for _ in range(MAX_ROUNDS):
+            height = self._chain.tip.height
+            request = SyncRequest(Height(height + 1), 255)
+            raw = await self._net.request(
+                peer,
+                PROTOCOL,
+                encode(request),
+                timeout_s=TIMEOUT_S,
+                most=BATCH_BYTES + limits.MAX_MESSAGE_BYTES,
+            )
+            reply: SyncReply = decode(SyncReply, raw, most=len(raw))
+            if not reply.blocks:
+                self.target = max(self._chain.tip.height, min(self.target, reply.tip))
+                return reply.tip >= height
+            self.target = max(self.target, reply.tip)
+            await self._take(reply.blocks)
+            self.batches += 1
+        return True
+
+    async def _take(self, batch: tuple[CertifiedBlock, ...]) -> None:
+        """Verify, execute and commit up to the last certificate of the batch."""
+        group: list[Block] = []
+        for item in batch:
+            group.append(item.block)
+            if item.finalization is not None:
+                self._commit(group, item.finalization)
+                group = []
+                await asyncio.sleep(0)  # consensus and the API go on between groups
+
+    def _commit(self, group: list[Block], certificate: Certificate) -> None:
+        """Blocks that one certificate makes final. All of one epoch: an epoch's last block has
+        a certificate of its own before anyone signs in the next."""
+        while group and group[0].header.height <= self._chain.tip.height:
+            group.pop(0)  # consensus was faster
+        if not group:
+            return
+        chain, last = self._chain, group[-1]
+        if certificate.kind != VoteKind.FINALIZE or certificate.block_hash != last.hash():
+            raise VerifyError("a certificate that does not finalize its block")
+        epoch = epoch_of(chain.genesis, last.header.height)
+        if certificate.epoch != epoch or epoch != epoch_of(chain.genesis, chain.tip.height + 1):
+            raise VerifyError("a certificate of another epoch than its blocks")
+        verify_certificate(chain.genesis.chain_id, chain.validators(epoch), certificate)
+        parent, parent_hash = chain.tip, chain.tip_hash
+        for block in group:
+            if block.header.parent != parent_hash:
+                raise VerifyError("the blocks do not follow one another")
+            parent, parent_hash = block.header, block.hash()
+        parent = chain.tip
+        for block in group:
+            chain.execute(parent, block)
+            parent = block.header
+        for block in group:
+            chain.commit(block, certificate if block is last else None)
+        if self._consensus is not None:
+            self._consensus.advance_to(last.header, certificate)
+
+    # --- answering -------------------------------------------------------------------------
+
+    async def _serve(self, peer: str, data: bytes) -> bytes:
+        try:
+            request: SyncRequest = decode(SyncRequest, data)
+        except DecodeError as error:
+            self._net.report(peer, f"sync: {error}", 10)
+            raise
+        tip = self._chain.tip.height
+        if request.blocks == 0 or request.first > tip:
+            return encode(SyncReply(tip, ()))
+        blocks = await asyncio.to_thread(
+            self._chain.store.blocks, request.first, tip, request.blocks, BATCH_BYTES
+        )
+        last = max((i for i, b in enumerate(blocks) if b.finalization is not None), default=-1)
+        return encode(SyncReply(tip, blocks[: last + 1]))
+
+    # --- gossip: followers hear of final blocks --------------------------------------------
+
+    async def _block(self, peer: str, data: bytes) -> bool:
+        try:
+            item: CertifiedBlock = decode(CertifiedBlock, data)
+        except DecodeError:
+            return False
+        header, certificate = item.block.header, item.finalization
+        if certificate is None or header.chain_id != self._chain.genesis.chain_id:
+            return False
+        tip = self._chain.tip
+        if header.height <= tip.height:
+            return True
+        if header.height > tip.height + 1:
+            self.want(peer)
+            return True
+        if self._is_validator():
+            return True  # its votes are on their way; the store must not run ahead of the log
+        try:
+            self._commit([item.block], certificate)
+        except BlyanError as error:
+            log.info("a gossiped block does not hold: %s", error)
+            return False
+        return True
+
+    async def _certificate(self, peer: str, data: bytes) -> bool:
+        try:
+            certificate: Certificate = decode(Certificate, data)
+        except DecodeError:
+            return False
+        if certificate.kind != VoteKind.FINALIZE:
+            return False
+        epoch = epoch_of(self._chain.genesis, self._chain.tip.height + 1)
+        if certificate.epoch == epoch:
+            try:
+                verify_certificate(
+                    self._chain.genesis.chain_id, self._chain.validators(epoch), certificate
+                )
+            except VerifyError:
+                return False
+        if not self._is_validator() and certificate.block_hash != self._chain.tip_hash:
+            self.want(peer)
+        return True
+
+    def _is_validator(self) -> bool:
+        return self._consensus is not None and self._consensus.info()["index"] is not None
