@@ -1,0 +1,526 @@
+"""Simplex (Chan and Pass, eprint 2023/463), stake-weighted, as a sans-I/O state machine."""
+
+from __future__ import annotations
+
+from chain.errors import BlockError, VerifyError, invariant
+from chain.hashes import ZERO_HASH, Hash32
+from chain.types import (
+    Block,
+    Certificate,
+    Epoch,
+    Header,
+    Proposal,
+    ProposalSeal,
+    View,
+    Vote,
+    VoteKind,
+)
+from consensus.certificates import verify_certificate, verify_seal, verify_vote
+from consensus.evidence import double_proposal
+from consensus.simplex.ballots import EVIDENCE_VIEWS
+from consensus.simplex.messages import (
+    BlockReply,
+    BlockRequest,
+    Build,
+    CancelTimer,
+    CertificateRequest,
+    Deliver,
+    Effect,
+    EpochContext,
+    Evidence,
+    Message,
+    Refuse,
+    Rejected,
+    Send,
+    StartTimer,
+    Timer,
+    TimerKind,
+)
+from consensus.simplex.proposals import Ground, Lack, carries_too_much, transactions_above
+from consensus.simplex.supply import Supply
+from consensus.simplex.tree import Status
+
+KINDS = frozenset(VoteKind)
+WINDOW_VIEWS = 16  # votes and proposals this far ahead of the current view are kept
+MAX_PROPOSALS = 32  # proposals kept, the highest views first
+MAX_UNFINALIZED = 16  # unfinalized blocks that carry transactions
+MAX_EARLY = 64  # messages of the next epoch kept until it begins
+MAX_EARLY_EACH = 8  # of these from one peer; of proposals, one
+
+
+class Simplex(Supply):
+    """One node's part in agreeing on blocks; without a signer, or outside the set, it follows.
+
+    Quorum means `3·w > 2·W` of the epoch's stake. Messages name (epoch, view). Views start at 1 in
+    each epoch; view 0 is its root, the last block of the epoch before. The rules (DESIGN 6):
+
+    R1  On entering view v start two timers: 2Δ for the leader's proposal, 3Δ to advance. Both are
+        longer by the interval for which a leader without work may wait.
+    R2  The leader extends the highest notarized parent p that it has executed and shows
+        nullifications of every view between p and v. What it lacks it fetches; it nullifies its
+        own view only at 2Δ.
+    R3  First valid proposal of the view: sign notarize, once per view ever. Valid: the leader's
+        signature, a notarization of the parent, nullifications of every view between, and own
+        execution that gives the header's root. A notarized block that is invalid here halts.
+    R4  Quorum of notarize: persist and forward the certificate once; unless this node has
+        nullified v, or has seen v's leader equivocate, sign finalize; enter v+1.
+    R5  At a timeout, or when v's own leader nullifies: sign nullify(v), and never finalize v
+        afterwards; after finalize(v) never nullify(v), also after a replay of the log.
+        Notarize after nullify is allowed.
+    R6  Quorum of nullify: persist, forward, enter v+1.
+    R7  Quorum of finalize, at any time: persist, forward (v's leader at once, the others when they
+        retransmit); the block and its ancestors are final.
+    R8  Any higher certificate moves a node forward; missing ancestors are fetched.
+    RT  Retransmission: every Δ without a new view, own votes that are not final, the certificate
+        that entered the view, the highest finalization and, if it leads, its proposal.
+    EP  Epochs: once the epoch's last block is notarized, leaders propose that same block again
+        (same hash, new view) until it is final. Its finalization starts the next epoch
+        (`begin_epoch`), and nobody signs there before.
+    DL  Δ doubles after a nullified view and halves on finality, between floor and cap.
+    SK  A view is nullified on entry if its leader was silent for 16 views while a quorum was
+        heard, at most n times since the last finality, silent stake below W/3.
+    MX  Beyond 16 unfinalized blocks with transactions, proposals are empty.
+
+    Inputs return the effects to perform, in order. One input at a time: it is not reentrant.
+    `records` are those of the write-ahead log, in order; a recovering node is one that was slow.
+    `tip` is the last final block, executed and stored by the driver; `tip_certificate` finalizes it
+    (None for genesis). `context` is the epoch in which the block after `tip` is agreed on.
+    """
+
+    # --- inputs -----------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """Once, after construction: timers, execution of what the log held, own votes again."""
+        for vote in self._signs.votes(self.epoch) if self._votes else ():
+            certificate = self._ballots.quorum(vote)  # the log may end between the two
+            if certificate is not None and certificate.view > self._chamber.floor:
+                self._certified(certificate, None)
+        self._enter(self._view, self._entered_by)
+        self._advance()
+        self._say_again()
+        self._start_beat()
+        return self._out.flush()
+
+    def receive(self, sender: str, message: Message) -> list[Effect]:
+        """A decoded message from the peer `sender`, which may be wrong in any way."""
+        if not self._halted:
+            self._fetch.heard(sender)
+            try:
+                self._dispatch(sender, message)
+            except VerifyError as error:
+                self._out.effect(Refuse(sender, str(error)))
+        return self._out.flush()
+
+    def timer(self, timer: Timer) -> list[Effect]:
+        """A timer has fired."""
+        if self._halted or timer.epoch != self.epoch:
+            return []
+        if timer.kind is TimerKind.RETRANSMIT:
+            self._beat()
+            self._advance()
+        elif timer.view == self._view and (
+            timer.kind is TimerKind.ADVANCE or self._view not in self._proposals
+        ):
+            # R5: at 3Δ; at 2Δ unless a proposal is here and perhaps still being executed.
+            self._nullify()
+        return self._out.flush()
+
+    def built(self, view: View, parent_hash: Hash32, block: Block) -> list[Effect]:
+        """The answer to `Build`: a block that this node has built and executed."""
+        if self._halted or self._building is None or view != self._view:
+            return []
+        ground = self._building[1]
+        if self._building[0] != view or ground.parent_hash != parent_hash:
+            return []
+        self._building = None
+        if self._signs.signed(VoteKind.NULLIFY, self.epoch, view) is not None:
+            return []  # too late: this node has given its own view up
+        invariant(block.header.parent == parent_hash, "the block was built on the parent asked for")
+        invariant(not carries_too_much(block), "the block was built within the limit")
+        self._seal(view, block, block.hash(), ground)
+        return self._out.flush()
+
+    def validated(
+        self, block_hash: Hash32, ok: bool, reason: str = "", *, timely: bool = True
+    ) -> list[Effect]:
+        """The answer to `Validate`. `ok`: execution gives the header's roots, by rules that are the
+        same on every node. `timely`: its time is at most 2 s ahead of this node's clock; a block
+        that is not is still followed if others notarize it, but gets no vote from here."""
+        node = self._tree.get(block_hash)
+        if self._halted or node is None or node.status is not Status.EXECUTING:
+            return []
+        node.status = Status.VALID if ok else Status.INVALID
+        node.timely = timely
+        if not ok:
+            self._out.effect(Rejected(node.header.view, block_hash, reason))
+        self._advance()
+        return self._out.flush()
+
+    def begin_epoch(self, context: EpochContext) -> list[Effect]:
+        """The final tip was its epoch's last block: go on in the next (EP)."""
+        invariant(self._ended and context.epoch > self.epoch, "an epoch begins when one has ended")
+        return self._begin(context, self._finalization)
+
+    def advance_to(
+        self, tip: Header, certificate: Certificate, context: EpochContext | None = None
+    ) -> list[Effect]:
+        """After a sync: `tip` is final, executed and stored; the caller has verified `certificate`.
+        `context` is given when the next block belongs to a later epoch than the current one."""
+        if self._halted or tip.height <= self._tree.tip.height:
+            return []
+        self._tree.reroot(tip)
+        if context is not None and context.epoch > self.epoch:
+            return self._begin(context, certificate)
+        self._finalization = self._higher(certificate)
+        self._settle(certificate)
+        if certificate.view >= self._view:
+            self._enter(View(certificate.view + 1), certificate)
+        self._advance()
+        return self._out.flush()
+
+    def set_delta_floor(self, floor_ms: int) -> None:
+        """Twice the round trip within which 2/3 of stake answered, plus the execution budget."""
+        self._pace.set_floor(floor_ms)
+
+    # --- messages ---------------------------------------------------------------
+
+    def _dispatch(self, sender: str, message: Message) -> None:
+        match message:
+            case BlockRequest():
+                self._serve_block(sender, message.block_hash)
+                return
+            case BlockReply():
+                self._on_block(sender, message.block)
+                return
+        epoch = message.seal.epoch if isinstance(message, Proposal) else message.epoch
+        if epoch > self.epoch:
+            self._keep_early(sender, message, epoch)
+            return
+        if epoch < self.epoch:
+            # EP: a voter left behind needs the finalization that ended its epoch.
+            root = self._root_certificate
+            if isinstance(message, Vote) and root is not None and self._fetch.may_serve(sender):
+                self._out.effect(Send(sender, (root,)))
+            return
+        match message:
+            case Vote():
+                self._on_vote(message, sender)
+            case Certificate():
+                self._on_certificate(message, sender)
+            case Proposal():
+                self._on_proposal(message, sender)
+            case CertificateRequest():
+                self._serve_certificates(sender, message)
+
+    def _keep_early(self, sender: str, message: Message, epoch: Epoch) -> None:
+        """Others may begin the next epoch a moment sooner: what they say is kept, unverified."""
+        self._ahead = (sender, epoch)
+        kind = Proposal if isinstance(message, Proposal) else object
+        held = [m for s, m in self._early if s == sender and isinstance(m, kind)]
+        most = 1 if kind is Proposal else MAX_EARLY_EACH
+        if epoch == self.epoch + 1 and len(held) < most and len(self._early) < MAX_EARLY:
+            self._early.append((sender, message))
+
+    def _on_vote(self, vote: Vote, sender: str) -> None:
+        floor = self._chamber.floor
+        if not floor - EVIDENCE_VIEWS < vote.view <= self._view + WINDOW_VIEWS:
+            return  # too old to matter, or so far ahead that a certificate will tell (R8)
+        if self._ballots.knows(vote):
+            return
+        verify_vote(self._config.chain_id, self._context.validators, vote)
+        if self._signs.adopt(vote):
+            self._out.record(vote)
+        self._count(vote, sender)
+
+    def _count(self, vote: Vote, source: str | None) -> None:
+        self._attendance.heard([vote.signer])
+        evidence = self._ballots.add(vote)
+        if evidence is not None:
+            self._out.effect(Evidence(evidence))
+        if vote.view <= self._chamber.floor:
+            return
+        of_leader = vote.view == self._view and vote.signer == self.leader(vote.view)
+        if vote.kind == VoteKind.NULLIFY and of_leader:
+            self._nullify()  # R5: the leader itself has given the view up
+        certificate = self._ballots.quorum(vote)
+        if certificate is not None:
+            self._certified(certificate, source)
+
+    def _on_certificate(self, certificate: Certificate, sender: str) -> None:
+        if certificate.view <= self._chamber.floor:
+            return
+        if certificate.kind not in KINDS:
+            raise VerifyError(f"certificate of unknown kind {certificate.kind}")
+        held = self._ballots.certificate(VoteKind(certificate.kind), certificate.view)
+        if held is not None and held.block_hash == certificate.block_hash:
+            return
+        verify_certificate(self._config.chain_id, self._context.validators, certificate)
+        if held is not None:
+            self._halt(f"two certificates of kind {held.kind} in view {held.view} contradict")
+            return
+        members = self._context.validators.members
+        self._attendance.heard(members[i].consensus_key for i in certificate.indices())
+        self._certified(certificate, sender)
+
+    def _on_proposal(self, proposal: Proposal, sender: str) -> None:
+        seal, view = proposal.seal, proposal.seal.view
+        if view <= self._chamber.floor or (view in self._proposals and self._seals[view] == seal):
+            return
+        verify_seal(self._config.chain_id, self._context.validators, seal)
+        if seal.signer != self.leader(view):
+            raise VerifyError(f"a proposal for view {view} by another than its leader")
+        self._check_body(proposal.block, seal.block_hash)
+        for shown in (proposal.parent_notarization, *proposal.nullifications):
+            if shown is not None and shown.epoch == self.epoch:
+                self._on_certificate(shown, sender)  # R8: what it shows moves us, too
+        if self._halted or not self._chamber.floor < view <= self._view + WINDOW_VIEWS:
+            return
+        earlier = self._seals.setdefault(view, seal)
+        if earlier.block_hash != seal.block_hash:
+            self._equivocated.add(view)  # R4: no finalize in this view
+            self._out.effect(Evidence(double_proposal(earlier, seal)))
+        elif view not in self._rejected:
+            self._proposals[view] = (sender, proposal)
+            while len(self._proposals) > MAX_PROPOSALS:
+                del self._proposals[min(self._proposals)]
+        if self._fetch.wants(seal.block_hash):
+            self._add_block(proposal.block, seal.block_hash)
+        self._advance()
+
+    def _on_block(self, sender: str, block: Block) -> None:
+        block_hash = block.hash()
+        if not self._fetch.wants(block_hash):
+            return
+        self._check_body(block, block_hash)
+        self._add_block(block, block_hash)
+        self._advance(sender)
+
+    # --- votes and certificates -------------------------------------------------
+
+    def _sign(self, kind: VoteKind, view: View, block_hash: Hash32) -> None:
+        """Sign, persist, send and count a vote, unless an earlier one forbids it (R3, R5)."""
+        if not self._votes or self._ended:
+            return
+        signed = self._signs.vote(kind, self.epoch, view, block_hash)
+        if signed is None or self._ballots.knows(signed[0]):
+            return
+        vote, is_new = signed
+        if is_new:
+            self._out.record(vote)
+        self._out.say(vote)
+        self._count(vote, None)
+
+    def _nullify(self) -> None:
+        """R5; `SignState` refuses it after finalize."""
+        self._sign(VoteKind.NULLIFY, self._view, Hash32(ZERO_HASH))
+
+    def _certified(self, certificate: Certificate, source: str | None) -> None:
+        """A new valid certificate above the last final view."""
+        if self._ended:
+            return
+        self._ballots.put(certificate)
+        self._out.record(certificate)
+        match certificate.kind:
+            case VoteKind.NOTARIZE:
+                self._on_notarization(certificate, source)
+            case VoteKind.NULLIFY:
+                self._on_nullification(certificate)
+            case VoteKind.FINALIZE:
+                self._on_finalization(certificate, source)
+
+    def _on_notarization(self, certificate: Certificate, source: str | None) -> None:
+        view = certificate.view
+        self._forward(certificate)  # R4
+        self._pull(certificate.block_hash, source)
+        if view not in self._equivocated:
+            self._sign(VoteKind.FINALIZE, view, certificate.block_hash)  # refused after nullify
+        if view >= self._view:
+            self._enter(View(view + 1), certificate)  # R4, R8
+        self._advance(source)
+
+    def _on_nullification(self, certificate: Certificate) -> None:
+        view = certificate.view
+        self._forward(certificate)  # R6
+        if view >= self._view:
+            if view not in self._skipped:
+                self._pace.nullified()  # DL; a skip says nothing about the network
+            self._enter(View(view + 1), certificate)  # R6, R8
+        self._advance()
+
+    def _on_finalization(self, certificate: Certificate, source: str | None) -> None:
+        if self.leader(certificate.view) == self._signs.public:
+            self._forward(certificate)  # R7; the others' forwarding is their retransmission
+        self._finalization = self._higher(certificate)
+        self._advance(source)
+        if certificate.view >= self._view:
+            self._enter(View(certificate.view + 1), certificate)  # R8
+
+    def _forward(self, certificate: Certificate) -> None:
+        if self._votes:
+            self._out.say(certificate)
+
+    # --- views ------------------------------------------------------------------
+
+    def _enter(self, view: View, certificate: Certificate | None) -> None:
+        """R1. `certificate` is what allows this view; none for an epoch's first."""
+        if self._ended or self._halted:
+            return
+        self._view, self._entered_by = view, certificate
+        self._building, self._beats = None, 0
+        self._attendance.entered()
+        self._restart_timers()
+        leader = self.leader(view)
+        if self._votes and leader != self._signs.public:
+            if self._attendance.skip(self._context.validators, leader):
+                self._skipped.add(view)
+                self._nullify()  # SK
+            elif self._ballots.voted(VoteKind.NULLIFY, view, leader):
+                self._nullify()  # R5: the leader gave it up before we came
+        self._propose()
+        self._consider()
+
+    def _restart_timers(self) -> None:
+        for timer in self._timers:
+            self._out.effect(CancelTimer(timer))
+        self._timers = []
+        if self._votes:
+            wait_ms = self._config.empty_interval_ms
+            for kind, deltas in ((TimerKind.PROPOSAL, 2), (TimerKind.ADVANCE, 3)):
+                timer = Timer(kind, self.epoch, self._view)
+                self._timers.append(timer)
+                self._out.effect(StartTimer(timer, deltas * self._pace.delta_ms + wait_ms))
+
+    def _may_act(self) -> bool:
+        """Whether this node votes in the current view, which finality may have overtaken."""
+        return self._votes and not self._ended and self._view > self._chamber.floor
+
+    def _propose(self) -> None:
+        """R2, for the leader of the current view."""
+        view = self._view
+        if not self._may_act() or self.leader(view) != self._signs.public:
+            return
+        if view in self._proposals or self._building is not None:
+            return
+        sealed = self._signs.sealed(self.epoch, view)
+        if sealed is not None:
+            self._propose_again(sealed)
+            return
+        if self._signs.signed(VoteKind.NULLIFY, self.epoch, view) is not None:
+            return
+        ground = self._chamber.ground(view)
+        if isinstance(ground, Lack):
+            self._ask_views(ground, None)
+        elif self._chamber.is_last(ground.parent):  # EP: the same block, in a new view
+            node = self._tree.get(ground.parent_hash)
+            invariant(node is not None, "an epoch's last block is in the tree until it is final")
+            if node is not None:
+                self._seal(view, node.block, node.block_hash, ground)
+        else:
+            self._building = (view, ground)
+            empty = transactions_above(self._tree, ground.parent_hash) >= MAX_UNFINALIZED  # MX
+            self._out.effect(Build(self.epoch, view, ground.parent, ground.parent_hash, empty))
+
+    def _propose_again(self, sealed: ProposalSeal) -> None:
+        """After a restart within a view that this node leads: the proposal it has signed before."""
+        node = self._tree.get(sealed.block_hash)
+        if node is None:
+            return
+        again = node.header.view < sealed.view
+        ground = self._chamber.ground(
+            sealed.view, sealed.block_hash if again else node.header.parent
+        )
+        if isinstance(ground, Ground):
+            self._seal(sealed.view, node.block, node.block_hash, ground)
+
+    def _seal(self, view: View, block: Block, block_hash: Hash32, ground: Ground) -> None:
+        sealed = self._signs.seal(self.epoch, view, block_hash)
+        if sealed is None:
+            return
+        if self._tree.get(block_hash) is None:
+            self._tree.add(block, block_hash, executed=True)
+            self._out.record(block)
+        if sealed[1]:
+            self._out.record(sealed[0])
+        proposal = Proposal(sealed[0], block, ground.proof, ground.nullifications)
+        self._seals[view] = sealed[0]
+        self._proposals[view] = ("", proposal)
+        self._out.say(proposal)
+        self._consider()
+
+    def _consider(self) -> None:
+        """R3: vote for the current view's proposal as soon as everything it rests on is here."""
+        found = self._proposals.get(self._view)
+        if found is None or not self._may_act():
+            return
+        if self._signs.signed(VoteKind.NOTARIZE, self.epoch, self._view) is not None:
+            return
+        sender, proposal = found
+        block_hash = proposal.seal.block_hash
+        try:
+            ground = self._chamber.judge(proposal)
+        except BlockError as error:
+            self._out.effect(Rejected(self._view, block_hash, str(error)))
+            del self._proposals[self._view]
+            self._rejected.add(self._view)  # the leader gets no second try
+            return
+        if isinstance(ground, Lack):
+            self._ask_views(ground, sender)
+            return
+        node = self._tree.get(block_hash)
+        if node is None:
+            self._add_block(proposal.block, block_hash)
+            self._execute()
+        elif node.status is Status.VALID and (node.timely or node.header.view < self._view):
+            self._sign(VoteKind.NOTARIZE, self._view, block_hash)
+
+    # --- blocks -----------------------------------------------------------------
+
+    def _advance(self, source: str | None = None) -> None:
+        """Something arrived: fetch, execute, deliver, propose and vote as far as it now goes."""
+        if self._halted:
+            return
+        for certificate in self._ballots.certified():
+            self._pull(certificate.block_hash, source)
+        found = self._proposals.get(self._view)
+        if found is not None and found[1].parent_notarization is not None:
+            self._pull(found[1].parent_notarization.block_hash, found[0] or source)
+        if self.is_halted:
+            return
+        self._execute()
+        self._deliver()
+        self._propose()
+        self._consider()
+
+    def _deliver(self) -> None:
+        """R7: hand over what is final as soon as it is here and executed."""
+        certificate = self._finalization
+        if certificate is None or certificate.epoch != self.epoch or self._ended:
+            return
+        if certificate.view <= self._chamber.floor:
+            return
+        path = self._tree.path(certificate.block_hash)
+        if not isinstance(path, list) or any(n.status is not Status.VALID for n in path):
+            return
+        invariant(bool(path), "a block above the final view is above the tip")
+        self._out.effect(Deliver(tuple(n.block for n in path), certificate))
+        self._tree.reroot(path[-1].header)
+        self._pace.finalized()  # DL
+        self._settle(certificate)
+        if self.is_ended:
+            for timer in self._timers:
+                self._out.effect(CancelTimer(timer))
+            self._timers = []
+
+    def _begin(self, context: EpochContext, certificate: Certificate | None) -> list[Effect]:
+        self._signs.prune(Epoch(context.epoch - 1), View((1 << 64) - 1))
+        early, self._early, self._ahead = self._early, [], None
+        self._tree.clear()
+        self._fetch.forget()
+        self._open_epoch(context, certificate)
+        self._restore_votes()  # a log may reach further than the store beside it
+        self._enter(self._view, self._entered_by)
+        self._start_beat()
+        out = self._out.flush()
+        for sender, message in early:
+            out += self.receive(sender, message)
+        return out

@@ -1,0 +1,199 @@
+"""The state of one node's part in consensus: what it holds, what may be read, how it recovers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from chain.codec import decode, encode
+from chain.types import (
+    Block,
+    Certificate,
+    Epoch,
+    Header,
+    Proposal,
+    ProposalSeal,
+    PubKey,
+    View,
+    Vote,
+    VoteKind,
+)
+from consensus.simplex.ballots import Ballots
+from consensus.simplex.fetch import Fetcher
+from consensus.simplex.messages import (
+    Config,
+    EpochContext,
+    Halt,
+    Message,
+    Record,
+    Signer,
+    SignFloor,
+    Timer,
+)
+from consensus.simplex.outbox import Outbox
+from consensus.simplex.pace import Attendance, Pace
+from consensus.simplex.proposals import Chamber, Ground
+from consensus.simplex.sign_state import SignState
+from consensus.simplex.tree import BlockTree
+
+
+class Replica:
+    """Everything `core.Simplex` decides on. Its constructor's arguments are explained there."""
+
+    def __init__(
+        self,
+        config: Config,
+        context: EpochContext,
+        tip: Header,
+        tip_certificate: Certificate | None,
+        signer: Signer | None,
+        records: Iterable[bytes] = (),
+    ) -> None:
+        self._config = config
+        self._out = Outbox()
+        self._signs = SignState(signer)
+        self._tree = BlockTree(tip)
+        self._fetch = Fetcher()
+        self._pace = Pace(config.delta_floor_ms, config.delta_cap_ms)
+        self._attendance = Attendance()
+        self._halted = False
+        self._early: list[tuple[str, Message]] = []
+        self._ahead: tuple[str, Epoch] | None = None  # a peer seen in a later epoch
+        self._sync_asked = False
+        self._timers: list[Timer] = []
+        self._open_epoch(context, tip_certificate)
+        self._restore(records)
+
+    def _open_epoch(self, context: EpochContext, tip_certificate: Certificate | None) -> None:
+        self._context = context
+        self._ballots = Ballots(context.validators)
+        self._chamber = Chamber(self._config, context, self._tree, self._ballots)
+        self._attendance.open_epoch(context.validators)
+        own = self._signs.public
+        members = context.validators.members
+        self._votes = own is not None and context.validators.index_of(own) is not None
+        self._fetch.suggest(v.node_id for v in members if v.consensus_key != own)
+        self._view = View(1)
+        self._entered_by = self._finalization = tip_certificate
+        self._root_certificate = tip_certificate
+        self._proposals: dict[View, tuple[str, Proposal]] = {}  # with the peer it came from
+        self._seals: dict[View, ProposalSeal] = {}
+        self._equivocated: set[View] = set()  # asked for membership only, as all sets here
+        self._skipped: set[View] = set()
+        self._rejected: set[View] = set()
+        self._building: tuple[View, Ground] | None = None
+        self._beats = 0  # retransmission timers that fired since this view was entered
+        if tip_certificate is not None and tip_certificate.epoch == context.epoch:
+            self._chamber.floor, self._chamber.floor_proof = tip_certificate.view, tip_certificate
+            self._view = View(tip_certificate.view + 1)
+            self._root_certificate = None
+        self._ended = self._chamber.is_last(self._tree.tip)
+
+    # --- what the outside may read ----------------------------------------------
+
+    @property
+    def epoch(self) -> Epoch:
+        return self._context.epoch
+
+    @property
+    def view(self) -> View:
+        return self._view
+
+    @property
+    def tip(self) -> Header:
+        """The last final block that was delivered."""
+        return self._tree.tip
+
+    @property
+    def finalization(self) -> Certificate | None:
+        """The highest finalization; its block may still be on its way here."""
+        return self._finalization
+
+    @property
+    def delta_ms(self) -> int:
+        return self._pace.delta_ms
+
+    @property
+    def is_voter(self) -> bool:
+        return self._votes
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the tip is its epoch's last block, so that `begin_epoch` is awaited."""
+        return self._ended
+
+    @property
+    def is_halted(self) -> bool:
+        return self._halted
+
+    def leader(self, view: View) -> PubKey:
+        """The consensus key that may propose in a view of the current epoch."""
+        return self._context.validators.members[self._context.leader_of(view)].consensus_key
+
+    def snapshot(self) -> tuple[bytes, ...]:
+        """The records that a rotated log must hold; every `Persist` so far must be performed."""
+        kept: list[Record] = [*self._signs.records()]
+        kept += [n.block for n in self._tree]
+        kept += [*self._ballots.certificates()]
+        return tuple(encode(record) for record in kept)
+
+    # --- changes of state that several rules share ------------------------------
+
+    def _settle(self, certificate: Certificate) -> None:
+        """The tree's tip is final by `certificate`: forget what lies at or below its view."""
+        floor = certificate.view
+        self._chamber.floor, self._chamber.floor_proof = floor, certificate
+        self._attendance.finalized()
+        self._ballots.prune(floor)
+        self._signs.prune(self.epoch, floor)
+        self._fetch.forget()
+        self._proposals = {v: p for v, p in self._proposals.items() if v > floor}
+        self._seals = {v: s for v, s in self._seals.items() if v > floor}
+        self._equivocated = {v for v in self._equivocated if v > floor}
+        self._skipped = {v for v in self._skipped if v > floor}
+        self._rejected = {v for v in self._rejected if v > floor}
+        self._ended = self._chamber.is_last(self._tree.tip)
+
+    def _higher(self, certificate: Certificate) -> Certificate:
+        held = self._finalization
+        if held is None or (held.epoch, held.view) < (certificate.epoch, certificate.view):
+            return certificate
+        return held
+
+    def _halt(self, report: str) -> None:
+        self._halted = True
+        self._out.effect(Halt(f"epoch {self.epoch}, view {self._view}: {report}"))
+
+    # --- recovery ---------------------------------------------------------------
+
+    def _restore(self, records: Iterable[bytes]) -> None:
+        """Rebuild from our own log: it is trusted, so nothing is verified again."""
+        for data in records:
+            record: Record = decode(Record, data)
+            match record:
+                case Block():
+                    block_hash = record.hash()
+                    above = record.header.height > self._tree.tip.height
+                    if above and self._tree.get(block_hash) is None:
+                        self._tree.add(record, block_hash)
+                case Certificate():
+                    self._restore_certificate(record)
+                case Vote() | ProposalSeal() | SignFloor():
+                    self._signs.restore(record)
+        self._restore_votes()
+
+    def _restore_certificate(self, certificate: Certificate) -> None:
+        if certificate.epoch != self.epoch or certificate.view <= self._chamber.floor:
+            return
+        self._ballots.put(certificate)
+        if certificate.kind == VoteKind.FINALIZE:
+            self._finalization = self._higher(certificate)
+        if certificate.view >= self._view:
+            self._view, self._entered_by = View(certificate.view + 1), certificate
+
+    def _restore_votes(self) -> None:
+        """Own votes of the current epoch count again."""
+        if not self._votes:
+            return
+        for vote in self._signs.votes(self.epoch):
+            if vote.view > self._chamber.floor:
+                self._ballots.add(vote)
