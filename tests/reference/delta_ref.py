@@ -1,0 +1,161 @@
+"""The delta payload straight from its definition (docs/spec/delta.md), element by element.
+
+Shares no code with `tiles.delta` and `tiles.sections`. Run it to write the vectors:
+`python -m tests.reference.delta_ref`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from tests.reference.merkle_ref import h, noise, root, u64
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "delta.json"
+CHUNK, SECTION = 4096, 65536
+
+
+def units(values: list[float]) -> list[int]:
+    """Nearest multiples of 2**-28, ties to even."""
+    return [round(Fraction(v) * 2**28) for v in values]
+
+
+def bit_string(bits: str) -> bytes:
+    """Bits, most significant first, padded with zeros to whole bytes."""
+    bits += "0" * (-len(bits) % 8)
+    return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+
+
+def scaled(value: int, bits: int) -> tuple[int, int]:
+    exponent = max(value.bit_length() - bits, 0)
+    mantissa = (value + (2**exponent // 2)) // 2**exponent
+    return min(mantissa, 2**bits - 1), exponent
+
+
+def quantize_chunk(chunk: list[int], density: int) -> tuple[dict[int, tuple[bool, int]], bytes]:
+    """Kept positions with (class, value), and the chunk's four bytes of centroids."""
+    order = sorted(range(len(chunk)), key=lambda i: (-abs(chunk[i]), i))
+    kept = sorted(i for i in order[:density] if chunk[i] != 0)
+    if not kept:
+        return {}, bytes(4)
+    sizes = [abs(chunk[i]) for i in kept]
+    split = sum(sizes) // len(sizes)
+    for _ in range(3):
+        high = [s > split for s in sizes]
+        lows = [s for s in sizes if s <= split]
+        highs = [s for s in sizes if s > split]
+        low_mean = sum(lows) // len(lows)
+        high_mean = sum(highs) // len(highs) if highs else low_mean
+        split = (low_mean + high_mean) // 2
+    low, top = scaled(low_mean, 8), scaled(high_mean, 8)
+    values = {}
+    for i, is_high in zip(kept, high, strict=True):
+        is_high = is_high and low != top
+        mantissa, exponent = top if is_high else low
+        size = mantissa * 2**exponent
+        values[i] = (is_high, size if chunk[i] > 0 else -size)
+    return values, bytes([*low, *top])
+
+
+def sparse_section(part: list[int], density: int) -> tuple[list[int], bytes]:
+    decoded, table, entries = [0] * len(part), b"", []
+    for start in range(0, len(part), CHUNK):
+        values, centroids = quantize_chunk(part[start : start + CHUNK], density)
+        table += centroids
+        for i, (is_high, value) in values.items():
+            decoded[start + i] = value
+            entries.append((start + i, is_high, value))
+    k = (len(part) // len(entries)).bit_length() - 1 if entries else 0
+    signs, classes, rest, unary, previous = "", "", "", "", -1
+    for at, is_high, value in entries:
+        gap = at - previous - 1
+        signs += "1" if value < 0 else "0"
+        classes += "1" if is_high else "0"
+        rest += f"{gap % 2**k:0{k}b}" if k else ""
+        unary += "0" * (gap // 2**k) + "1"
+        previous = at
+    head = len(entries).to_bytes(4, "big") + table
+    return decoded, head + b"".join(bit_string(s) for s in (signs, classes, rest, unary))
+
+
+def dense_section(part: list[int]) -> tuple[list[int], bytes]:
+    decoded, exponents, mantissas = [], b"", b""
+    for start in range(0, len(part), CHUNK):
+        chunk = part[start : start + CHUNK]
+        exponent = max(max(abs(v) for v in chunk).bit_length() - 15, 0)
+        exponents += bytes([exponent])
+        for value in chunk:
+            mantissa = min((abs(value) + 2**exponent // 2) // 2**exponent, 32767)
+            mantissa = -mantissa if value < 0 else mantissa
+            mantissas += struct.pack(">h", mantissa)
+            decoded.append(mantissa * 2**exponent)
+    return decoded, exponents + mantissas
+
+
+def payload(
+    base_root: bytes, density: int, shards: list[tuple[int, str, list[float]]]
+) -> tuple[bytes, bytes, list[list[int]]]:
+    """(payload, payload root, decoded units) of shards (index, coding, values) in order."""
+    entries, sections, leaves, decoded = [], [], [], []
+    for index, coding, values in shards:
+        whole, lengths, got = units(values), [], []
+        for number, start in enumerate(range(0, len(whole), SECTION)):
+            part = whole[start : start + SECTION]
+            out, raw = sparse_section(part, density) if coding == "sparse" else dense_section(part)
+            got += out
+            lengths.append(len(raw))
+            sections.append(raw)
+            leaves.append(h("payload-section", u64(index) + u64(number) + raw))
+        decoded.append(got)
+        entries.append([101, index, lengths])
+    header = msgpack.packb([102, base_root, density, entries])
+    raw = len(header).to_bytes(4, "big") + header + b"".join(sections)
+    return raw, root("list", [h("payload", header), *leaves], 0), decoded
+
+
+def values_of(label: str, count: int, spread: int) -> list[float]:
+    """fp32 values that any implementation can make: signed 16-bit noise times 2**-spread, with
+    every seventh chunk of 64 zero, as unused rows are."""
+    raw = noise(label, 2 * count)
+    numbers = struct.unpack(f"<{count}h", raw)
+    return [0.0 if i // 64 % 7 == 3 else n * 2.0**-spread for i, n in enumerate(numbers)]
+
+
+CASES = [
+    {"label": "one value", "coding": "sparse", "elements": 1, "density": 64, "spread": 20},
+    {"label": "a short chunk", "coding": "sparse", "elements": 100, "density": 8, "spread": 22},
+    {"label": "two chunks", "coding": "sparse", "elements": 5000, "density": 64, "spread": 24},
+    {"label": "everything", "coding": "sparse", "elements": 4100, "density": 4096, "spread": 16},
+    {"label": "tiny values", "coding": "sparse", "elements": 4096, "density": 32, "spread": 40},
+    {"label": "zeros", "coding": "sparse", "elements": 4097, "density": 64, "spread": 60},
+    {"label": "two subtiles", "coding": "sparse", "elements": 66000, "density": 16, "spread": 22},
+    {"label": "dense", "coding": "dense", "elements": 4200, "density": 64, "spread": 16},
+    {"label": "dense, fine", "coding": "dense", "elements": 300, "density": 64, "spread": 30},
+]
+
+
+def vectors() -> list[dict[str, Any]]:
+    made = []
+    for case in CASES:
+        values = values_of(case["label"], case["elements"], case["spread"])
+        base = noise(case["label"], 32)
+        raw, payload_root, decoded = payload(base, case["density"], [(3, case["coding"], values)])
+        packed = struct.pack(f"<{len(decoded[0])}i", *decoded[0])
+        more = {
+            "base_root": base.hex(),
+            "payload_root": payload_root.hex(),
+            "payload": raw.hex() if len(raw) < 4000 else "",
+            "payload_hash": h("test", raw).hex(),
+            "units_hash": h("test", packed).hex(),
+        }
+        made.append(case | more)
+    return made
+
+
+if __name__ == "__main__":
+    VECTORS.write_text(json.dumps(vectors(), indent=1) + "\n")
