@@ -1,0 +1,201 @@
+"""The write-ahead log of consensus: what was signed and certified, on disk before it leaves
+(docs/spec/consensus.md, DESIGN 6).
+
+File: the 12 bytes `BLYAN-WAL-1\\n`, then frames. Frame: 4 bytes `FRAM`, payload length (4 bytes
+big-endian), BLAKE3 checksum over offset and payload (32 bytes), payload. Payload: for each
+record its length (4 bytes big-endian) and its bytes. One append is one frame, so an append is
+there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from chain import limits
+from chain.errors import StorageError
+from chain.hashes import Context
+from chain.types import u64_be
+
+_log = logging.getLogger(__name__)
+
+_MAGIC = b"BLYAN-WAL-1\n"
+_FRAME = b"FRAM"
+_HEAD_BYTES = len(_FRAME) + 4 + 32
+_CHECKSUM = Context("wal-frame")
+_MAX_FRAME_BYTES = 512 * limits.MAX_MESSAGE_BYTES  # a rotation writes all that is not final
+
+
+class WriteAheadLog:
+    """The log `consensus.log` in `directory`, open. `append` and `rotate` return when the disk has it.
+
+    Opening cuts a torn tail, the trace of a crash during an append, with a warning. Damage before
+    the last frame is no crash's trace: StorageError (exit 65), because a node that forgot a vote
+    may sign against it. The directory must be locked by the caller (one process, one log).
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = path = directory / "consensus.log"
+        self._broken = False
+        directory.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            self._replace(b"")
+        data = path.read_bytes()
+        self._records, self._end = self._parse(data)
+        self._file = self._open(self._end)
+        if self._end < len(data):
+            _log.warning(
+                "%s: cut %d bytes of an append that a crash interrupted",
+                path.name,
+                len(data) - self._end,
+            )
+
+    def records(self) -> tuple[bytes, ...]:
+        """What the log held when it was opened, in the order it was written."""
+        return self._records
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self._end
+
+    def append(self, records: Iterable[bytes]) -> None:
+        """Add records, all or none, and sync. StorageError if the disk refuses; the log is then
+        unusable until reopened, since nobody knows what a failed sync has kept."""
+        frame = _frame(list(records), self._end)
+        self._check_usable()
+        try:
+            _write_all(self._file, frame)
+            os.fsync(self._file)
+        except OSError as error:
+            self._broken = True
+            raise StorageError(
+                f"{self.path}: cannot write ({error.strerror}); free space or replace the disk, "
+                "then start the node again"
+            ) from None
+        self._end += len(frame)
+
+    def rotate(self, records: Iterable[bytes]) -> None:
+        """Replace the whole log by `records`, atomically: a crash leaves the old or the new."""
+        self._check_usable()
+        frame = _frame(list(records), len(_MAGIC))
+        try:
+            self._replace(frame)
+            os.close(self._file)
+            self._end = len(_MAGIC) + len(frame)
+            self._file = self._open(self._end)
+        except OSError as error:
+            self._broken = True
+            raise StorageError(
+                f"{self.path}: cannot replace ({error.strerror}); free space or replace the disk, "
+                "then start the node again"
+            ) from None
+
+    def close(self) -> None:
+        if not self._broken:
+            self._broken = True
+            os.close(self._file)
+
+    def _check_usable(self) -> None:
+        if self._broken:
+            raise StorageError(f"{self.path}: closed, or a write failed before; start again")
+
+    def _open(self, end: int) -> int:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        os.fsync(descriptor)
+        return descriptor
+
+    def _replace(self, frames: bytes) -> None:
+        fresh = self.path.with_name(self.path.name + ".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, _MAGIC + frames)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fresh.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _parse(self, data: bytes) -> tuple[tuple[bytes, ...], int]:
+        """(records, where the valid part ends)."""
+        if not data.startswith(_MAGIC):
+            raise self._damage(0)
+        records: list[bytes] = []
+        at = len(_MAGIC)
+        while at < len(data):
+            payload = _payload_at(data, at)
+            if payload is None:
+                # Only the last frame can be torn: each was synced before the next was written.
+                if _any_frame_after(data, at + 1):
+                    raise self._damage(at)
+                break
+            found = _split(payload)
+            if found is None:
+                raise self._damage(at)
+            records += found
+            at += _HEAD_BYTES + len(payload)
+        return tuple(records), at
+
+    def _damage(self, at: int) -> StorageError:
+        return StorageError(
+            f"{self.path} is damaged at byte {at}, before its last entry: no crash does that. "
+            "It keeps this node from signing twice. Check the disk; then either restore the file, "
+            "or move it away and give this node a new consensus key (the old one must not sign "
+            "again). A node that does not validate may simply delete it."
+        )
+
+
+def _frame(records: list[bytes], at: int) -> bytes:
+    payload = b"".join(len(r).to_bytes(4, "big") + r for r in records)
+    if len(payload) > _MAX_FRAME_BYTES:
+        raise StorageError(f"{len(payload)} bytes for one log entry, at most {_MAX_FRAME_BYTES}")
+    return _FRAME + len(payload).to_bytes(4, "big") + _checksum(at, payload) + payload
+
+
+def _checksum(at: int, payload: bytes) -> bytes:
+    """Bound to the offset: a frame that was written to the wrong place is not valid there."""
+    return _CHECKSUM.hash(u64_be(at), payload)
+
+
+def _payload_at(data: bytes, at: int) -> bytes | None:
+    """The payload of a valid frame at `at`, or None."""
+    if data[at : at + 4] != _FRAME or len(data) < at + _HEAD_BYTES:
+        return None
+    start = at + _HEAD_BYTES
+    end = start + int.from_bytes(data[at + 4 : at + 8], "big")
+    if end > len(data) or _checksum(at, data[start:end]) != data[at + 8 : start]:
+        return None
+    return data[start:end]
+
+
+def _any_frame_after(data: bytes, at: int) -> bool:
+    while (at := data.find(_FRAME, at)) >= 0:
+        if _payload_at(data, at) is not None:
+            return True
+        at += 1
+    return False
+
+
+def _split(payload: bytes) -> list[bytes] | None:
+    records, at = [], 0
+    while at < len(payload):
+        end = at + 4 + int.from_bytes(payload[at : at + 4], "big")
+        if end > len(payload):
+            return None
+        records.append(payload[at + 4 : end])
+        at = end
+    return records
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

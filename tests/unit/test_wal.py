@@ -1,0 +1,129 @@
+"""The write-ahead log: whole appends, torn tails cut, damage refused, rotation atomic."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from chain.errors import StorageError
+from node.wal import WriteAheadLog
+
+BATCHES = [[b"one"], [b"two", b"", b"three" * 50], [b"FRAM" * 9, b"four"]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "wal" / "consensus.log"
+
+
+def write(path: Path, batches: list[list[bytes]]) -> list[int]:
+    """Append the batches; the log's size after opening and after each."""
+    wal = WriteAheadLog(path.parent)
+    sizes = [wal.size]
+    for batch in batches:
+        wal.append(batch)
+        sizes.append(wal.size)
+    wal.close()
+    return sizes
+
+
+def read(path: Path) -> list[bytes]:
+    wal = WriteAheadLog(path.parent)
+    wal.close()
+    return list(wal.records())
+
+
+def flat(batches: list[list[bytes]]) -> list[bytes]:
+    return [r for batch in batches for r in batch]
+
+
+def test_records_come_back_in_order(path: Path) -> None:
+    assert read(path) == []
+    write(path, BATCHES)
+    assert read(path) == flat(BATCHES)
+    write(path, [[b"more"]])
+    assert read(path) == [*flat(BATCHES), b"more"]
+
+
+def test_every_torn_tail_is_cut_to_a_whole_append(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = write(path, BATCHES)
+    whole = path.read_bytes()
+    for length in range(sizes[0], len(whole)):
+        path.write_bytes(whole[:length])
+        complete = sum(1 for size in sizes[1:] if size <= length)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert read(path) == flat(BATCHES[:complete])
+        assert bool(caplog.records) == (length not in sizes)
+        assert path.stat().st_size == sizes[complete]
+
+
+def test_a_tail_of_zeros_or_noise_is_cut_and_writing_goes_on(path: Path) -> None:
+    for tail in (bytes(5000), b"FRAM" + bytes(100), b"\xff" * 77):
+        path.unlink(missing_ok=True)
+        write(path, BATCHES)
+        with path.open("ab") as file:
+            file.write(tail)
+        write(path, [[b"after"]])
+        assert read(path) == [*flat(BATCHES), b"after"]
+
+
+def test_a_flipped_bit_before_the_last_frame_refuses_to_start(path: Path) -> None:
+    sizes = write(path, BATCHES)
+    whole = path.read_bytes()
+    for at in range(sizes[2]):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
+        with pytest.raises(StorageError, match="damaged at byte") as refused:
+            WriteAheadLog(path.parent)
+        assert refused.value.exit_code == 65
+        assert "new consensus key" in str(refused.value)
+
+
+def test_a_frame_in_the_wrong_place_is_damage(path: Path) -> None:
+    sizes = write(path, [[b"aaaa"], [b"bbbb"], [b"cccc"]])
+    whole = path.read_bytes()
+    one, two = whole[sizes[0] : sizes[1]], whole[sizes[1] : sizes[2]]
+    path.write_bytes(whole[: sizes[0]] + two + one + whole[sizes[2] :])
+    with pytest.raises(StorageError):
+        WriteAheadLog(path.parent)
+
+
+def test_rotation_keeps_only_what_it_is_given(path: Path) -> None:
+    wal = WriteAheadLog(path.parent)
+    for batch in BATCHES:
+        wal.append(batch)
+    wal.rotate([b"kept"])
+    wal.append([b"newer"])
+    wal.close()
+    assert read(path) == [b"kept", b"newer"]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_crash_in_rotation_leaves_the_old_log(path: Path) -> None:
+    write(path, BATCHES)
+    path.with_name(path.name + ".new").write_bytes(b"BLYAN-W")  # died before the rename
+    assert read(path) == flat(BATCHES)
+    wal = WriteAheadLog(path.parent)
+    wal.rotate([b"kept"])
+    wal.close()
+    assert read(path) == [b"kept"]
+
+
+def test_a_failed_sync_stops_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wal = WriteAheadLog(path.parent)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StorageError, match="No space left"):
+            wal.append([b"lost"])
+    with pytest.raises(StorageError, match="a write failed before"):
+        wal.append([b"never"])
+    os.close(wal._file)
