@@ -1,0 +1,105 @@
+"""The writing half of the API: signed transactions from anyone, bytes from who holds the token.
+
+Bodies are `application/octet-stream`: a page of another site cannot send that without asking
+first, and nothing here answers such a question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from chain import limits
+from chain.hashes import Hash32
+from chain.types import BlobId
+from node.api import resources as res
+from node.api.errors import MediaError, TokenError, TooLarge
+from node.api.routes import BYTES, Ask, Name, node_of
+from node.query.base import unhex
+from node.seam import NodeSeam
+
+router = APIRouter(prefix="/api/v1", responses={400: {"model": res.Error}})
+Node = Annotated[NodeSeam, Depends(node_of)]
+_BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string"}}}}}
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """The request's body, read no further than `most` bytes."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != BYTES:
+        raise MediaError(f"the body is {kind or 'of no type'}; send it as {BYTES}")
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told) > most:
+        raise TooLarge(f"{told} bytes where at most {most} are allowed")
+    parts = bytearray()
+    async for part in request.stream():
+        parts += part
+        if len(parts) > most:
+            raise TooLarge(f"more than {most} bytes, the limit")
+    return bytes(parts)
+
+
+def needs_token(request: Request, node: Node) -> None:
+    """Refuse a call without the token of the home directory. The comparison takes constant time."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), node.api_token.encode())
+    if scheme.lower() != "bearer" or not right or not node.api_token:
+        raise TokenError(
+            "this call needs the header `Authorization: Bearer TOKEN`; "
+            "the token stands in the file api-token of the node's home"
+        )
+
+
+@router.post("/txs", status_code=202, response_model=res.Id, tags=["chain"], openapi_extra=_BODY)
+async def submit(request: Request, ask: Ask) -> Response:
+    """Hand in a signed transaction (encode(Transaction), docs/spec/transactions.md)."""
+    raw = await body_of(request, limits.MAX_TX_BYTES)
+    return JSONResponse(ask.submit(raw), status_code=202)
+
+
+@router.post(
+    "/blobs",
+    status_code=201,
+    response_model=res.Id,
+    tags=["blobs"],
+    dependencies=[Depends(needs_token)],
+    openapi_extra=_BODY,
+)
+async def put_blob(request: Request, node: Node) -> Response:
+    """Have this node host bytes under their hash."""
+    data = await body_of(request, limits.MAX_BLOB_BYTES)
+    blob_id = await asyncio.to_thread(node.blobs.put, data)  # synced to disk when it returns
+    return JSONResponse({"id": blob_id.hex()}, status_code=201)
+
+
+@router.get("/blobs/{blob}", tags=["blobs"], response_class=Response)
+async def blob(node: Node, blob: Name) -> Response:
+    """A blob, from here or from a peer, verified."""
+    return Response(await node.blobs.get(BlobId(unhex(blob, "blob id"))), media_type=BYTES)
+
+
+@router.post(
+    "/checkpoints/{state_hash}",
+    status_code=201,
+    response_model=res.Id,
+    tags=["blobs"],
+    dependencies=[Depends(needs_token)],
+    openapi_extra=_BODY,
+)
+async def put_checkpoint(request: Request, node: Node, state_hash: Name) -> Response:
+    """Have this node serve a training state under the hash that its manifest names."""
+    name = Hash32(unhex(state_hash, "state hash"))
+    data = await body_of(request, limits.MAX_BLOB_BYTES)
+    await asyncio.to_thread(node.blobs.put_checkpoint, name, data)
+    return JSONResponse({"id": name.hex()}, status_code=201)
+
+
+@router.get("/checkpoints/{state_hash}", tags=["blobs"], response_class=Response)
+async def checkpoint(node: Node, state_hash: Name) -> Response:
+    """A training state by its hash; the caller recomputes the hash."""
+    name = Hash32(unhex(state_hash, "state hash"))
+    return Response(await node.blobs.get_checkpoint(name), media_type=BYTES)
