@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgpack
@@ -126,7 +127,7 @@ def decode(cls: Any, data: bytes, *, most: int = limits.MAX_MESSAGE_BYTES) -> An
             use_list=True,
             max_str_len=limits.MAX_MESSAGE_BYTES,
             max_bin_len=limits.MAX_BLOB_BYTES,
-            max_array_len=limits.MAX_SHARDS,
+            max_array_len=min(limits.MAX_SHARDS, len(data)),  # lists are allocated up front
             max_map_len=0,
             max_ext_len=0,
         )
@@ -217,6 +218,8 @@ def _plan(kind: Any) -> tuple[str, Any]:
 def _to_plain(kind: Any, value: Any, where: str) -> Any:
     form, spec = _plan(kind)
     if form == "scalar":
+        if isinstance(value, IntEnum):
+            value = int(value)
         _check_scalar(spec, value, where)
         return value
     if form == "struct":

@@ -7,7 +7,15 @@ from functools import lru_cache
 
 from chain.hashes import Hash32
 from chain.transactions import GRAM_BYTES, LossSlice, TileChange
-from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet, u64_be
+from chain.types import (
+    ChainId,
+    EvidenceItem,
+    PubKey,
+    ShardIndex,
+    TileIndex,
+    Validator,
+    ValidatorSet,
+)
 from consensus import election, pol
 from consensus.election import Candidate
 from consensus.evidence import check_evidence
@@ -55,5 +63,5 @@ def _ranks(
     seed: Hash32, shard: int, tile: int, candidates: tuple[tuple[PubKey, int], ...]
 ) -> tuple[PubKey, ...]:
     """Ranks hold for a whole epoch and are asked for at every block: worth remembering."""
-    subject = u64_be(shard) + u64_be(tile)
+    subject = election.tile_subject(ShardIndex(shard), TileIndex(tile))
     return election.ranks(seed, subject, [Candidate(a, w) for a, w in candidates])

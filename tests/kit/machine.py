@@ -1,0 +1,159 @@
+"""A state machine without consensus: deterministic keys, a tiny genesis, blocks one after another.
+
+The real `Execution` and the real rules; only the agreement on blocks is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from chain.codec import encode
+from chain.execute import Context, Executed, Execution, GenesisShard, genesis_tree
+from chain.hashes import BLOCK, Hash32
+from chain.params import parse_genesis
+from chain.receipts import Receipt
+from chain.state import State
+from chain.transactions import Payload, Transaction
+from chain.types import Epoch, Grains, Height, PubKey, TimeMs, View
+from node.rules import ProtocolRules
+from tiles import merkle
+from wallet.keys import KeyPair, Keys
+from wallet.signing import make_stamp, sign_transaction
+
+TEMPLATE = Path(__file__).parents[2] / "genesis.json"
+STAKE = 10**12
+
+
+def key(name: str) -> KeyPair:
+    """A key pair that every run derives alike from a name."""
+    return KeyPair.from_seed(hashlib.sha256(name.encode()).digest())
+
+
+def keys(name: str) -> Keys:
+    return Keys(*(key(f"{name}/{role}") for role in ("account", "node", "consensus", "vrf")))
+
+
+class Machine:
+    """`block(payloads)` executes one block and moves time on by `step_ms`."""
+
+    def __init__(
+        self, validators: int = 4, funded: tuple[str, ...] = (), step_ms: int = 1000, **params: Any
+    ) -> None:
+        document = json.loads(TEMPLATE.read_text())
+        document["params"].update(stamp_bits=4, stamp_new_account_bits=1, **params)
+        self.validators = [keys(f"validator-{i}") for i in range(validators)]
+        document["validators"] = [
+            {
+                "account": k.account.public.hex(),
+                "node_key": k.node.public.hex(),
+                "consensus_key": k.consensus.public.hex(),
+                "vrf_key": k.vrf.public.hex(),
+                "node_id": f"peer-{i}",
+                "stake": STAKE,
+            }
+            for i, k in enumerate(self.validators)
+        ]
+        document["accounts"] = [
+            {"account": key(name).public.hex(), "grains": 10**10} for name in funded
+        ]
+        self.genesis = parse_genesis(json.dumps(document))
+        self.rules = ProtocolRules()
+        self.shards = [bytes(64 * 4), bytes(range(256)) * 4]
+        rooted = []
+        for i, data in enumerate(self.shards):
+            roots = merkle.tile_roots(data)
+            rooted.append(
+                GenesisShard(f"s{i}", len(data), merkle.shard_root(roots, len(data)), roots)
+            )
+        self.tree, self.genesis_header = genesis_tree(self.genesis, rooted, self.rules)
+        self.height, self.time_ms, self.step_ms = 0, 1_000_000, step_ms
+        self.parent: Hash32 = self.genesis_header.hash()
+        self.done: Executed | None = None
+
+    @property
+    def state(self) -> State:
+        return State(self.tree)
+
+    def tx(
+        self,
+        sender: KeyPair,
+        payload: Payload,
+        *,
+        nonce: int | None = None,
+        fee: int = 1000,
+        stamp: bool = False,
+        account: PubKey | None = None,
+    ) -> Transaction:
+        """A signed transaction; `account` is the sender when `sender` is its node key."""
+        owner = account or sender.public
+        number = self.state.account(owner).nonce if nonce is None else nonce
+        work = None
+        if stamp:
+            new = self.state.account(owner).nonce == 0
+            params = self.genesis.params
+            work = make_stamp(
+                chain_id=self.genesis.chain_id,
+                sender=owner,
+                nonce=number,
+                height=Height(self.height),
+                block_hash=self.parent,
+                payload=payload,
+                difficulty_bits=params.stamp_bits + (params.stamp_new_account_bits if new else 0),
+            )
+        return sign_transaction(
+            sender,
+            chain_id=self.genesis.chain_id,
+            nonce=number,
+            payload=payload,
+            fee=Grains(0 if stamp or account else fee),
+            stamp=work,
+            sender=account,
+        )
+
+    def duty(self, validator: Keys, payload: Payload, ahead: int = 0) -> bytes:
+        """A validator's duty, signed by its node key; `ahead` duties of it stand before."""
+        account = validator.account.public
+        nonce = self.state.account(account).nonce + ahead
+        return encode(self.tx(validator.node, payload, nonce=nonce, account=account))
+
+    def block(self, *raws: bytes) -> tuple[Receipt, ...]:
+        """Execute one block of encoded transactions; their receipts."""
+        self.height += 1
+        self.time_ms += self.step_ms
+        epoch = Epoch((self.height - 1) // self.genesis.params.epoch_blocks)
+        vrf = hashlib.sha512(b"vrf" + self.height.to_bytes(8, "big")).digest()
+        proposer = self.validators[self.height % len(self.validators)].consensus.public
+        ctx = Context(
+            Height(self.height),
+            TimeMs(self.time_ms),
+            epoch,
+            View(self.height),
+            self.parent,
+            proposer,
+            vrf,
+        )
+        execution = Execution(self.tree, self.genesis, self.rules, ctx)
+        for raw in raws:
+            execution.apply(raw)
+        self.done = execution.finish()
+        self.tree = self.done.tree
+        self.parent = BLOCK.hash(self.parent, self.height.to_bytes(8, "big"))
+        return self.done.receipts
+
+    def ok(self, *raws: bytes) -> None:
+        """Execute a block all of whose transactions must succeed."""
+        for receipt in self.block(*raws):
+            if not receipt.ok:
+                raise AssertionError(f"{receipt.code}: {receipt.reason}")
+
+    def grains(self) -> int:
+        """Everything there is: balances, bonds, and what is being unbonded."""
+        from chain import records as r
+        from chain.codec import decode
+
+        accounts = [decode(r.Account, raw) for _, raw in self.tree.items(b"acct/")]
+        waiting = [decode(r.Unbonding, raw) for _, raw in self.tree.items(b"unbd/")]
+        return sum(a.balance + a.bonded for a in accounts) + sum(w.amount for w in waiting)
