@@ -64,6 +64,7 @@ def apply(base: bytes, deltas: Sequence[npt.NDArray[np.integer]], shares: Sequen
     An element keeps its very bits where the sum is zero, where the base is not finite, and where
     the result would not be. Raises InputError on weights or deltas out of range.
     """
+    invariant(_keeps_subnormals(), "this process flushes subnormal floats to zero: it would fork")
     check_deltas(deltas)
     if len(shares) != len(deltas) or min(shares, default=0) < 0 or sum(shares) > 1 << WEIGHT_BITS:
         raise InputError("weights must be one a delta, none negative, with a sum of at most 1")
@@ -79,6 +80,12 @@ def apply(base: bytes, deltas: Sequence[npt.NDArray[np.integer]], shares: Sequen
                 total += delta[part] * np.int64(share)
         new[part] = _add_rounded(old[part], total)
     return new.tobytes()
+
+
+def _keeps_subnormals() -> bool:
+    """False once some library has set the processor's flush-to-zero mode."""
+    least = np.array([1], np.uint32).view(np.float32)  # 2**-149
+    return bool((least.astype(np.float64).astype(np.float32) > 0).all())
 
 
 def _add_rounded(
