@@ -1,0 +1,171 @@
+"""The duties of custodians: aggregate, recompute what others aggregated, hold the result
+(DESIGN 7.6 to 7.8; docs/spec/rounds.md, "Aggregation").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from chain import limits
+from chain import records as r
+from chain.codec import decode, encode
+from chain.errors import InputError, StorageError
+from chain.hashes import Hash32
+from chain.state import State
+from chain.transactions import Attest, AttestKind, TileChange, TileUpdate, Transaction, Verdict
+from chain.types import ShardIndex, TileIndex, TxId
+from node.services.duty_context import DutyContext
+from node.services.duty_plan import Aggregate, CheckUpdate, HoldModel, missing_shards
+from node.services.duty_plan import tiles_to_update as due_tiles
+from tiles.aggregate import TileResult, aggregate_tile
+from tiles.delta import decode_tile, delta_header
+
+log = logging.getLogger("blyan.duties")
+UPDATE_BYTES = limits.MAX_TX_BYTES - 1024  # room for the transaction around the changes
+
+Ints = npt.NDArray[np.int64]
+
+
+async def aggregate(context: DutyContext, duty: Aggregate) -> None:
+    """Update every tile whose turn is ours, in as few transactions as they fit into."""
+    state = context.state()
+    current = state.round(duty.round)
+    if (current.phase, current.rank) != (r.RoundPhase.AGGREGATE, duty.rank):
+        return
+    work = _Round(context, state, current, await _payloads(context, state, current))
+    changes = []
+    for shard, tile in due_tiles(state, context.rules, current, context.account):
+        changes.append(await asyncio.to_thread(work.change, shard, tile))
+    updates = [
+        TileUpdate(duty.round, duty.rank, current.base_root, group) for group in pack(changes)
+    ]
+    for update in updates:
+        await context.send(update)
+
+
+async def check_update(context: DutyContext, duty: CheckUpdate) -> None:
+    """Recompute an update to the byte and say whether it is right."""
+    state = context.state()
+    current = state.round(duty.round)
+    stored = context.node.store.tx(duty.update)
+    update = update_of(stored.raw if stored else None, duty.update)
+    work = _Round(context, state, current, await _payloads(context, state, current))
+    right = True
+    for change in update.changes:
+        own = await asyncio.to_thread(work.change, change.shard, change.tile)
+        if own != change:
+            log.warning(
+                "update %s is wrong at shard %d, tile %d",
+                duty.update.hex()[:16],
+                change.shard,
+                change.tile,
+            )
+            right = False
+            break
+    verdict = Verdict.YES if right else Verdict.NO
+    await context.send(
+        Attest(AttestKind.UPDATE, duty.round, Hash32(duty.update), verdict, 0, current.base_root)
+    )
+
+
+async def hold_model(context: DutyContext, duty: HoldModel) -> None:
+    """Make the newest shard versions whole: from tiles made here, else from peers."""
+    state = context.state()
+    store = context.node.tiles.store
+    for index, root in missing_shards(state, context.holds):
+        roots = state.need(r.TileRoots, r.tiles_key(index)).roots
+        for tile in await asyncio.to_thread(store.begin, index, root, roots):
+            data = await asyncio.to_thread(context.files.tile, roots[tile])
+            if data is not None:
+                await asyncio.to_thread(store.put_tile, index, root, tile, data)
+        if not context.holds(index, root):
+            await context.node.tiles.shard(index, root)  # what is still missing, from peers
+    log.info("holding model %s", duty.root.hex()[:16])
+
+
+# --- recomputing -----------------------------------------------------------------------
+
+
+async def _payloads(
+    context: DutyContext, state: State, current: r.RoundRecord
+) -> tuple[bytes, ...]:
+    """Payloads of the accepted deltas in the state's order: the aggregation's whole input."""
+    records = [state.delta(delta) for delta in current.accepted]
+    return tuple([await context.payload(record) for record in records])
+
+
+class _Round:
+    """The aggregation of one round, tile by tile; runs in a thread."""
+
+    def __init__(
+        self,
+        context: DutyContext,
+        state: State,
+        current: r.RoundRecord,
+        payloads: Sequence[bytes],
+    ) -> None:
+        self._context, self._payloads, self._number = context, payloads, current.number
+        self._roots = {
+            i: state.need(r.ShardRecord, r.shard_key(i)).root for i in range(state.model.shards)
+        }
+        self._tile_roots = {i: state.need(r.TileRoots, r.tiles_key(i)).roots for i in self._roots}
+        self._held = [{entry.shard for entry in delta_header(p).shards} for p in payloads]
+
+    def change(self, shard: int, tile: int) -> TileChange:
+        """One tile's change; the new tile is on disk before anyone hears of it."""
+        base = self._context.node.tiles.store.read_tile(shard, self._roots[shard], tile)
+        result = self._aggregate(base, shard, tile)
+        self._context.files.save_tile(self._number, result.new_root, result.new_tile)
+        return TileChange(
+            ShardIndex(shard),
+            TileIndex(tile),
+            self._tile_roots[shard][tile],
+            result.new_root,
+            result.gram_root,
+            result.gram_total_bytes,
+            result.weights,
+        )
+
+    def _aggregate(self, base: bytes, shard: int, tile: int) -> TileResult:
+        return aggregate_tile(base, list(self._deltas(len(base) // 4, shard, tile)))
+
+    def _deltas(self, elements: int, shard: int, tile: int) -> Iterator[Ints]:
+        """Each delta's share of the tile; nothing where it has not trained the shard."""
+        specs = self._context.node.tiles.specs
+        for payload, held in zip(self._payloads, self._held, strict=True):
+            if shard in held:
+                yield decode_tile(payload, specs, shard, tile)
+            else:
+                yield np.zeros(elements, np.int64)
+
+
+def pack(changes: Sequence[TileChange]) -> Iterator[tuple[TileChange, ...]]:
+    """Changes in groups that one `tile_update` can carry."""
+    group: list[TileChange] = []
+    size = 0
+    for change in changes:
+        length = len(encode(change))
+        if length > UPDATE_BYTES:
+            raise InputError(f"a tile change of {length} bytes does not fit a transaction")
+        if group and (size + length > UPDATE_BYTES or len(group) == limits.MAX_TILE_CHANGES):
+            yield tuple(group)
+            group, size = [], 0
+        group.append(change)
+        size += length
+    if group:
+        yield tuple(group)
+
+
+def update_of(raw: bytes | None, update: TxId) -> TileUpdate:
+    """The tile update in a stored transaction."""
+    if raw is None:
+        raise StorageError(f"the chain names update {update.hex()}, but its bytes are not here")
+    tx: Transaction = decode(Transaction, raw)
+    if not isinstance(tx.payload, TileUpdate) or tx.id() != update:
+        raise StorageError(f"transaction {update.hex()} is no tile update")
+    return tx.payload

@@ -1,0 +1,163 @@
+"""What all duties work with: the node, the model's shape, the worker, and the data of the round."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from chain import limits
+from chain import records as r
+from chain.errors import TxError
+from chain.hashes import Hash32
+from chain.params import Genesis
+from chain.receipts import Receipt
+from chain.rules import Rules
+from chain.state import State
+from chain.store_rows import StoredTx
+from chain.transactions import Payload
+from chain.types import BlobId, PubKey, TxId
+from corpus.batches import Assignment
+from learning.spec import ModelSpec, TrainingSpec
+from node.data import RoundData, fetch_round_data
+from node.sealed import unseal
+from node.services.duty_files import DutyFiles
+from node.worker.client import Worker
+from tiles.layout import ShardSpec
+from tiles.store import TileStore
+
+
+class ChainPort(Protocol):
+    @property
+    def rules(self) -> Rules: ...
+
+    def state(self) -> State: ...
+
+    def finalized(self, callback: Callable[..., None]) -> object: ...
+
+
+class BlobPort(Protocol):
+    async def get(self, blob_id: BlobId, most: int = ...) -> bytes: ...
+
+    async def get_checkpoint(
+        self, state_hash: Hash32, most: int = ..., check: Callable[[bytes], bool] = ...
+    ) -> bytes: ...
+
+
+class TilePort(Protocol):
+    @property
+    def specs(self) -> tuple[ShardSpec, ...]: ...
+
+    @property
+    def store(self) -> TileStore: ...
+
+    async def shard(self, index: int, root: Hash32) -> bytes: ...
+
+
+class StorePort(Protocol):
+    def tx(self, tx_id: TxId) -> StoredTx | None: ...
+
+
+class HomePort(Protocol):
+    path: Path
+
+
+class DutyNode(Protocol):
+    """What duties need of a node."""
+
+    genesis: Genesis
+    account: PubKey
+
+    @property
+    def home(self) -> HomePort: ...
+
+    @property
+    def store(self) -> StorePort: ...
+
+    @property
+    def chain(self) -> ChainPort: ...
+
+    @property
+    def blobs(self) -> BlobPort: ...
+
+    @property
+    def tiles(self) -> TilePort: ...
+
+    async def submit_duty(self, payload: Payload) -> Receipt: ...
+
+
+class DutyContext:
+    """Shared by the duties of one node; caches only what is costly and of the newest round."""
+
+    def __init__(self, node: DutyNode, worker: Worker) -> None:
+        self.node, self.worker = node, worker
+        self.account = node.account
+        self.model = ModelSpec.from_json(dict(node.genesis.model))
+        self.training = TrainingSpec.from_json(dict(node.genesis.training))
+        self.files = DutyFiles(node.home.path / "duties")
+        self._data: tuple[Hash32, asyncio.Task[RoundData]] | None = None
+
+    @property
+    def rules(self) -> Rules:
+        return self.node.chain.rules
+
+    def state(self) -> State:
+        return self.node.chain.state()
+
+    async def send(self, payload: Payload) -> None:
+        """Send a duty and wait for its receipt. TxError if it was refused."""
+        receipt = await self.node.submit_duty(payload)
+        if not receipt.ok:
+            raise TxError(receipt.code, receipt.reason)
+
+    def holds(self, shard: int, root: Hash32) -> bool:
+        return all(self.node.tiles.store.presence(shard, root) or (False,))
+
+    async def newest_model(self, state: State) -> list[bytes]:
+        """Data sections of the state's model, from here or from peers, verified."""
+        records = [state.need(r.ShardRecord, r.shard_key(i)) for i in range(state.model.shards)]
+        return [await self.node.tiles.shard(s.index, s.root) for s in records]
+
+    async def payload(self, record: r.DeltaRecord) -> bytes:
+        """A revealed delta's payload. UnreachableError if nobody has its blob, VerifyError if the
+        blob does not open with the salt."""
+        most = min(record.blob_bytes, limits.MAX_BLOB_BYTES)
+        blob = await self.node.blobs.get(record.blob, most=most)
+        return await asyncio.to_thread(unseal, blob, record.salt)
+
+    async def round_data(self, record: r.RoundRecord) -> RoundData:
+        """Text of the round's datasets, fetched and split once however many ask."""
+        if self._data is not None and self._data[0] == record.holdout:
+            task = self._data[1]
+            if not (task.done() and (task.cancelled() or task.exception())):
+                return await asyncio.shield(task)
+        state = self.state()
+        records = [state.dataset(dataset) for dataset in record.datasets]
+        fetching = asyncio.create_task(fetch_round_data(records, self.blob))
+        self._data = (record.holdout, fetching)
+        return await asyncio.shield(fetching)
+
+    async def blob(self, blob: BlobId) -> bytes:
+        return await self.node.blobs.get(blob)
+
+    async def assignment(self, record: r.RoundRecord, learner: PubKey) -> Assignment:
+        """A learner's data of a round."""
+        data = await self.round_data(record)
+        return Assignment(
+            data.train,
+            record.seed,
+            learner,
+            record.number,
+            batch=self.training.batch,
+            context=self.model.context,
+        )
+
+    async def close(self) -> None:
+        if self._data is not None:
+            self._data[1].cancel()
+        await self.worker.close()
+
+    def late(self, record: r.RoundRecord, window_ms: int) -> bool:
+        """Whether half of the phase has passed: then waiting longer would cost the round."""
+        return self.state().head.time_ms >= record.deadline_ms - window_ms // 2

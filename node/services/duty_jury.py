@@ -1,0 +1,202 @@
+"""The duties of jurors and auditors (DESIGN 7.4, 7.5; docs/spec/rounds.md, "Screen", "Replay")."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from chain import limits
+from chain import records as r
+from chain.errors import BlyanError, DecodeError, InputError, UnreachableError, VerifyError
+from chain.hashes import ZERO_HASH, Hash32
+from chain.transactions import (
+    Attest,
+    AttestKind,
+    LossSlice,
+    Phase,
+    PodlManifest,
+    PolVote,
+    Verdict,
+    pol_commitment,
+)
+from learning.state import TrainState, deserialize_state, sections_root
+from node.sealed import SALT_BYTES
+from node.services.duty_context import DutyContext
+from node.services.duty_plan import Evaluate, OpenVote, Replay, Screen
+from tiles.delta import delta_header, payload_root
+
+log = logging.getLogger("blyan.duties")
+WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs torch)
+SLICES = limits.MAX_SLICES  # windows of one verdict: the paired test is as sharp as a vote holds
+FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots (FINDINGS, PoL)
+
+
+# --- the screen ------------------------------------------------------------------------
+
+
+async def screen(context: DutyContext, duty: Screen) -> None:
+    """Evaluate a delta, keep the opening, commit to it."""
+    state = context.state()
+    current, record = state.round(duty.round), state.delta(duty.delta)
+    vote = context.files.vote(duty.round, duty.delta)
+    if vote is None:  # else we were stopped between keeping and sending it
+        verdict, slices = await _judge(context, current, record)
+        salt = Hash32(secrets.token_bytes(SALT_BYTES))
+        vote = PolVote(duty.round, duty.delta, Phase.REVEAL, ZERO_HASH, salt, int(verdict), slices)
+        await asyncio.to_thread(context.files.save_vote, vote)
+    commitment = pol_commitment(context.node.genesis.chain_id, context.account, vote)
+    await context.send(PolVote(duty.round, duty.delta, Phase.COMMIT, commitment, ZERO_HASH, 0, ()))
+
+
+async def open_vote(context: DutyContext, duty: OpenVote) -> None:
+    vote = context.files.vote(duty.round, duty.delta)
+    if vote is None:
+        raise InputError("the opening of this vote is not in the home; it cannot be revealed")
+    await context.send(vote)
+
+
+async def _judge(
+    context: DutyContext, current: r.RoundRecord, record: r.DeltaRecord
+) -> tuple[Verdict, tuple[LossSlice, ...]]:
+    """Verdict and losses. Raises UnreachableError while there is time to wait for the blob."""
+    try:
+        payload = await context.payload(record)
+        await asyncio.to_thread(check_payload, context, current, record, payload)
+        assignment = await context.assignment(current, record.sender)
+        slices = assignment.jury_slices(current.jury_seed, SLICES)
+        if len(slices.starts) < 2:
+            raise VerifyError("the datasets hold too little text to judge by")
+        base = await context.newest_model(context.state())
+        numerator, denominator = FRACTION
+        losses = await context.worker.evaluate(
+            context.model,
+            base,
+            payload,
+            slices.windows,
+            numerator=numerator,
+            denominator=denominator,
+        )
+    except UnreachableError:
+        if not context.late(current, context.node.genesis.params.screen.ms):
+            raise
+        return Verdict.UNAVAILABLE, ()
+    except (DecodeError, VerifyError) as error:
+        log.info("delta %s is refused: %s", record.id.hex()[:16], error)
+        return Verdict.UNAVAILABLE, ()
+    found = tuple(
+        LossSlice(start, before, after)
+        for start, before, after in zip(slices.starts, losses.base, losses.delta, strict=True)
+    )
+    proven = bool(record.manifest and record.manifest.proven)
+    verdict, gain = context.rules.pol_verdict(found, proven)
+    log.info("delta %s: verdict %d, gain %d nano-nats", record.id.hex()[:16], verdict, gain)
+    return Verdict(verdict), found
+
+
+def check_payload(
+    context: DutyContext, current: r.RoundRecord, record: r.DeltaRecord, payload: bytes
+) -> None:
+    """Structure checks before anything is evaluated. Raises DecodeError or VerifyError."""
+    manifest = record.manifest
+    if manifest is None or payload_root(payload) != manifest.payload_root:
+        raise VerifyError("the payload is not the one that the manifest names")
+    header = delta_header(payload)
+    if header.base_root != current.base_root:
+        raise VerifyError("the payload is a delta of another base")
+    if header.density != manifest.density:
+        raise VerifyError("the payload has another density than its manifest")
+    if manifest.proven:
+        rule = context.training
+        expected = (rule.steps, rule.segment_steps, rule.density(current.number))
+        if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
+            raise VerifyError("the manifest's steps or density are not the protocol's")
+
+
+# --- replay ------------------------------------------------------------------------------
+
+
+async def replay(context: DutyContext, duty: Replay) -> None:
+    """Train the drawn segment again; say whether the manifest's state hash comes out."""
+    state = context.state()
+    current, record = state.round(duty.round), state.delta(duty.delta)
+    if record.manifest is None:
+        return
+    try:
+        verdict, evidence = await _replayed(context, current, record.manifest, duty.segment)
+    except UnreachableError:
+        opening = current.phase == r.RoundPhase.SCREEN_REVEAL
+        if not (opening and context.late(current, context.node.genesis.params.screen.ms)):
+            raise
+        verdict, evidence = Verdict.UNAVAILABLE, ZERO_HASH
+    log.info("replay of %s, segment %d: %s", record.id.hex()[:16], duty.segment, verdict.name)
+    await context.send(
+        Attest(AttestKind.REPLAY, duty.round, Hash32(record.id), int(verdict), 0, evidence)
+    )
+
+
+async def _replayed(
+    context: DutyContext, current: r.RoundRecord, manifest: PodlManifest, segment: int
+) -> tuple[Verdict, Hash32]:
+    """Verdict and the state hash obtained. UnreachableError if the start cannot be had."""
+    assignment = await context.assignment(current, manifest.learner)
+    root = await asyncio.to_thread(assignment.root, manifest.steps)
+    if root != manifest.batch_root:
+        return Verdict.NO, root  # not the batches that the seed assigns
+    first, last = context.training.segment_range(segment)
+    checkpoint = await _checkpoint(context, manifest.state_hashes[segment])
+    state = deserialize_state(context.model, checkpoint)
+    drawn = first * context.training.batch * WORDS_PER_WINDOW
+    sound = (state.step, state.draws) == (first, drawn)
+    if segment == 0:
+        sound &= await asyncio.to_thread(starts_at_base, state, current.base_root, manifest)
+    if not sound:
+        return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
+    batches = await asyncio.to_thread(assignment.batches, first, last)
+    found = await context.worker.replay(context.model, context.training, checkpoint, batches)
+    if found.profile != manifest.profile:
+        return Verdict.UNAVAILABLE, ZERO_HASH  # other hardware: a difference would prove nothing
+    same = found.after == manifest.state_hashes[segment + 1]
+    return (Verdict.YES if same else Verdict.NO), found.after
+
+
+async def _checkpoint(context: DutyContext, state_hash: Hash32) -> bytes:
+    """A training state by its hash, recomputed here. UnreachableError if nobody has it."""
+
+    def matches(data: bytes) -> bool:
+        try:
+            return deserialize_state(context.model, data).hash() == state_hash
+        except BlyanError:
+            return False
+
+    data = await context.node.blobs.get_checkpoint(state_hash, check=matches)
+    if not await asyncio.to_thread(matches, data):
+        raise UnreachableError(f"no checkpoint of state {state_hash.hex()} that holds")
+    return data
+
+
+def starts_at_base(state: TrainState, base_root: Hash32, manifest: PodlManifest) -> bool:
+    """Whether a round's first state is its base, with the optimizer that the manifest chains."""
+    moments = (*state.first, *state.second)
+    fresh = all(part.count(0) == len(part) for part in moments)
+    return (
+        sections_root(state.weights) == base_root
+        and state.optimizer_root() == manifest.optimizer_before
+        and (state.updates > 0 or fresh)  # without updates the root says nothing of the moments
+    )
+
+
+# --- evaluation ----------------------------------------------------------------------------
+
+
+async def evaluate(context: DutyContext, duty: Evaluate) -> None:
+    """Measure a model on the holdout for the public loss curve."""
+    state = context.state()
+    if state.model.root != duty.root:
+        return  # a newer model came meanwhile; it has a duty of its own
+    data = await context.round_data(state.round(duty.round))
+    shards = await context.newest_model(state)
+    loss = await context.worker.holdout(context.model, shards, data.holdout)
+    await context.send(
+        Attest(AttestKind.EVAL, duty.round, duty.root, Verdict.YES, loss, duty.holdout)
+    )
