@@ -53,6 +53,7 @@ class Node:
     def __init__(self, home: Home, config: Config, start: GenesisChain, keys: Keys) -> None:
         self.home, self.config, self.keys = home, config, keys
         self.genesis: Genesis = start.genesis
+        self.genesis_tree = start.tree  # what the first versions of shards are read from
         self.account: PubKey = keys.account.public
         self.api_token = home.create_token()
         self.api_address = config.api_url
@@ -240,6 +241,7 @@ def configure_logging(home: Home, level: str) -> None:
     form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     root = logging.getLogger("blyan")
     root.setLevel(level.upper())
+    root.propagate = False  # a library's handler on the root logger would print it twice
     for handler in (
         logging.handlers.RotatingFileHandler(
             Path(home.logs) / "node.log", maxBytes=LOG_BYTES, backupCount=LOG_FILES
