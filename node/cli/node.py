@@ -242,10 +242,10 @@ def devnet(session: Session, /, directory: Path | None, leave: bool, **options: 
       blyan-node devnet --rounds 1 --exit
       blyan-node devnet --data ~/texts --license CC-BY-4.0
     """
-    from node import devnet as network
+    from node.devnet.homes import Plan
+    from node.devnet.run import run
 
-    plan = network.Plan(directory=directory, leave=leave, **options)
-    return network.run(plan)
+    return run(Plan(directory=directory, leave=leave, **options))
 
 
 def main() -> None:

@@ -1,0 +1,27 @@
+"""A delta that must be refused: noise in the shapes of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from learning.spec import ModelSpec
+
+SCALE = 0.05  # about the size of weights: it ruins a model, and no cap on norms hides that
+SEED = 20
+
+
+def write_garbage(path: Path, spec: dict[str, Any]) -> None:
+    """A safetensors file of fp32 noise, named as `blyan delta submit` expects."""
+    source = np.random.default_rng(SEED)
+    save_file(
+        {
+            f"{shard.name}.{tensor.name}": source.normal(0, SCALE, tensor.shape).astype(np.float32)
+            for shard in ModelSpec.from_json(spec).shards()
+            for tensor in shard.tensors
+        },
+        path,
+    )
