@@ -111,7 +111,7 @@ def delta_of(label: str, count: int, spread: int) -> list[int]:
 def vectors() -> list[dict[str, Any]]:
     made = []
     for n, elements in ((1, 50), (2, 66000), (3, 700), (4, 500), (5, 500), (8, 900), (12, 300)):
-        deltas = [delta_of(f"delta {n} {i}", elements, 4 + i % 3) for i in range(n)]
+        deltas = [delta_of(f"delta {n} {i}", elements, 8 + i % 3) for i in range(n)]
         if n == 8:
             deltas[2] = [-8 * v for v in deltas[1]]  # a flipped sign, eight times as long
             deltas[5] = [0] * elements

@@ -1,0 +1,229 @@
+"""Hostile delta payloads: refused with DecodeError, in bounded memory, and never ambiguous."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+
+import msgpack
+import numpy as np
+import pytest
+
+from chain import limits
+from chain.errors import DecodeError
+from tiles import sections
+from tiles.delta import decode_delta, decode_tile, encode_delta, payload_root
+from tiles.layout import ShardSpec, TensorSpec
+
+SPECS = [
+    ShardSpec(0, "sparse", "sparse", (TensorSpec("w", "F32", (5000,)),)),
+    ShardSpec(2, "dense", "dense", (TensorSpec("w", "F32", (20,)),)),
+]
+ELEMENTS, DENSITY = 5000, 12
+
+
+def values(elements: int, seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal(elements) * 1e-3).astype(np.float32)
+
+
+PAYLOAD, DECODED = encode_delta(bytes(32), {0: values(5000, 1), 2: values(20, 2)}, SPECS, DENSITY)
+HEADER_BYTES = int.from_bytes(PAYLOAD[:4], "big")
+HEADER = msgpack.unpackb(PAYLOAD[4 : 4 + HEADER_BYTES])
+BODY = PAYLOAD[4 + HEADER_BYTES :]
+SPARSE = BODY[: HEADER[3][0][2][0]]
+
+
+def rebuilt(header: object, body: bytes) -> bytes:
+    raw = msgpack.packb(header)
+    return len(raw).to_bytes(4, "big") + raw + body
+
+
+def meaning(payload: bytes) -> tuple[object, ...]:
+    delta = decode_delta(payload, SPECS)
+    units = [(i, s.units.tobytes()) for i, s in delta.shards.items()]
+    return delta.base_root, delta.density, tuple(units)
+
+
+def test_every_flipped_bit_is_refused_or_means_something_else() -> None:
+    honest, refused = meaning(PAYLOAD), 0
+    for bit in range(8 * len(PAYLOAD)):
+        flipped = bytearray(PAYLOAD)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        try:
+            got = meaning(bytes(flipped))
+        except DecodeError:
+            refused += 1
+            continue
+        assert got != honest
+        assert payload_root(bytes(flipped)) != payload_root(PAYLOAD)
+    assert refused > 100
+
+
+def test_every_truncation_and_every_appended_byte_is_refused() -> None:
+    for size in range(len(PAYLOAD)):
+        with pytest.raises(DecodeError):
+            decode_delta(PAYLOAD[:size], SPECS)
+    for tail in (b"\0", b"\xff", PAYLOAD):
+        with pytest.raises(DecodeError):
+            decode_delta(PAYLOAD + tail, SPECS)
+
+
+HEADERS: dict[str, Callable[[list], object]] = {
+    "density 0": lambda h: [*h[:2], 0, h[3]],
+    "density 4097": lambda h: [*h[:2], 4097, h[3]],
+    "a lower density": lambda h: [*h[:2], DENSITY - 1, h[3]],
+    "no shards": lambda h: [*h[:3], []],
+    "shards swapped": lambda h: [*h[:3], h[3][::-1]],
+    "a shard twice": lambda h: [*h[:3], [h[3][0], h[3][0]]],
+    "unknown shard": lambda h: [*h[:3], [[101, 1, h[3][0][2]], h[3][1]]],
+    "too few sections": lambda h: [*h[:3], [[101, 0, []], h[3][1]]],
+    "too many sections": lambda h: [*h[:3], [[101, 0, [*h[3][0][2], 0]], h[3][1]]],
+    "a byte moved": lambda h: [
+        *h[:3],
+        [[101, 0, [h[3][0][2][0] + 1]], [101, 2, [h[3][1][2][0] - 1]]],
+    ],
+    "huge lengths": lambda h: [*h[:3], [[101, 0, [2**32 - 1]], h[3][1]]],
+    "short base root": lambda h: [h[0], bytes(31), *h[2:]],
+    "a field more": lambda h: [*h, 0],
+    "no struct": lambda h: 7,
+    "another struct": lambda h: [101, *h[1:]],
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_lying_headers(name: str) -> None:
+    with pytest.raises(DecodeError):
+        decode_delta(rebuilt(HEADERS[name](HEADER), BODY), SPECS)
+
+
+def test_a_header_in_a_longer_form_is_refused() -> None:
+    raw = bytearray(PAYLOAD[4 : 4 + HEADER_BYTES])
+    at = raw.index(bytes([DENSITY]), 36)
+    long = bytes(raw[:at]) + b"\xcc" + bytes(raw[at:])  # density as two bytes
+    with pytest.raises(DecodeError, match="shortest"):
+        decode_delta(len(long).to_bytes(4, "big") + long + BODY, SPECS)
+
+
+def section(count: int, table: bytes, *streams: str) -> bytes:
+    def pack(bits: str) -> bytes:
+        bits += "0" * (-len(bits) % 8)
+        return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+
+    return count.to_bytes(4, "big") + table + b"".join(pack(s) for s in streams)
+
+
+ONE = bytes([1, 0, 1, 0])  # low and high centroid 1
+TWO = bytes([1, 0, 2, 0])
+# sections of 16 elements, density 4: one chunk, so one table of four bytes
+SECTIONS = {
+    "empty": (b"", "at least 8"),
+    "a count without values": (section(1, ONE), "does not fit"),
+    "count beyond the density": (section(5, ONE, "0" * 5, "0" * 5, "0" * 5, "1" * 5), "density 4"),
+    "count beyond the elements": (section(2**32 - 1, ONE), "density 4"),
+    "table without values": (section(0, ONE), "set in one without"),
+    "values without table": (section(1, bytes(4), "0", "0", "0000", "1"), "zero in a chunk"),
+    "half a table": (section(1, bytes([1, 0, 0, 0]), "0", "0", "0000", "1"), "zero in a chunk"),
+    "not normalised": (section(1, bytes([1, 1, 1, 1]), "0", "0", "0000", "1"), "not normalised"),
+    "beyond the range": (
+        section(1, bytes([128, 21, 128, 21]), "0", "0", "0000", "1"),
+        "out of range",
+    ),
+    "a shift bomb": (
+        section(1, bytes([128, 255, 128, 255]), "0", "0", "0000", "1"),
+        "out of range",
+    ),
+    "centroids swapped": (
+        section(2, bytes([2, 0, 1, 0]), "00", "01", "000000", "11"),
+        "above the high",
+    ),
+    "two centroids, low used": (section(2, TWO, "00", "00", "000000", "11"), "both"),
+    "two centroids, high used": (section(2, TWO, "00", "11", "000000", "11"), "both"),
+    "one centroid, high class": (section(2, ONE, "00", "01", "000000", "11"), "both"),
+    "one centroid, all high": (section(2, ONE, "00", "11", "000000", "11"), "both"),
+    "sign padding": (section(1, ONE, "01", "0", "0000", "1"), "padding"),
+    "class padding": (section(1, ONE, "0", "01", "0000", "1"), "padding"),
+    "remainder padding": (section(1, ONE, "0", "0", "00001", "1"), "padding"),
+    "no gap": (section(1, ONE, "0", "0", "0000", "00000000"), "gaps where 1"),
+    "two gaps for one": (section(1, ONE, "0", "0", "0000", "11"), "gaps where 1"),
+    "a zero byte at the end": (
+        section(2, ONE, "00", "00", "000000", "11", "00000000"),
+        "gaps where 2|does not fit",
+    ),
+    "past the end": (section(1, ONE, "0", "0", "0000", "01"), "position 16"),
+    "past the end by remainders": (
+        section(2, ONE, "00", "00", "111111", "111"[:2]),
+        None,
+    ),
+    "a Rice bomb": (section(1, ONE, "0", "0", "0000", "0" * 999_999 + "1"), "does not fit"),
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_hostile_sections(name: str) -> None:
+    raw, message = SECTIONS[name]
+    if message is None:  # the largest gaps that still fit are no attack
+        assert np.flatnonzero(sections.decode_sparse(raw, 16, 4)).tolist() == [7, 15]
+        return
+    with pytest.raises(DecodeError, match=message):
+        sections.decode_sparse(raw, 16, 4)
+
+
+def test_a_chunk_may_not_borrow_from_another() -> None:
+    """The section's total is right, but one chunk holds more than the density allows."""
+    units = np.zeros(8192, np.int32)
+    units[:20] = 7
+    _, (crowded,) = sections.encode_sparse(units, 20, 65_536)
+    with pytest.raises(DecodeError, match="keeps 20 values at density 10"):
+        sections.decode_sparse(crowded, 8192, 10)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "mantissas"),
+    [(1, [1, 2]), (14, [16384, 0]), (255, [16384, 0]), (0, [-32768, 0]), (1, [16383, -16383])],
+)
+def test_hostile_dense_sections(exponent: int, mantissas: list[int]) -> None:
+    raw = bytes([exponent]) + np.array(mantissas, ">i2").tobytes()
+    with pytest.raises(DecodeError, match="smallest that fits"):
+        sections.decode_dense(raw, 2)
+    with pytest.raises(DecodeError, match="expected 5"):
+        sections.decode_dense(raw[:-1], 2)
+
+
+def test_random_bytes_are_refused_or_read_without_surprise() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        raw = rng.bytes(int(rng.integers(0, 400)))
+        head = SPARSE[: int(rng.integers(0, len(SPARSE)))]
+        for attempt in (raw, head + raw):
+            try:
+                got = sections.decode_sparse(attempt, ELEMENTS, DENSITY)
+            except DecodeError:
+                continue
+            assert np.abs(got).max() < 2**28
+
+
+def test_memory_is_bounded_by_the_model_not_by_the_payload() -> None:
+    bombs = [
+        rebuilt([102, bytes(32), 1, [[101, 0, [0] * 20_000]]], b""),
+        rebuilt([102, bytes(32), 1, [[101, i, []] for i in range(5_000)]], b""),
+        b"\x00\x0f\xff\xff\xdd\xff\xff\xff\xff" + bytes(limits.MAX_DELTA_HEADER_BYTES),
+        b"\x00\x0f\xff\xfb" + b"\x91" * (limits.MAX_DELTA_HEADER_BYTES),
+        rebuilt([102, bytes(32), 4096, [[101, 0, [8_000_000]]]], bytes(8_000_000)),
+        rebuilt([102, bytes(32), 4096, [[101, 0, [8_000_000]]]], b"\xff" * 8_000_000),
+    ]
+    for bomb in bombs:
+        tracemalloc.start()
+        try:
+            with pytest.raises(DecodeError):
+                decode_delta(bomb, SPECS)
+            with pytest.raises(DecodeError):
+                decode_tile(bomb, SPECS, 0, 0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 40_000_000
+
+
+def test_a_payload_beyond_the_limit_is_never_parsed() -> None:
+    with pytest.raises(DecodeError, match="expected 4 to"):
+        decode_delta(bytes(limits.MAX_BLOB_BYTES + 1), SPECS)
