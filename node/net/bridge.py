@@ -78,6 +78,9 @@ class Bridge:
         self._posts: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._draining = False
         self._drain_lock = threading.Lock()
+        self._commands: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._is_commanded = False
+        self._commands_lock = threading.Lock()
 
     # --- asyncio side -------------------------------------------------------------
 
@@ -85,15 +88,17 @@ class Bridge:
         self._loop = loop
 
     def to_trio(self, fn: Callable[..., object], *args: Any) -> bool:
-        """Run `fn(*args)` in the trio thread soon. False: there is no such thread now.
-
-        `fn` must not raise: an exception there ends the trio thread.
-        """
+        """Run `fn(*args)` in the trio thread soon. False: there is no such thread now."""
         token = self._token
         if token is None:
             return False
+        with self._commands_lock:
+            self._commands.append((fn, args))
+            if self._is_commanded:
+                return True
+            self._is_commanded = True
         try:
-            token.run_sync_soon(fn, *args)
+            token.run_sync_soon(self._obey)
         except trio.RunFinishedError:
             return False
         return True
@@ -134,7 +139,24 @@ class Bridge:
 
     def open(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        with self._commands_lock:
+            self._commands.clear()  # meant for a run that has ended
+            self._is_commanded = False
         self._token = trio.lowlevel.current_trio_token()
+
+    def _obey(self) -> None:
+        """Run what `to_trio` collected. An exception here would end the trio thread."""
+        while True:
+            with self._commands_lock:
+                if not self._commands:
+                    self._is_commanded = False
+                    return
+                fn, args = self._commands.popleft()
+            try:
+                fn(*args)
+            except Exception:
+                log.exception("a network command failed")
+                self.metrics.add("operation_errors")
 
     def shut(self) -> None:
         """After the trio run ended; called in its thread."""

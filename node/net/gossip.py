@@ -93,7 +93,8 @@ class GuardedPubsub(_GuardedService, Pubsub):
     async def continuously_read_stream(self, stream: Any) -> None:
         peer = stream.muxed_conn.peer_id
         try:
-            await super().continuously_read_stream(stream)
+            buffered: Any = streams.BufferedReads(stream)
+            await super().continuously_read_stream(buffered)
         except Exception as error:
             self.metrics.add("gossip_garbage")
             log.info("gossip stream of %s ended by %r", peer, error)

@@ -29,11 +29,10 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 
-from node.net import limits, streams
+from node.net import limits, quick, streams
 from node.net.bridge import Metrics
 
 log = logging.getLogger("blyan.net")
@@ -46,6 +45,7 @@ _CHATTY = (
     "libp2p.pubsub",
     "libp2p.transport",
     "libp2p.security",
+    "libp2p.protocol_muxer",
 )
 
 Blame = Callable[[str, str, float], None]  # peer, reason, points
@@ -164,6 +164,7 @@ def build_host(seed: bytes, metrics: Metrics, blame: Blame) -> GuardedHost:
     libp2p's own `new_host` would also accept plaintext; its resource manager is left out, since
     a circuit breaker in it can refuse everyone because of one.
     """
+    quick.install()
     keys = create_new_key_pair(seed)
     peer_id = ID.from_pubkey(keys.public_key)
     noise = NoiseTransport(keys, noise_privkey=create_x25519_key_pair().private_key)
@@ -174,7 +175,7 @@ def build_host(seed: bytes, metrics: Metrics, blame: Blame) -> GuardedHost:
         peerstore,
         TransportUpgrader(
             secure_transports_by_protocol={TProtocol(NOISE): noise},
-            muxer_transports_by_protocol={TProtocol(YAMUX): Yamux},
+            muxer_transports_by_protocol={TProtocol(YAMUX): quick.QuickYamux},
         ),
         transports=[TCP()],
         retry_config=RetryConfig(max_retries=0),  # redialling is ours

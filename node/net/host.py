@@ -257,7 +257,6 @@ class Host:
         self.changed = trio.Event()
 
     async def _write_link(self, link: Link, stream: Any) -> None:
-        streams.relax_window_updates(stream)
         next_ping = time.monotonic()
         while not link.closed.is_set():
             if time.monotonic() >= next_ping:
@@ -277,7 +276,6 @@ class Host:
         old, link.inbound = link.inbound, stream
         if old is not None:
             await streams.reset(old)
-        streams.relax_window_updates(stream)
         frames = Frames()
         while link.inbound is stream:
             data = await stream.read(limits.WRITE_BYTES)

@@ -80,22 +80,19 @@ def socket_of(connection: Any) -> Any:
     return None
 
 
-def relax_window_updates(stream: Stream) -> None:
-    """Grant a long-lived stream new window in large steps.
+class BufferedReads:
+    """A stream that reads what there is and serves small reads from that."""
 
-    libp2p's yamux answers every read with a window update, which doubles the cost of a vote.
-    """
-    muxed = getattr(stream, "muxed_stream", None)
-    if muxed is None or not hasattr(muxed, "_auto_tune_and_send_window_update"):
-        return
-    read = 0
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._received = bytearray()
 
-    async def update(*, bytes_read: int = 0) -> None:
-        nonlocal read
-        read += bytes_read
-        if read >= limits.WRITE_BYTES:
-            granted, read = read, 0
-            muxed.recv_window += granted
-            await muxed.send_window_update(granted)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
-    muxed._auto_tune_and_send_window_update = update
+    async def read(self, n: int) -> bytes:
+        if not self._received:
+            self._received += await self._stream.read(limits.WRITE_BYTES)
+        part = bytes(self._received[:n])
+        del self._received[:n]
+        return part

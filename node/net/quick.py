@@ -1,0 +1,162 @@
+"""py-libp2p's hot path, relieved. Imported in libp2p's own thread only.
+
+Its locks yield to the scheduler at every uncontended acquisition, it asks the socket for two
+bytes at a time, grants window at every read and signs and verifies the same peer record with
+every gossip message: a 250-byte message cost eight passes of the event loop. The replacements
+below do the same work; `install` puts them in place of the originals.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import trio
+from libp2p.io.trio import TrioTCPStream
+from libp2p.io.utils import read_exactly
+from libp2p.network.connection import swarm_connection
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.peerstore import env_to_send_in_RPC
+from libp2p.pubsub import gossipsub, pubsub
+from libp2p.pubsub.utils import maybe_consume_signed_record
+from libp2p.stream_muxer import muxer_multistream
+from libp2p.stream_muxer.yamux import yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+from libp2p.transport.tcp import tcp
+
+_READ_BYTES = 64 * 1024
+_GRANT_BYTES = 64 * 1024  # window is granted in steps of a quarter of yamux's 256 KiB
+
+
+class QuickLock:
+    """A lock that does not yield when it is free."""
+
+    __slots__ = ("_held", "_waiting")
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        while self._held:
+            await self._waiting.park()
+        self._held = True
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held = False
+        self._waiting.unpark()
+
+    def write_lock(self) -> QuickLock:
+        """As the write side of libp2p's ReadWriteLock, whose read side yamux never takes."""
+        return self
+
+
+class QuickTCPStream(TrioTCPStream):
+    """Reads from the socket what there is, and serves small reads from that."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__(stream)
+        self.read_lock = QuickLock()  # type: ignore[assignment]
+        self.write_lock = QuickLock()  # type: ignore[assignment]
+        self._received = bytearray()
+
+    async def read(self, n: int | None = None) -> bytes:
+        if n == 0:
+            return b""
+        if not self._received:
+            data = await super().read(_READ_BYTES)
+            if n is None or len(data) <= n:
+                return data
+            self._received += data
+        if n is None:
+            n = len(self._received)
+        part = bytes(self._received[:n])
+        del self._received[:n]
+        return part
+
+
+class QuickYamuxStream(YamuxStream):
+    def __init__(self, stream_id: int, conn: Yamux, is_initiator: bool) -> None:
+        super().__init__(stream_id, conn, is_initiator)
+        self.rw_lock = QuickLock()  # type: ignore[assignment]
+        self.window_lock = QuickLock()  # type: ignore[assignment]
+        self.close_lock = QuickLock()  # type: ignore[assignment]
+        self._ungranted = 0
+
+    async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
+        self._ungranted += bytes_read
+        if self._ungranted >= _GRANT_BYTES:
+            granted, self._ungranted = self._ungranted, 0
+            self.recv_window += granted
+            await self.send_window_update(granted)
+
+
+class QuickYamux(Yamux):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.streams_lock = QuickLock()  # type: ignore[assignment]
+        self._write_lock = QuickLock()  # type: ignore[assignment]
+
+    async def _write_frame(self, data: bytes) -> None:
+        async with self._write_lock:
+            await self.secured_conn.write(data)
+
+    async def _read_data_body(self, length: int) -> bytes:
+        """Without the timeout: a peer that falls silent is disconnected as a whole."""
+        return await read_exactly(self.secured_conn, length)
+
+
+class QuickNetStream(NetStream):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._state_lock = QuickLock()  # type: ignore[assignment]
+
+
+_make_record = env_to_send_in_RPC
+_consume_record = maybe_consume_signed_record
+
+
+def own_record(host: Any) -> tuple[bytes, bool]:
+    """The host's signed addresses, made again only when it listens elsewhere."""
+    listening = tuple(host.get_network().listeners)
+    made = host.__dict__.get("_own_record")
+    if made is None or made[0] != listening:
+        made = host.__dict__["_own_record"] = (listening, _make_record(host)[0])
+    return made[1], False
+
+
+def consume_record(message: Any, host: Any, peer_id: Any) -> bool:
+    """Verify a peer's signed addresses, unless they are the ones it sent before."""
+    if not message.HasField("senderRecord"):
+        return True
+    seen = host.__dict__.setdefault("_records_seen", {})
+    if seen.get(peer_id) == message.senderRecord:
+        return True
+    if not _consume_record(message, host, peer_id):
+        return False
+    if len(seen) >= 256:
+        seen.clear()
+    seen[peer_id] = message.senderRecord
+    return True
+
+
+def install() -> None:
+    """Put the replacements in place, once per process; doing it again changes nothing."""
+    replacements: list[tuple[Any, str, Any]] = [
+        (tcp, "TrioTCPStream", QuickTCPStream),
+        (yamux, "YamuxStream", QuickYamuxStream),
+        (muxer_multistream, "Yamux", QuickYamux),
+        (swarm_connection, "NetStream", QuickNetStream),
+    ]
+    for module in (pubsub, gossipsub):
+        replacements += [
+            (module, "env_to_send_in_RPC", own_record),
+            (module, "maybe_consume_signed_record", consume_record),
+        ]
+    for module, name, replacement in replacements:
+        setattr(module, name, replacement)
