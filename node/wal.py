@@ -29,7 +29,7 @@ _MAX_FRAME_BYTES = 512 * limits.MAX_MESSAGE_BYTES  # a rotation writes all that 
 
 
 class WriteAheadLog:
-    """The log `consensus.log` in `directory`, open. `append` and `rotate` return when the disk has it.
+    """The log `consensus.log` in a directory. `append` and `rotate` return when the disk has it.
 
     Opening cuts a torn tail, the trace of a crash during an append, with a warning. Damage before
     the last frame is no crash's trace: StorageError (exit 65), because a node that forgot a vote

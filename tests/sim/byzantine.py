@@ -1,0 +1,177 @@
+"""Validators that lie. Each runs the real core and bends what leaves it; together below W/3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chain.hashes import ZERO_HASH, Hash32
+from chain.types import Block, Certificate, Proposal, Signature, Vote, VoteKind
+from consensus.simplex import messages as m
+from tests.sim.ledger import KeySigner
+from tests.sim.node import SimNode
+
+
+class Byzantine(SimNode):
+    honest = False
+
+    def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
+        bent = self.bend(target, messages)
+        if bent:
+            self.world.counts[f"byzantine {type(self).__name__.lower()}"] += 1
+            self.world.send(self.index, target, bent)
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        raise NotImplementedError
+
+    def accuse(self, signer: bytes) -> None:
+        """Its own core sees the contradictions it was made to sign."""
+
+    @property
+    def key(self) -> KeySigner:
+        return self.law.signers[self.index]
+
+    def signed(self, kind: VoteKind, like: Vote, block_hash: bytes) -> Vote:
+        return self.key.sign_vote(kind, like.epoch, like.view, Hash32(block_hash))
+
+
+class Silent(Byzantine):
+    """Hears everything and says nothing."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        return ()
+
+
+class Equivocator(Byzantine):
+    """Proposes one block to some and another to others, and votes for whatever each was shown."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        if target % 2:
+            return messages
+        out: list[m.Message] = []
+        for message in messages:
+            if isinstance(message, Proposal) and message.seal.signer == self.key.public:
+                twin = self._twin(message)
+                out.append(twin)
+                like = Vote(1, twin.seal.epoch, twin.seal.view, twin.seal.block_hash, *_no_one())
+                out.append(self.signed(VoteKind.NOTARIZE, like, twin.seal.block_hash))
+            elif not isinstance(message, Vote) or self.dice.random() < 0.5:
+                out.append(message)
+        return tuple(out)
+
+    def _twin(self, proposal: Proposal) -> Proposal:
+        header = proposal.block.header
+        if header.view < proposal.seal.view:
+            return proposal  # an epoch's last block has no twin
+        parent = self._header_of(header.parent)
+        if parent is None:
+            return proposal
+        txs = (*proposal.block.txs, b"twin")
+        block = self.law.block(
+            parent, header.parent, header.view, header.proposer, txs, header.time_ms
+        )
+        seal = self.key.sign_proposal(header.epoch, header.view, block.hash())
+        self.world.counts["equivocations"] += 1
+        return replace(proposal, seal=seal, block=block)
+
+    def _header_of(self, block_hash: bytes) -> m.Header | None:
+        if self.core is not None and self.core.tip.hash() == block_hash:
+            return self.core.tip
+        return None
+
+
+class Splitter(Byzantine):
+    """Tells everyone something else: finalizes and nullifies one view, notarizes two blocks."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        out: list[m.Message] = []
+        for message in messages:
+            if not isinstance(message, Vote):
+                out.append(message)
+                continue
+            choice = self.dice.randrange(5)
+            if choice == 0:
+                continue
+            if choice == 1:
+                out.append(self.signed(VoteKind.NULLIFY, message, ZERO_HASH))
+            elif choice == 2 and message.kind != VoteKind.NULLIFY:
+                out.append(self.signed(VoteKind.FINALIZE, message, message.block_hash))
+            elif choice == 3:
+                out.append(self.signed(VoteKind.NOTARIZE, message, self.dice.randbytes(32)))
+            if choice != 4:
+                out.append(message)
+        return tuple(out)
+
+
+class Stale(Byzantine):
+    """Says again what was true once: old certificates, proposals and votes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._memory: list[m.Message] = []
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        self._memory += messages
+        self._memory = self._memory[-400:]
+        old = tuple(self.dice.choice(self._memory) for _ in range(2))
+        return old if self.dice.random() < 0.3 else (*messages, *old)
+
+
+class Withholder(Byzantine):
+    """Shows its proposals to a few, votes, and gives no block to those who ask."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        shown = target in (self.index + 1, self.index + 2)
+        return tuple(
+            x
+            for x in messages
+            if not isinstance(x, m.BlockReply) and (shown or not isinstance(x, Proposal))
+        )
+
+
+class Late(Byzantine):
+    """Says everything up to two seconds too late."""
+
+    def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
+        self.world.counts["byzantine late"] += 1
+        delay_ms = self.dice.randint(0, 2000)
+        self.world.after(delay_ms, lambda: self.world.send(self.index, target, messages))
+
+
+class Forger(Byzantine):
+    """Sends broken signatures, blocks that do not execute, bodies that are not their header's."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        return tuple(self._forged(x) if self.dice.random() < 0.5 else x for x in messages)
+
+    def _forged(self, message: m.Message) -> m.Message:
+        match message:
+            case Vote():
+                return replace(message, signature=Signature(self.dice.randbytes(64)))
+            case Certificate():
+                return replace(message, view=m.View(message.view + 1))
+            case Proposal() if message.block.header.view == message.seal.view:
+                return self._forged_block(message)
+        return message
+
+    def _forged_block(self, proposal: Proposal) -> Proposal:
+        block, header = proposal.block, proposal.block.header
+        if self.dice.random() < 0.5:
+            return replace(proposal, block=Block(header, (*block.txs, b"smuggled"), ()))
+        header = replace(header, state_root=Hash32(self.dice.randbytes(32)))
+        seal = self.key.sign_proposal(header.epoch, header.view, header.hash())
+        return replace(proposal, seal=seal, block=replace(block, header=header))
+
+
+KINDS: tuple[type[Byzantine], ...] = (
+    Silent,
+    Equivocator,
+    Splitter,
+    Stale,
+    Withholder,
+    Late,
+    Forger,
+)
+
+
+def _no_one() -> tuple[m.PubKey, Signature]:
+    return m.PubKey(bytes(32)), Signature(bytes(64))
