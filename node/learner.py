@@ -1,0 +1,165 @@
+"""A contributor's round through the HTTP API alone: it works against any node (DESIGN 7).
+
+What the learner trains on is not its choice: model, datasets, batches and hyper-parameters follow
+from the chain, and all of it is verified before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from chain import records as r
+from chain.hashes import ZERO_HASH, Hash32
+from chain.records import RoundPhase
+from chain.transactions import PodlManifest
+from chain.types import BlobId, PubKey, ShardIndex
+from corpus.batches import Assignment
+from learning.spec import TrainingSpec
+from node.data import RoundData, fetch_round_data
+from node.learner_files import LearnerFiles, Memory, Prepared
+from node.submission import Progress, Submission, Summary
+from node.verified import VerifiedReader
+from node.worker.client import TrainJob, TrainOutcome, Worker
+from wallet.keys import Keys
+
+
+class Learner:
+    """Trains rounds with one account. The caller holds `files.lock()`."""
+
+    def __init__(
+        self,
+        reader: VerifiedReader,
+        keys: Keys,
+        files: LearnerFiles,
+        worker: Worker,
+        progress: Progress,
+    ) -> None:
+        self._reader, self._files, self._worker = reader, files, worker
+        self._progress = progress
+        self._submission = Submission(reader, keys, files, progress)
+        self._training = TrainingSpec.from_json(dict(reader.genesis.training))
+
+    async def train_round(self) -> Summary:
+        """One round from joining to its end, or the rest of one that was interrupted."""
+        resumed = await self._submission.resume()
+        if resumed is not None:
+            return resumed
+        joined = await self._submission.join()
+        profile = asyncio.create_task(self._worker.profile())  # loads torch while we wait
+        try:
+            watch = self._submission.watch
+            record = await watch.wait(joined.number, lambda x: x.phase >= RoundPhase.SEED)
+            base, data = await asyncio.gather(self._base(record), self._data(record))
+            record = await self._submission.in_training(record.number)
+            await profile
+        finally:
+            profile.cancel()
+            await asyncio.gather(profile, return_exceptions=True)
+        prepared = await self._train(record, base, data)
+        return await self._submission.finish(prepared)
+
+    # --- what to train on --------------------------------------------------------------------
+
+    async def _base(self, record: r.RoundRecord) -> list[bytes]:
+        """The round's base model, every tile verified up to the root in the round's record."""
+        versions = await self._reader.model_roots(record.base_root)
+        shards = await self._reader.shards(versions)
+        self._progress.say(
+            f"fetched model {record.base_root.hex()[:16]}: {len(shards)} shards, "
+            f"{sum(map(len, shards)):,} bytes, verified"
+        )
+        return shards
+
+    async def _data(self, record: r.RoundRecord) -> RoundData:
+        """The round's datasets, split; chunks are kept for the next round."""
+        records = [await self._reader.dataset(dataset) for dataset in record.datasets]
+        data = await fetch_round_data(records, self._chunk)
+        self._progress.say(f"{len(data.train):,} bytes of {len(records)} dataset(s) to train on")
+        return data
+
+    async def _chunk(self, blob: BlobId) -> bytes:
+        held = await asyncio.to_thread(self._files.blob, blob)
+        if held is None:
+            held = await self._reader.blob(blob)
+            await asyncio.to_thread(self._files.save_blob, blob, held)
+        return held
+
+    async def _memory(self, account: PubKey) -> Memory | None:
+        """Optimizer and residual as the chain chains them; None to start from zero."""
+        last = await self._reader.read(r.LearnerRecord, r.learner_key(account))
+        if last is None or last.residual == ZERO_HASH:
+            return None
+        memory = await asyncio.to_thread(
+            self._files.memory, self._reader.spec, last.residual, last.optimizer
+        )
+        if memory is None:
+            self._progress.say("the last round's optimizer state is not here; starting from zero")
+        return memory
+
+    # --- training ------------------------------------------------------------------------------
+
+    async def _train(
+        self, record: r.RoundRecord, base: Sequence[bytes], data: RoundData
+    ) -> Prepared:
+        """Train, upload payload and checkpoints, and keep what opens the commitment."""
+        rule, spec = self._training, self._reader.spec
+        account = self._submission.account
+        assignment = Assignment(
+            data.train, record.seed, account, record.number, batch=rule.batch, context=spec.context
+        )
+        memory = await self._memory(account)
+        batches = await asyncio.to_thread(assignment.batches, 0, rule.steps)
+        job = TrainJob(
+            model=spec,
+            training=rule,
+            round=record.number,
+            base_root=record.base_root,
+            base=base,
+            batches=batches,
+            previous=memory.state if memory else None,
+            residual=memory.residual if memory else None,
+        )
+        tokens = rule.batch * spec.context
+        outcome = await self._worker.train(
+            job, lambda done, loss: self._progress.step(done, rule.steps, loss, tokens)
+        )
+        self._progress.say(
+            f"trained {rule.steps} steps in {outcome.seconds:.1f} s; training loss "
+            f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; "
+            f"payload {len(outcome.payload):,} bytes"
+        )
+        batch_root = await asyncio.to_thread(assignment.root, rule.steps)
+        return await self._prepare(record, outcome, batch_root)
+
+    async def _prepare(
+        self, record: r.RoundRecord, outcome: TrainOutcome, batch_root: Hash32
+    ) -> Prepared:
+        rule, client = self._training, self._reader.client
+        manifest = PodlManifest(
+            round=record.number,
+            learner=self._submission.account,
+            base_root=record.base_root,
+            proven=1,
+            datasets=record.datasets,
+            seed=record.seed,
+            profile=outcome.profile,
+            steps=rule.steps,
+            segment_steps=rule.segment_steps,
+            batch_root=batch_root,
+            state_hashes=outcome.state_hashes,
+            residual_before=outcome.residual_before,
+            residual_after=outcome.residual_after,
+            optimizer_before=outcome.optimizer_before,
+            optimizer_after=outcome.optimizer_after,
+            payload_root=outcome.payload_root,
+            density=rule.density(record.number),
+            shards=tuple[ShardIndex, ...](),
+        )
+        for state_hash, state in zip(outcome.state_hashes, outcome.checkpoints, strict=True):
+            await client.put_checkpoint(state_hash, state)
+        salt, blob, size = await self._submission.upload(outcome.payload)
+        prepared = Prepared(manifest, salt, blob, size)
+        await asyncio.to_thread(self._files.save_next, outcome.checkpoints[-1], outcome.residual)
+        self._files.save_pending(prepared)  # before the commit, or a crash would lose the salt
+        return prepared

@@ -1,0 +1,170 @@
+"""What a learner keeps between rounds and across a crash, in its home:
+`learner/<chain id, 16 digits>/<address>/`.
+
+    pending.json             the delta in hand: salt and manifest, written before its commit (0600)
+    last.state last.residual training state and residual after the last revealed delta
+    next.state next.residual the same for the delta in hand; they become the last at its reveal
+    corpus/<blob id>         dataset chunks, verified whenever they are read
+
+Optimizer and residual are chained on the chain: what is kept is used only if its roots are the
+ones that the chain names, else the learner starts from zero.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from chain.address import format_address
+from chain.codec import decode, encode
+from chain.errors import BlyanError, ConfigError, StorageError
+from chain.hashes import BLOB, ZERO_HASH, Hash32
+from chain.transactions import PodlManifest
+from chain.types import BlobId, ChainId, PubKey
+from learning.spec import ModelSpec
+from learning.state import deserialize_state, residual_root
+from node.home import Home, exclusive, write_private
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A delta that is uploaded and ready to be committed, and what opens it."""
+
+    manifest: PodlManifest
+    salt: Hash32
+    blob: BlobId
+    blob_bytes: int
+
+    @property
+    def round(self) -> int:
+        return self.manifest.round
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a learner carries into a round: the last state, for its optimizer, and the residual."""
+
+    state: bytes
+    residual: tuple[bytes, ...]
+
+
+class LearnerFiles:
+    """One account's files on one chain."""
+
+    def __init__(self, home: Home, chain_id: ChainId, account: PubKey) -> None:
+        name = Path("learner", chain_id.hex()[:16], format_address(account))
+        self._directory = home.path / name
+        try:
+            (self._directory / "corpus").mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create {self._directory}: {error.strerror}; choose another --home"
+            ) from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One learner an account: two would each break the other's chain of residuals."""
+        with exclusive(self._directory / "lock", "this account's learner"):
+            yield
+
+    # --- the delta in hand -----------------------------------------------------------------
+
+    def pending(self) -> Prepared | None:
+        """The delta that was in hand when the last run ended."""
+        path = self._directory / "pending.json"
+        try:
+            kept = json.loads(path.read_text())
+            return Prepared(
+                decode(PodlManifest, bytes.fromhex(kept["manifest"])),
+                Hash32(bytes.fromhex(kept["salt"])),
+                BlobId(bytes.fromhex(kept["blob"])),
+                int(kept["blob_bytes"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, BlyanError) as error:
+            raise StorageError(
+                f"{path} is damaged ({error}); move it away: a delta in hand is lost then"
+            ) from None
+
+    def save_pending(self, prepared: Prepared) -> None:
+        kept = {
+            "round": prepared.round,
+            "manifest": encode(prepared.manifest).hex(),
+            "salt": prepared.salt.hex(),
+            "blob": prepared.blob.hex(),
+            "blob_bytes": prepared.blob_bytes,
+        }
+        write_private(self._directory / "pending.json", json.dumps(kept, indent=1) + "\n")
+
+    def drop_pending(self) -> None:
+        """The delta in hand has come to an end, whatever it was."""
+        for name in ("pending.json", "next.state", "next.residual"):
+            (self._directory / name).unlink(missing_ok=True)
+
+    # --- optimizer and residual ------------------------------------------------------------
+
+    def memory(self, spec: ModelSpec, residual: Hash32, optimizer: Hash32) -> Memory | None:
+        """What the last round left, if it is what the chain says (two roots); None if not."""
+        state, left = self._read("last.state"), self._read("last.residual")
+        if state is None or left is None or residual == ZERO_HASH:
+            return None
+        sizes = [shard.data_bytes for shard in spec.shards()]
+        if len(left) != sum(sizes):
+            return None
+        sections, start = [], 0
+        for size in sizes:
+            sections.append(left[start : start + size])
+            start += size
+        try:
+            if deserialize_state(spec, state).optimizer_root() != optimizer:
+                return None
+        except BlyanError:
+            return None
+        return Memory(state, tuple(sections)) if residual_root(sections) == residual else None
+
+    def save_next(self, state: bytes, residual: Sequence[bytes]) -> None:
+        self._write("next.state", state)
+        self._write("next.residual", b"".join(residual))
+
+    def promote_next(self) -> None:
+        """The delta in hand is revealed: its state is what the next one starts from."""
+        for name in ("state", "residual"):
+            path = self._directory / f"next.{name}"
+            if path.exists():
+                path.replace(self._directory / f"last.{name}")
+
+    # --- dataset chunks --------------------------------------------------------------------
+
+    def blob(self, blob: BlobId) -> bytes | None:
+        data = self._read(f"corpus/{blob.hex()}")
+        return data if data is not None and BlobId(BLOB.hash(data)) == blob else None
+
+    def save_blob(self, blob: BlobId, data: bytes) -> None:
+        self._write(f"corpus/{blob.hex()}", data)
+
+    # --- disk ------------------------------------------------------------------------------
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self._directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{self._directory / name}: {error.strerror}") from None
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self._directory / name
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,284 @@
+"""A delta's way through a round, as its owner walks it (docs/spec/rounds.md, "A learner's steps"):
+
+    join → (train) → upload → delta_commit → podl_manifest → delta_reveal → the round's end
+
+Each step looks at the chain first and does only what is not done, so a run that was interrupted
+anywhere goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from chain import records as r
+from chain.errors import BlyanError, DeadlineError, InputError, TxError
+from chain.hashes import ZERO_HASH, Hash32
+from chain.records import DeltaStatus, RoundPhase
+from chain.rounds import manifest_root
+from chain.transactions import DeltaCommit, DeltaReveal, JoinRound, delta_commitment
+from chain.types import BlobId, PubKey, TxId
+from node.learner_files import LearnerFiles, Prepared
+from node.sealed import SALT_BYTES, seal
+from node.verified import VerifiedReader
+from wallet.keys import Keys
+
+POLL_S = 2.0  # without events; with them a block wakes us at once
+STALL_S = 120.0  # a chain without a block for so long has stopped
+NANO_PER_NAT = 1_000_000_000
+
+
+class Progress(Protocol):
+    """Whoever watches."""
+
+    def say(self, text: str) -> None:
+        """A line on what has been reached."""
+
+    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+        """A training step is done; `tokens`: bytes trained on by each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a delta fared. Losses and gain in nats per byte, None while unknown; reward in grains."""
+
+    round: int
+    delta: str
+    status: str
+    accepted: bool
+    gain: float | None  # mean of the jurors' measurements at 0.2 of the delta
+    jurors_for: int
+    jurors_against: int
+    reward: int
+    model_root: str
+    loss_before: float | None
+    loss_after: float | None
+    proven: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class RoundWatch:
+    """Waits for a round to get somewhere, woken by the node's events."""
+
+    def __init__(self, reader: VerifiedReader) -> None:
+        self._reader = reader
+        self._wake = asyncio.Event()
+
+    async def wait(self, number: int, ready: Callable[[r.RoundRecord], bool]) -> r.RoundRecord:
+        """Round `number` once `ready` says so. DeadlineError if the chain stands still."""
+        listener = asyncio.create_task(self._listen())
+        loop = asyncio.get_running_loop()
+        height, moved = -1, loop.time()
+        try:
+            while True:
+                self._wake.clear()
+                record = await self._reader.round(number)
+                if ready(record):
+                    return record
+                head = await self._reader.head()
+                if head.height > height:
+                    height, moved = head.height, loop.time()
+                elif loop.time() - moved > STALL_S:
+                    raise DeadlineError(
+                        f"no block for {STALL_S:.0f} s (height {height}); are enough validators "
+                        "running? `blyan-node status` tells"
+                    )
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        """Blocks as they come. Without a stream (too many are open) polling must do."""
+        with suppress(BlyanError):
+            async for event in self._reader.client.events():
+                if event.name == "block":
+                    self._wake.set()
+
+
+class Submission:
+    """Takes one account's deltas through rounds."""
+
+    def __init__(
+        self, reader: VerifiedReader, keys: Keys, files: LearnerFiles, progress: Progress
+    ) -> None:
+        self.reader, self.files, self.progress = reader, files, progress
+        self.watch = RoundWatch(reader)
+        self._keys = keys
+        self._client = reader.client
+        self._told_stamp = False
+
+    @property
+    def account(self) -> PubKey:
+        return self._keys.account.public
+
+    # --- joining ---------------------------------------------------------------------------
+
+    async def join(self, *, late: bool = False) -> r.RoundRecord:
+        """Declare for the next round that can be declared for; the round. `late`: a round that
+        trains already will do (a delta that proves nothing needs no declaration)."""
+        while True:
+            record = await self.reader.current_round()
+            training = record.phase in (RoundPhase.SEED, RoundPhase.TRAIN)
+            if training and (late or self.account in record.joined):
+                return record
+            if record.phase == RoundPhase.OPEN:
+                if self.account in record.joined or await self._declare(record.number):
+                    self.progress.say(f"joined round {record.number}")
+                    return record
+                continue
+            self.progress.say(f"round {record.number} is past joining; waiting for the next one")
+            await self.watch.wait(record.number, lambda x: x.phase == RoundPhase.DONE)
+
+    async def _declare(self, number: int) -> bool:
+        """Whether the declaration was in time."""
+        try:
+            await self._send(JoinRound(number, ()))
+        except TxError as error:
+            if error.code in ("wrong_phase", "wrong_round"):
+                return False
+            if error.code != "duplicate":
+                raise
+        return True
+
+    async def in_training(self, number: int) -> r.RoundRecord:
+        """The round once its seed is drawn. TxError if it has gone on without us."""
+        record = await self.watch.wait(number, lambda x: x.phase >= RoundPhase.TRAIN)
+        if record.phase != RoundPhase.TRAIN:
+            raise TxError("wrong_phase", f"round {number} has passed its training phase")
+        return record
+
+    # --- commit and reveal -------------------------------------------------------------------
+
+    async def upload(self, payload: bytes) -> tuple[Hash32, BlobId, int]:
+        """Encrypt a payload and have the node host it: (salt, blob, its size)."""
+        salt = Hash32(secrets.token_bytes(SALT_BYTES))
+        blob = await asyncio.to_thread(seal, payload, salt)
+        return salt, await self._client.put_blob(blob), len(blob)
+
+    async def finish(self, prepared: Prepared) -> Summary:
+        """From a prepared delta to its end, whatever of it is done already."""
+        number = prepared.round
+        delta = await self._commit(prepared)
+        record = await self.reader.delta(delta)
+        if record.manifest is None:
+            await self._send(prepared.manifest)
+            self.progress.say("manifest is on the chain")
+        await self.watch.wait(number, lambda x: x.phase >= RoundPhase.REVEAL)
+        record = await self.reader.delta(delta)
+        if record.status == DeltaStatus.COMMITTED:
+            await self._send(DeltaReveal(delta, prepared.salt))
+            self.progress.say("revealed")
+        self.files.promote_next()
+        await self.watch.wait(number, lambda x: x.phase == RoundPhase.DONE)
+        summary = await self.summary(delta)
+        self.files.drop_pending()
+        return summary
+
+    async def resume(self) -> Summary | None:
+        """Finish what the last run left in hand; None if there is nothing to be saved."""
+        prepared = self.files.pending()
+        if prepared is None:
+            return None
+        current = await self.reader.current_round()
+        over = prepared.round < current.number
+        own = await self._own(prepared.round) if prepared.round <= current.number else None
+        missed = own is None and (over or current.phase != RoundPhase.TRAIN)
+        if missed or (own is not None and own.commitment != self._commitment(prepared)):
+            self.files.drop_pending()
+            return None
+        if own is not None and own.salt != ZERO_HASH:
+            self.files.promote_next()
+        self.progress.say(f"taking up the delta of round {prepared.round} again")
+        if over and own is not None:
+            self.files.drop_pending()
+            return await self.summary(own.id)
+        return await self.finish(prepared)
+
+    async def _commit(self, prepared: Prepared) -> TxId:
+        manifest, commitment = prepared.manifest, self._commitment(prepared)
+        own = await self._own(prepared.round)
+        if own is not None:
+            if own.commitment != commitment:
+                raise InputError(
+                    f"this account has another delta in round {prepared.round}: "
+                    f"{own.id.hex()}; one a round is allowed"
+                )
+            return own.id
+        delta, _ = await self._send(
+            DeltaCommit(
+                prepared.round,
+                manifest.base_root,
+                commitment,
+                manifest_root(manifest),
+                prepared.blob,
+                prepared.blob_bytes,
+            )
+        )
+        self.progress.say(f"committed delta {delta.hex()}")
+        return delta
+
+    def _commitment(self, prepared: Prepared) -> Hash32:
+        manifest = prepared.manifest
+        return delta_commitment(
+            self.reader.genesis.chain_id,
+            prepared.round,
+            self.account,
+            manifest.base_root,
+            manifest.payload_root,
+            prepared.salt,
+        )
+
+    async def _own(self, number: int) -> r.DeltaRecord | None:
+        """This account's delta in a round."""
+        for delta in (await self.reader.round(number)).deltas:
+            record = await self.reader.delta(delta)
+            if record.sender == self.account:
+                return record
+        return None
+
+    async def _send(self, payload: Any) -> tuple[TxId, Any]:
+        def on_stamp(_: int) -> None:
+            if not self._told_stamp:
+                self._told_stamp = True
+                self.progress.say("no funds for a fee: making proof-of-work stamps instead")
+
+        return await self._client.submit(payload, self._keys, on_stamp=on_stamp)
+
+    # --- the end -----------------------------------------------------------------------------
+
+    async def summary(self, delta: TxId) -> Summary:
+        """How a delta of a finished round fared."""
+        record = await self.reader.delta(delta)
+        round_ = await self.reader.round(record.round)
+        votes = [v for v in record.votes if v.revealed]
+        gains = [v.gain for v in votes if v.verdict != 2]
+        merged = record.status == DeltaStatus.MERGED
+        params = self.reader.genesis.params
+        reward = params.round_reward_grains // len(round_.accepted) if merged else 0
+        return Summary(
+            round=record.round,
+            delta=delta.hex(),
+            status=DeltaStatus(record.status).name.lower(),
+            accepted=delta in round_.accepted,
+            gain=_nats(sum(gains) // len(gains)) if gains else None,
+            jurors_for=sum(v.verdict == 1 for v in votes),
+            jurors_against=sum(v.verdict != 1 for v in votes),
+            reward=reward,
+            model_root=round_.result_root.hex(),
+            loss_before=_nats(round_.loss_before) if round_.loss_before else None,
+            loss_after=_nats(round_.loss_after) if round_.loss_after else None,
+            proven=bool(record.manifest and record.manifest.proven),
+        )
+
+
+def _nats(nano: int) -> float:
+    return nano / NANO_PER_NAT
