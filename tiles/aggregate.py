@@ -19,7 +19,7 @@ from chain.errors import InputError, invariant
 from chain.hashes import Hash32
 from tiles import merkle
 from tiles.delta import UNIT_BITS
-from tiles.gram import Gram, check_deltas, gram, gram_matrix
+from tiles.gram import Gram, check_deltas, gram, gram_matrix, touched
 from tiles.layout import ELEMENT_BYTES, SUBTILE_ELEMENTS
 from tiles.weights import WEIGHT_BITS, check_weights, weights
 
@@ -72,13 +72,13 @@ def apply(base: bytes, deltas: Sequence[npt.NDArray[np.integer]], shares: Sequen
         raise InputError("base and deltas of a tile differ in size")
     old = np.frombuffer(base, "<f4")
     new = old.copy()
-    for start in range(0, len(old), SUBTILE_ELEMENTS):  # stays in the cache
-        part = slice(start, start + SUBTILE_ELEMENTS)
-        total = np.zeros(len(old[part]), np.int64)
-        for share, delta in zip(shares, deltas, strict=True):
-            if share:
-                total += delta[part] * np.int64(share)
-        new[part] = _add_rounded(old[part], total)
+    for start in range(0, len(old) if deltas else 0, SUBTILE_ELEMENTS):  # stays in the cache
+        part = [delta[start : start + SUBTILE_ELEMENTS] for delta in deltas]
+        live = touched(part)
+        total = np.zeros(len(live), np.int64)
+        for share, delta in zip(shares, part, strict=True):
+            total += delta[live] * np.int64(share)
+        new[start + live] = _add_rounded(old[start + live], total)
     return new.tobytes()
 
 

@@ -32,6 +32,7 @@ UNITS_BOUND = 1 << UNIT_BITS  # exclusive
 _MAX_SUBTILES = limits.MAX_TILES_PER_SHARD * SUBTILES_PER_TILE
 _LENGTH_BYTES = 4
 
+Buffer = sections.Buffer
 Ints = npt.NDArray[np.int32]
 
 
@@ -193,7 +194,7 @@ def decode_tile(
     return np.concatenate(parts).astype(np.int64)
 
 
-def decode_section(spec: ShardSpec, elements: int, density: int, section: bytes) -> Ints:
+def decode_section(spec: ShardSpec, elements: int, density: int, section: Buffer) -> Ints:
     """int32 units of one subtile, from its section alone. Raises DecodeError."""
     try:
         if spec.coding == "sparse":
@@ -221,7 +222,7 @@ def payload_leaves(payload: bytes) -> tuple[Hash32, ...]:
     return tuple(leaves)
 
 
-def section_hash(shard: int, subtile: int, section: bytes) -> Hash32:
+def section_hash(shard: int, subtile: int, section: Buffer) -> Hash32:
     """Leaf of one section; `subtile` counts from the start of the shard."""
     return PAYLOAD_SECTION.hash(u64_be(shard), u64_be(subtile), section)
 
@@ -267,10 +268,10 @@ def _matched(
     return pairs
 
 
-def _cut(header: DeltaHeader, body: memoryview) -> Iterator[tuple[int, int, bytes]]:
-    """(shard, subtile of the shard, section) in order."""
+def _cut(header: DeltaHeader, body: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """(shard, subtile of the shard, section) in order, without a copy."""
     at = 0
     for entry in header.shards:
         for subtile, length in enumerate(entry.lengths):
-            yield entry.shard, subtile, bytes(body[at : at + length])
+            yield entry.shard, subtile, body[at : at + length]
             at += length

@@ -91,17 +91,27 @@ def gram(deltas: Sequence[npt.NDArray[np.integer]]) -> Gram:
     parts: list[list[int]] = [[] for _ in _cells(count)]
     for start in range(0, elements, SUBTILE_ELEMENTS):
         end = min(start + SUBTILE_ELEMENTS, elements)
-        halves = np.empty((2 * count, end - start), np.float64)
-        for i, delta in enumerate(deltas):
-            np.right_shift(delta[start:end], _HALF_BITS, out=halves[i], casting="unsafe")
-            low = (1 << _HALF_BITS) - 1
-            np.bitwise_and(delta[start:end], low, out=halves[count + i], casting="unsafe")
-        products = (halves @ halves.T).astype(np.int64).tolist()
-        for part, (i, j) in zip(parts, _cells(count), strict=True):
+        part = [delta[start:end] for delta in deltas]
+        live = touched(part)
+        wide = np.empty((2 * count, len(live)), np.float64)
+        for i, delta in enumerate(part):
+            values = delta[live]
+            wide[i] = values >> _HALF_BITS
+            wide[count + i] = values & ((1 << _HALF_BITS) - 1)
+        products = (wide @ wide.T).astype(np.int64).tolist()
+        for sums, (i, j) in zip(parts, _cells(count), strict=True):
             high, low = products[i][j], products[count + i][count + j]
             cross = products[i][count + j] + products[count + i][j]
-            part.append((high << 2 * _HALF_BITS) + (cross << _HALF_BITS) + low)
+            sums.append((high << 2 * _HALF_BITS) + (cross << _HALF_BITS) + low)
     return Gram(count, tuple(tuple(part) for part in parts))
+
+
+def touched(deltas: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.intp]:
+    """Where any delta is not zero: of sparse deltas a small part."""
+    any_of = np.zeros(deltas[0].shape, np.bool_)
+    for delta in deltas:
+        any_of |= delta != 0
+    return np.flatnonzero(any_of)
 
 
 def gram_entry(first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]) -> int:

@@ -23,6 +23,7 @@ _SPLIT_STEPS = 3  # rounds of Lloyd's algorithm; more changes nothing worth a by
 _COUNT_BYTES = 4
 _CENTROID_BYTES = 4  # low mantissa, low exponent, high mantissa, high exponent
 
+Buffer = bytes | memoryview
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Octets = npt.NDArray[np.uint8]
@@ -127,7 +128,7 @@ def _pack_sparse(at: Longs, negative: Mask, high: Mask, centroids: Octets, eleme
 # --- sparse: decoding ----------------------------------------------------------------
 
 
-def decode_sparse(section: bytes, elements: int, density: int) -> Ints:
+def decode_sparse(section: Buffer, elements: int, density: int) -> Ints:
     """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding.
 
     Memory is bounded by `elements` whatever the bytes say.
@@ -232,7 +233,7 @@ def encode_dense(units: Ints, section: int) -> tuple[Ints, list[bytes]]:
     return decoded, sections
 
 
-def decode_dense(section: bytes, elements: int) -> Ints:
+def decode_dense(section: Buffer, elements: int) -> Ints:
     """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding."""
     chunks = chunk_count(elements)
     if len(section) != chunks + 2 * elements:
