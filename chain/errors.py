@@ -12,6 +12,7 @@ and exit codes use; the text says what was wrong, what was expected and what to 
     ├── LockedError          another process owns the home directory
     ├── UnreachableError     no answer from a peer or a node
     ├── DeadlineError        something that was waited for did not happen in time
+    ├── WorkerError          the training process died, timed out or is overloaded
     └── InputError           a file or argument given by a user
 """
 
@@ -78,6 +79,10 @@ class UnreachableError(BlyanError):
 class DeadlineError(BlyanError):
     code = "timeout"
     exit_code = 5
+
+
+class WorkerError(BlyanError):
+    code = "worker_failed"
 
 
 class InputError(BlyanError):

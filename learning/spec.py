@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from chain.errors import GenesisError
+from chain.limits import MAX_DENSITY, MAX_STATE_HASHES
 from tiles.layout import ShardSpec, TensorSpec
 
 VOCAB = 256  # byte-level: a token is a byte
 PPM = 1_000_000
-CHUNK = 4096  # elements of one chunk of the delta codec; densities count entries of it
 MAX_PARAMETERS = 1 << 31
 MAX_STEPS = 100_000
 
@@ -157,12 +157,16 @@ class TrainingSpec:
             name: _int(top[name], f"training.{name}", least, most)
             for name, (least, most) in bounds.items()
         }
-        kept = tuple(_int(d, "training.densities", 1, CHUNK) for d in densities)
+        kept = tuple(_int(d, "training.densities", 1, MAX_DENSITY) for d in densities)
         spec = TrainingSpec(densities=kept, **numbers)
-        if spec.segments > 1023:
+        if spec.steps % spec.segment_steps:
             raise GenesisError(
-                f"training.segment_steps: {spec.segments} segments of {spec.segment_steps} steps; "
-                "expected at most 1023"
+                f"training.segment_steps: {spec.segment_steps} does not divide {spec.steps} steps"
+            )
+        if spec.segments >= MAX_STATE_HASHES:
+            raise GenesisError(
+                f"training.segment_steps: {spec.segments} segments, expected less than "
+                f"{MAX_STATE_HASHES}"
             )
         return spec
 
@@ -171,13 +175,12 @@ class TrainingSpec:
 
     @property
     def segments(self) -> int:
-        """Segments of a round; the last may be shorter."""
-        return -(-self.steps // self.segment_steps)
+        """Segments of a round, each with a state hash before and after."""
+        return self.steps // self.segment_steps
 
     def segment_range(self, segment: int) -> tuple[int, int]:
         """Steps [start, end) of a segment."""
-        start = segment * self.segment_steps
-        return start, min(start + self.segment_steps, self.steps)
+        return segment * self.segment_steps, (segment + 1) * self.segment_steps
 
     def density(self, round_: int) -> int:
         """Entries kept of each chunk of 4096 in a round (rounds count from 0)."""

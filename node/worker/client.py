@@ -1,0 +1,339 @@
+"""The node's side of its worker: starts it when there is work, ends it when there is none.
+
+One job at a time; callers wait in line. Whatever happens to the process (killed, out of memory,
+stuck), the caller gets a WorkerError and the next job a fresh process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chain import errors
+from chain.errors import BlyanError, DecodeError, WorkerError
+from chain.hashes import Hash32
+from learning.profile import environment
+from learning.spec import ModelSpec, TrainingSpec
+from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
+
+log = logging.getLogger("blyan.worker")
+
+NICE = 10  # consensus comes first
+TIMEOUT_S = 900.0  # of one job, its process's start included
+IDLE_S = 60.0  # then the process ends and its memory is free
+MAX_WAITING = 64  # jobs in line
+_ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our packages
+_LOG_LINES = 20  # kept to explain a death
+_LOG_LINE_BYTES = 64 * 1024
+
+Windows = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Loss of each window in nano-nats per byte; `delta` is empty if there was no payload."""
+
+    base: tuple[int, ...]
+    delta: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """One round of local training. `base`, `residual`: data sections in shard order.
+
+    `previous`: the last checkpoint of this learner's last round, for its optimizer, or None.
+    `batches`: uint8 [steps, batch, context + 1].
+    """
+
+    model: ModelSpec
+    training: TrainingSpec
+    round: int
+    base_root: Hash32
+    base: Sequence[bytes]
+    batches: Windows
+    previous: bytes | None = None
+    residual: Sequence[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOutcome:
+    """What a manifest names, and what the learner keeps and serves.
+
+    `checkpoints[i]` is the serialised state with hash `state_hashes[i]`.
+    """
+
+    payload: bytes
+    payload_root: Hash32
+    residual: tuple[bytes, ...]
+    residual_before: Hash32
+    residual_after: Hash32
+    optimizer_before: Hash32
+    optimizer_after: Hash32
+    state_hashes: tuple[Hash32, ...]
+    checkpoints: tuple[bytes, ...]
+    profile: str
+    first_loss: float  # training loss in nats per byte, for progress only
+    last_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """State hashes before and after a replayed segment, and under which profile."""
+
+    before: Hash32
+    after: Hash32
+    profile: str
+
+
+class Worker:
+    """A worker process and the line before it. Use within one event loop."""
+
+    def __init__(
+        self, *, nice: int = NICE, timeout_s: float = TIMEOUT_S, idle_s: float = IDLE_S
+    ) -> None:
+        self._nice, self._timeout_s, self._idle_s = nice, timeout_s, idle_s
+        self._process: asyncio.subprocess.Process | None = None
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+        self._idle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while a worker runs."""
+        return self._process.pid if self._process else None
+
+    async def profile(self) -> str:
+        """The numeric profile of this machine."""
+        return str((await self._call({"job": "ping"}))["profile"])
+
+    async def evaluate(
+        self,
+        model: ModelSpec,
+        base: Sequence[bytes],
+        payload: bytes | None,
+        windows: Windows,
+        *,
+        numerator: int = 1,
+        denominator: int = 5,
+    ) -> Evaluation:
+        """Losses of base and of base + delta * numerator / denominator on each window.
+
+        `windows`: uint8 [n, context + 1]. Raises DecodeError for a payload that is no delta of
+        this model, WorkerError if the worker failed.
+        """
+        request = {
+            "job": "evaluate",
+            "model": model.to_json(),
+            "shards": list(base),
+            "payload": payload,
+            "windows": windows.tobytes(),
+            "numerator": numerator,
+            "denominator": denominator,
+        }
+        result = await self._call(request)
+        return Evaluation(tuple(result["base"]), tuple(result["delta"]))
+
+    async def holdout(self, model: ModelSpec, shards: Sequence[bytes], holdout: bytes) -> int:
+        """Holdout loss in nano-nats per byte (docs/spec/model.md)."""
+        request = {
+            "job": "holdout",
+            "model": model.to_json(),
+            "shards": list(shards),
+            "holdout": holdout,
+        }
+        return int((await self._call(request))["loss"])
+
+    async def train(
+        self, job: TrainJob, on_progress: Callable[[int, float], None] | None = None
+    ) -> TrainOutcome:
+        """Train one round. `on_progress(steps done, loss)` is called after each step."""
+        checkpoints: list[bytes] = []
+
+        def on_event(message: Message) -> None:
+            if message["event"] == "checkpoint":
+                checkpoints.append(message["state"])
+            elif on_progress is not None:
+                on_progress(message["step"], message["loss"])
+
+        request = {
+            "job": "train",
+            "model": job.model.to_json(),
+            "training": job.training.to_json(),
+            "round": job.round,
+            "base_root": job.base_root,
+            "shards": list(job.base),
+            "batches": job.batches.tobytes(),
+            "previous": job.previous,
+            "residual": None if job.residual is None else list(job.residual),
+        }
+        result = await self._call(request, on_event)
+        hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))
+        residual = tuple(result.pop("residual"))
+        return TrainOutcome(
+            state_hashes=hashes, residual=residual, checkpoints=tuple(checkpoints), **result
+        )
+
+    async def replay(
+        self, model: ModelSpec, training: TrainingSpec, state: bytes, batches: Windows
+    ) -> Replay:
+        """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint.
+
+        Raises DecodeError if `state` is no training state of this model.
+        """
+        request = {
+            "job": "replay",
+            "model": model.to_json(),
+            "training": training.to_json(),
+            "state": state,
+            "batches": batches.tobytes(),
+        }
+        result = await self._call(request)
+        return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
+
+    async def close(self) -> None:
+        """End the process; a running job fails with WorkerError, and so do later ones."""
+        self._closed = True
+        await self._kill(self._take())
+        if self._idle is not None:
+            self._idle.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- one job -------------------------------------------------------------------
+
+    async def _call(
+        self, request: Message, on_event: Callable[[Message], None] | None = None
+    ) -> Message:
+        if self._waiting >= MAX_WAITING:
+            raise WorkerError(f"{MAX_WAITING} jobs wait for the worker already; try again later")
+        frame = pack_frame(request)
+        self._waiting += 1
+        try:
+            async with self._lock:
+                if self._idle is not None:
+                    self._idle.cancel()
+                return await self._attempt(frame, on_event)
+        finally:
+            self._waiting -= 1
+
+    async def _attempt(self, frame: bytes, on_event: Callable[[Message], None] | None) -> Message:
+        if self._closed:
+            raise WorkerError("the worker is closed; the node is stopping")
+        finished = False
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._exchange(await self._start(), frame, on_event)
+            finished = True
+        except TimeoutError:
+            raise WorkerError(f"the worker took more than {self._timeout_s:g} s") from None
+        except (asyncio.IncompleteReadError, OSError, DecodeError) as error:
+            raise WorkerError(f"the worker died ({self._last_words(error)})") from None
+        finally:
+            if finished:
+                loop = asyncio.get_running_loop()
+                self._idle = loop.call_later(self._idle_s, self._retire)
+            else:  # failed or cancelled: its answer must not reach the next caller
+                await asyncio.shield(self._kill(self._take()))
+        if "result" in answer:
+            result: Message = answer["result"]
+            return result
+        raise _error_of(answer)
+
+    async def _exchange(
+        self,
+        process: asyncio.subprocess.Process,
+        frame: bytes,
+        on_event: Callable[[Message], None] | None,
+    ) -> Message:
+        if process.stdin is None or process.stdout is None:
+            raise WorkerError("the worker has no pipes")
+        process.stdin.write(frame)
+        await process.stdin.drain()
+        while True:
+            prefix = await process.stdout.readexactly(LENGTH_BYTES)
+            message = unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
+            if "event" not in message:
+                return message
+            if on_event is not None:
+                on_event(message)
+
+    def _last_words(self, error: Exception) -> str:
+        return self._log[-1] if self._log else f"{type(error).__name__}, nothing in its log"
+
+    # --- the process ---------------------------------------------------------------
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._log.clear()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "node.worker",
+            str(self._nice),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment(), "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C is for the node, which then ends its worker
+        )
+        if self._process.stderr is not None:
+            self._spawn(self._drain(self._process.stderr))
+        return self._process
+
+    async def _drain(self, stderr: asyncio.StreamReader) -> None:
+        while chunk := await stderr.read(_LOG_LINE_BYTES):
+            for line in chunk.decode(errors="replace").splitlines():
+                if line.strip():
+                    self._log.append(line)
+                    log.info("%s", line)
+
+    def _retire(self) -> None:
+        if not self._lock.locked():
+            self._spawn(self._kill(self._take()))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take(self) -> asyncio.subprocess.Process | None:
+        """The process, which from now on is nobody's; a next job starts another."""
+        process, self._process = self._process, None
+        return process
+
+    async def _kill(self, process: asyncio.subprocess.Process | None) -> None:
+        if process is None:
+            return
+        if process.returncode is None:
+            try:
+                process.kill()
+            except ProcessLookupError:
+                log.debug("the worker had ended already")
+        await process.wait()
+
+
+def _error_of(answer: dict[str, Any]) -> BlyanError:
+    """The error that the worker met, as the same class if it is one a caller can cause."""
+    kind = getattr(errors, str(answer.get("error")), None)
+    text = str(answer.get("text", "no reason given"))
+    if kind in (errors.InputError, errors.DecodeError, errors.GenesisError, errors.ConfigError):
+        found: BlyanError = kind(text)
+        return found
+    return WorkerError(f"the worker failed: {text}")

@@ -1,0 +1,119 @@
+"""What a worker can do. Each job is stateless: everything it needs is in its request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chain.errors import InputError
+from chain.hashes import Hash32
+from learning.compress import add_delta, compress
+from learning.evaluate import holdout_loss, to_nano, window_losses
+from learning.spec import ModelSpec, TrainingSpec
+from learning.state import TrainState, deserialize_state, serialize_state
+from learning.train import Progress, train_segment
+from node.worker.protocol import Message
+
+Emit = Callable[[Message], None]
+
+
+def run_job(request: Message, profile: str, emit: Emit) -> Message:
+    """The result of one request. Raises BlyanError for what the caller got wrong."""
+    job = request.get("job")
+    if job == "ping":
+        return {"profile": profile}
+    if job == "evaluate":
+        return _evaluate(request)
+    if job == "holdout":
+        spec = ModelSpec.from_json(request["model"])
+        return {"loss": holdout_loss(spec, request["shards"], request["holdout"])}
+    if job == "train":
+        return _train(request, profile, emit)
+    if job == "replay":
+        return _replay(request, profile)
+    raise InputError(f"a worker has no job {job!r}")
+
+
+def _evaluate(request: Message) -> Message:
+    spec = ModelSpec.from_json(request["model"])
+    windows = _bytes_array(request["windows"], (-1, spec.context + 1))
+    shards = request["shards"]
+    base = to_nano(window_losses(spec, shards, windows))
+    if request["payload"] is None:
+        return {"base": base, "delta": ()}
+    moved = add_delta(
+        spec, shards, request["payload"], request["numerator"], request["denominator"]
+    )
+    return {"base": base, "delta": to_nano(window_losses(spec, moved, windows))}
+
+
+def _train(request: Message, profile: str, emit: Emit) -> Message:
+    spec = ModelSpec.from_json(request["model"])
+    training = TrainingSpec.from_json(request["training"])
+    shape = (training.steps, training.batch, spec.context + 1)
+    batches = _bytes_array(request["batches"], shape)
+    base, previous = request["shards"], request["previous"]
+    if previous is None:
+        state = TrainState.fresh(base)
+    else:
+        state = deserialize_state(spec, previous).next_round(base)
+    started = time.monotonic()
+    optimizer_before, hashes, losses = state.optimizer_root(), [state.hash()], []
+    emit({"event": "checkpoint", "state": serialize_state(state)})
+
+    def step_done(progress: Progress) -> None:
+        losses.append(progress.loss)
+        emit({"event": "step", "step": progress.step + 1, "loss": progress.loss})
+
+    for segment in range(training.segments):
+        last = training.segment_range(segment)[1]
+        state = train_segment(spec, training, state, batches.__getitem__, last, step_done)
+        hashes.append(state.hash())
+        emit({"event": "checkpoint", "state": serialize_state(state)})
+    out = compress(
+        spec,
+        training,
+        request["round"],
+        Hash32(request["base_root"]),
+        base,
+        state.weights,
+        request["residual"],
+    )
+    return {
+        "payload": out.payload,
+        "payload_root": out.payload_root,
+        "residual": out.residual,
+        "residual_before": out.residual_before,
+        "residual_after": out.residual_after,
+        "optimizer_before": optimizer_before,
+        "optimizer_after": state.optimizer_root(),
+        "state_hashes": hashes,
+        "profile": profile,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _replay(request: Message, profile: str) -> Message:
+    spec = ModelSpec.from_json(request["model"])
+    training = TrainingSpec.from_json(request["training"])
+    batches = _bytes_array(request["batches"], (-1, training.batch, spec.context + 1))
+    state = deserialize_state(spec, request["state"])
+    before, first = state.hash(), state.step
+    state = train_segment(
+        spec, training, state, lambda step: batches[step - first], first + len(batches)
+    )
+    return {"before": before, "after": state.hash(), "profile": profile}
+
+
+def _bytes_array(data: Any, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """uint8 of this shape, where -1 stands for what the length gives."""
+    try:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (TypeError, ValueError):
+        raise InputError(f"{len(data)} bytes do not fill the shape {shape}") from None
