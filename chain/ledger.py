@@ -109,7 +109,7 @@ def slash(
     lost = held.bonded * params.slash_permille // 1000
     state.put_account(account, bonded=held.bonded - lost, jailed=1)
     state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
-    state.put(key, r.AuditVote(account, 1, Hash32(guilty)))
+    state.put(key, r.EvidenceRecord(account, Grains(lost), state.head.height))
     state.emit("slash", account, lost=lost)
 
 

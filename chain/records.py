@@ -290,6 +290,16 @@ class LearnerRecord:
     optimizer: Hash32
 
 
+@wire(147)
+@dataclass(frozen=True, slots=True)
+class EvidenceRecord:
+    """Evidence that has been used: whom it slashed, by how much, and when."""
+
+    account: PubKey
+    lost: Grains
+    height: Height
+
+
 # --- keys ---------------------------------------------------------------------------
 
 HEAD = b"head"

@@ -16,7 +16,14 @@ from typing import Any
 
 from chain import limits
 from chain.codec import decode, encode
-from chain.errors import BlockError, BlyanError, DecodeError, invariant
+from chain.errors import (
+    BlockError,
+    BlyanError,
+    DecodeError,
+    InvariantError,
+    StorageError,
+    invariant,
+)
 from chain.execute import Context, Execution, epoch_of, evidence_root, seal_header
 from chain.hashes import EVIDENCE, Hash32
 from chain.phases import waits_for_blocks
@@ -230,8 +237,11 @@ class ConsensusService:
             return
         self._performing = True
         try:
-            while self._effects and not self._stopped:
+            while self._effects and not self._stopped and not self.halted:
                 self._one(self._effects.popleft())
+        except (StorageError, InvariantError) as error:
+            # Going on could sign what the log does not hold, or contradict ourselves.
+            self._halt(str(error))
         finally:
             self._performing = False
 

@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "codec"
-PACKAGES = ("chain", "tiles", "consensus", "wallet", "learning", "corpus", "node/net")
+PACKAGES = ("chain", "tiles", "consensus", "wallet", "learning", "corpus", "node")
 MAX_DEPTH = 12
 # The named types and their wire forms, as docs/spec/encoding.md lists them.
 NAMED = {
