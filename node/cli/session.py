@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,9 @@ def _fail(error: Exception, *, as_json: bool) -> int:
     if isinstance(error, BlyanError):
         code, exit_code = error.code, error.exit_code
     else:
-        message = f"a bug: {type(error).__name__}: {message} (BLYAN_DEBUG=1 shows where)"
+        # Not the user's doing, so who mends it needs to know where.
+        traceback.print_exception(error)
+        message = f"this is a bug, please report it: {type(error).__name__}: {message}"
     if as_json:
         click.echo(json.dumps({"error": {"code": code, "message": message}}), err=True)
     else:
