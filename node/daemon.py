@@ -233,7 +233,7 @@ class Node:
         return True
 
     def _committed(self, block: Block, done: Executed) -> None:
-        self.pool.committed(block, done.receipts)
+        self.pool.committed(done.receipts)
 
 
 def configure_logging(home: Home, level: str) -> None:

@@ -21,7 +21,7 @@ from chain.receipts import Receipt
 from chain.rules import Rules
 from chain.state import State
 from chain.transactions import Transaction
-from chain.types import Block, Height, PubKey, TimeMs, TxId
+from chain.types import Height, PubKey, TimeMs, TxId
 
 MAX_TXS = 10_000  # transactions held
 MAX_BYTES = 64 * 1024 * 1024  # bytes held
@@ -175,7 +175,7 @@ class Mempool:
         while len(self._refused) > MAX_REMEMBERED:
             self._refused.popitem(last=False)
 
-    def committed(self, block: Block, receipts: tuple[Receipt, ...]) -> None:
+    def committed(self, receipts: tuple[Receipt, ...]) -> None:
         """Forget what a final block took and what can no longer be next."""
         for receipt in receipts:
             self._drop(receipt.tx_id)
