@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ BATCH_BLOCKS = 256
 BATCH_BYTES = 4 * 1024 * 1024
 POLL_S = 2.0  # a quiet node asks a peer for its height this often
 MAX_ROUNDS = 100_000  # batches of one catch-up
+MAX_ASKED = 4  # peers asked in one catch-up
 
 
 @wire(20)
@@ -99,11 +101,13 @@ class SyncService:
     # --- asking ----------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
+        """Ask peers in random order until one is ahead: whoever is behind, or says so, is passed."""
         peers = [p.peer_id for p in self._net.peers() if p.connected]
+        random.shuffle(peers)
         if self._hint in peers:
             peers.remove(self._hint)
             peers.insert(0, self._hint)
-        for peer in peers[:8]:
+        for peer in peers[:MAX_ASKED]:
             self.active = True
             try:
                 if await self._from(peer):
@@ -118,10 +122,9 @@ class SyncService:
                 self.active = False
 
     async def _from(self, peer: str) -> bool:
-        """Take all that this peer has. True if it was not behind us."""
-        for _ in range(MAX_ROUNDS):
-            height = self._chain.tip.height
-            request = SyncRequest(Height(height + 1), 255)
+        """Take all that this peer has. True if it had any of it."""
+        for count in range(MAX_ROUNDS):
+            request = SyncRequest(Height(self._chain.tip.height + 1), 255)
             raw = await self._net.request(
                 peer,
                 PROTOCOL,
@@ -131,8 +134,8 @@ class SyncService:
             )
             reply: SyncReply = decode(SyncReply, raw, most=len(raw))
             if not reply.blocks:
-                self.target = max(self._chain.tip.height, min(self.target, reply.tip))
-                return reply.tip >= height
+                self.target = self._chain.tip.height  # a height without blocks is only a word
+                return count > 0
             self.target = max(self.target, reply.tip)
             await self._take(reply.blocks)
             self.batches += 1

@@ -194,7 +194,7 @@ class LocalChain:
         block = Block(seal_header(ctx, self.genesis, txs, (), done, proof), txs, ())
         self.chain.keep(block.hash(), done)
         self.chain.commit(block, self.certify(block) if certify else None)
-        self.pool.committed(block, done.receipts)
+        self.pool.committed(done.receipts)
         return done.receipts
 
     def certify(self, block: Block) -> Certificate:
