@@ -101,7 +101,7 @@ class SyncService:
     # --- asking ----------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
-        """Ask peers in random order until one is ahead: whoever is behind, or says so, is passed."""
+        """Ask peers in random order until one is ahead; whoever is behind is passed over."""
         peers = [p.peer_id for p in self._net.peers() if p.connected]
         random.shuffle(peers)
         if self._hint in peers:
