@@ -15,7 +15,6 @@ from chain.records import RoundPhase
 from chain.transactions import PodlManifest
 from chain.types import BlobId, PubKey, ShardIndex
 from corpus.batches import Assignment
-from learning.spec import TrainingSpec
 from node.data import RoundData, fetch_round_data
 from node.learner_files import LearnerFiles, Memory, Prepared
 from node.submission import Progress, Submission, Summary
@@ -38,7 +37,7 @@ class Learner:
         self._reader, self._files, self._worker = reader, files, worker
         self._progress = progress
         self._submission = Submission(reader, keys, files, progress)
-        self._training = TrainingSpec.from_json(dict(reader.genesis.training))
+        self._training = self._submission.training
 
     async def train_round(self) -> Summary:
         """One round from joining to its end, or the rest of one that was interrupted."""
@@ -49,7 +48,7 @@ class Learner:
         profile = asyncio.create_task(self._worker.profile())  # loads torch while we wait
         try:
             watch = self._submission.watch
-            record = await watch.wait(joined.number, lambda x: x.phase >= RoundPhase.SEED)
+            record = await watch.round(joined.number, lambda x: x.phase >= RoundPhase.SEED)
             base, data = await asyncio.gather(self._base(record), self._data(record))
             record = await self._submission.in_training(record.number)
             await profile

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from chain import records as r
 from chain.errors import BlyanError, DeadlineError, InputError, TxError
@@ -22,10 +22,13 @@ from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import manifest_root
 from chain.transactions import DeltaCommit, DeltaReveal, JoinRound, delta_commitment
 from chain.types import BlobId, PubKey, TxId
+from learning.spec import TrainingSpec
 from node.learner_files import LearnerFiles, Prepared
 from node.sealed import SALT_BYTES, seal
 from node.verified import VerifiedReader
 from wallet.keys import Keys
+
+T = TypeVar("T")
 
 POLL_S = 2.0  # without events; with them a block wakes us at once
 STALL_S = 120.0  # a chain without a block for so long has stopped
@@ -63,24 +66,33 @@ class Summary:
         return asdict(self)
 
 
-class RoundWatch:
-    """Waits for a round to get somewhere, woken by the node's events."""
+class Watch:
+    """Waits for the chain to get somewhere, woken by the node's events."""
 
     def __init__(self, reader: VerifiedReader) -> None:
         self._reader = reader
         self._wake = asyncio.Event()
 
-    async def wait(self, number: int, ready: Callable[[r.RoundRecord], bool]) -> r.RoundRecord:
-        """Round `number` once `ready` says so. DeadlineError if the chain stands still."""
+    async def round(self, number: int, ready: Callable[[r.RoundRecord], bool]) -> r.RoundRecord:
+        """Round `number` once `ready` says so."""
+
+        async def look() -> r.RoundRecord | None:
+            record = await self._reader.round(number)
+            return record if ready(record) else None
+
+        return await self.until(look)
+
+    async def until(self, look: Callable[[], Awaitable[T | None]]) -> T:
+        """What `look` finds, once it finds something. DeadlineError if the chain stands still."""
         listener = asyncio.create_task(self._listen())
         loop = asyncio.get_running_loop()
         height, moved = -1, loop.time()
         try:
             while True:
                 self._wake.clear()
-                record = await self._reader.round(number)
-                if ready(record):
-                    return record
+                found = await look()
+                if found is not None:
+                    return found
                 head = await self._reader.head()
                 if head.height > height:
                     height, moved = head.height, loop.time()
@@ -111,7 +123,8 @@ class Submission:
         self, reader: VerifiedReader, keys: Keys, files: LearnerFiles, progress: Progress
     ) -> None:
         self.reader, self.files, self.progress = reader, files, progress
-        self.watch = RoundWatch(reader)
+        self.watch = Watch(reader)
+        self.training = TrainingSpec.from_json(dict(reader.genesis.training))
         self._keys = keys
         self._client = reader.client
         self._told_stamp = False
@@ -136,7 +149,7 @@ class Submission:
                     return record
                 continue
             self.progress.say(f"round {record.number} is past joining; waiting for the next one")
-            await self.watch.wait(record.number, lambda x: x.phase == RoundPhase.DONE)
+            await self.watch.round(record.number, lambda x: x.phase == RoundPhase.DONE)
 
     async def _declare(self, number: int) -> bool:
         """Whether the declaration was in time."""
@@ -151,7 +164,7 @@ class Submission:
 
     async def in_training(self, number: int) -> r.RoundRecord:
         """The round once its seed is drawn. TxError if it has gone on without us."""
-        record = await self.watch.wait(number, lambda x: x.phase >= RoundPhase.TRAIN)
+        record = await self.watch.round(number, lambda x: x.phase >= RoundPhase.TRAIN)
         if record.phase != RoundPhase.TRAIN:
             raise TxError("wrong_phase", f"round {number} has passed its training phase")
         return record
@@ -172,13 +185,13 @@ class Submission:
         if record.manifest is None:
             await self._send(prepared.manifest)
             self.progress.say("manifest is on the chain")
-        await self.watch.wait(number, lambda x: x.phase >= RoundPhase.REVEAL)
+        await self.watch.round(number, lambda x: x.phase >= RoundPhase.REVEAL)
         record = await self.reader.delta(delta)
         if record.status == DeltaStatus.COMMITTED:
             await self._send(DeltaReveal(delta, prepared.salt))
             self.progress.say("revealed")
         self.files.promote_next()
-        await self.watch.wait(number, lambda x: x.phase == RoundPhase.DONE)
+        await self.watch.round(number, lambda x: x.phase == RoundPhase.DONE)
         summary = await self.summary(delta)
         self.files.drop_pending()
         return summary

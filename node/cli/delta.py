@@ -1,0 +1,97 @@
+"""`blyan delta`: deltas trained elsewhere, and what became of any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.cli.output import emit, listing, short, table
+from node.cli.progress import TerminalProgress
+from node.cli.session import Group, Session, pass_session
+from node.cli.train import EXIT_REJECTED, headline
+from node.client import Client
+from node.delta_file import parse_root, read_delta, submit_delta
+from node.learner_files import LearnerFiles
+from node.submission import Submission, Summary
+from node.verified import VerifiedReader
+
+
+@click.group(cls=Group)
+def delta() -> None:
+    """Submit a delta trained elsewhere; see what became of one.
+
+    \b
+    Examples:
+      blyan delta submit my-delta.safetensors --base 3f1c…
+      blyan delta list
+      blyan delta show 9ab0…
+    """
+
+
+@delta.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--base", metavar="ROOT", help="Model root it starts from; another is refused.")
+@click.option("--key", metavar="NAME", help="Key that submits. [default: the home's]")
+@pass_session
+def submit(session: Session, file: Path, base: str | None, key: str | None) -> int:
+    """Submit FILE: fp32 tensors `<shard>.<tensor>`, each new weight minus base weight.
+
+    Joins the next round (or one that trains now), commits, reveals and waits for the verdict.
+    Its manifest says that the training is not proven. Exit code 4 if it was not accepted.
+
+    \b
+    Examples:
+      blyan delta submit my-delta.safetensors
+      blyan delta submit my-delta.safetensors --base 3f1c… --json
+    """
+    root = parse_root(base, "--base") if base else None
+    keys = session.keys(key)
+    progress = TerminalProgress()
+
+    async def run(client: Client) -> Summary:
+        reader = await VerifiedReader.connect(client)
+        found = read_delta(file, reader.specs)
+        files = LearnerFiles(session.home, reader.genesis.chain_id, keys.account.public)
+        with files.lock():
+            submission = Submission(reader, keys, files, progress)
+            summary = await submit_delta(submission, files, found, root)
+        progress.say(headline(summary))
+        return summary
+
+    summary = session.ask(run)
+    emit(session, summary.to_json())
+    return 0 if summary.accepted else EXIT_REJECTED
+
+
+@delta.command()
+@click.argument("delta_id", metavar="ID")
+@pass_session
+def show(session: Session, delta_id: str) -> None:
+    """A delta by the id of its commit.
+
+    \b
+    Example:
+      blyan delta show 9ab0…
+    """
+    wanted = parse_root(delta_id, "ID").hex()
+    emit(session, session.ask(lambda client: client.delta(wanted)), listing)
+
+
+@delta.command(name="list")
+@pass_session
+def list_(session: Session) -> None:
+    """The newest deltas.
+
+    \b
+    Example:
+      blyan delta list
+    """
+
+    def human(answer: Any) -> str:
+        rows = answer["deltas"] if isinstance(answer, dict) else answer
+        names = ("id", "round", "sender", "status")
+        return table([[short(str(row.get(n, "-")), 16) for n in names] for row in rows], names)
+
+    emit(session, session.ask(lambda client: client.deltas()), human)

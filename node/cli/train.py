@@ -1,0 +1,88 @@
+"""`blyan train`: take part in learning rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from node.cli.output import bly, emit, short, table
+from node.cli.progress import TerminalProgress
+from node.cli.session import Command, Session, pass_session
+from node.client import Client
+from node.learner import Learner
+from node.learner_files import LearnerFiles
+from node.submission import Summary
+from node.verified import VerifiedReader
+from node.worker.client import Worker
+
+EXIT_REJECTED = 4
+
+
+@click.command(cls=Command)
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--key", metavar="NAME", help="Key that trains. [default: the home's]")
+@pass_session
+def train(session: Session, rounds: int, key: str | None) -> int:
+    """Train rounds on the network's data, and submit what was learnt.
+
+    Data, batches and hyper-parameters follow from the chain. Interrupted? Run it again: it goes
+    on with the round in hand. Exit code 4 if no delta was accepted.
+
+    \b
+    Examples:
+      blyan train --rounds 3
+      blyan train --key alice --node http://127.0.0.1:8646
+    """
+    keys = session.keys(key)
+    progress = TerminalProgress()
+
+    async def run(client: Client) -> list[Summary]:
+        reader = await VerifiedReader.connect(client)
+        files = LearnerFiles(session.home, reader.genesis.chain_id, keys.account.public)
+        worker = Worker()
+        try:
+            with files.lock():
+                learner = Learner(reader, keys, files, worker, progress)
+                found = []
+                for _ in range(rounds):
+                    summary = await learner.train_round()
+                    progress.say(headline(summary))
+                    found.append(summary)
+                return found
+        finally:
+            await worker.close()
+
+    summaries = session.ask(run)
+    emit(session, {"rounds": [s.to_json() for s in summaries]}, rounds_table)
+    return 0 if any(s.accepted for s in summaries) else EXIT_REJECTED
+
+
+def headline(summary: Summary) -> str:
+    """One sentence on how a delta fared."""
+    said = f"round {summary.round}: delta {summary.delta[:16]} {summary.status}"
+    if summary.loss_before is not None and summary.loss_after is not None:
+        said += f", holdout loss {summary.loss_before:.4f} → {summary.loss_after:.4f}"
+    return said
+
+
+def rounds_table(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            s["round"],
+            short(s["delta"]),
+            s["status"],
+            _nats(s["gain"]),
+            bly(s["reward"]),
+            _nats(s["loss_before"]),
+            _nats(s["loss_after"]),
+            short(s["model_root"]),
+        ]
+        for s in found["rounds"]
+    ]
+    headings = ["round", "delta", "status", "gain", "reward", "loss before", "after", "model"]
+    return table(rows, headings)
+
+
+def _nats(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
