@@ -4,6 +4,8 @@ combine (SPDX specification 2.3, annex D). Bundled, so that every node decides a
 
 from __future__ import annotations
 
+import re
+
 from chain import limits
 from chain.errors import InputError
 
@@ -31,6 +33,8 @@ _EXCEPTIONS = """
     """
 LICENSES = frozenset(_IDENTIFIERS.split())
 EXCEPTIONS = frozenset(_EXCEPTIONS.split())
+OWN = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")  # a licence outside the list, by SPDX's form for it
+_OWN = re.compile(r"LicenseRef-[0-9A-Za-z.-]+")  # terms that the dataset itself has to state
 
 
 def check_license(expression: str) -> None:
@@ -60,13 +64,21 @@ def _term(tokens: list[str], whole: str) -> list[str]:
         if not rest or rest[0] != ")":
             raise _refused(whole, rest[0] if rest else "its end")
         return rest[1:]
-    if not tokens or tokens[0].removesuffix("+") not in LICENSES:
+    if not tokens or not _known(tokens[0]):
         raise _refused(whole, tokens[0] if tokens else "its end")
     if len(tokens) > 1 and tokens[1] == "WITH":
         if len(tokens) < 3 or tokens[2] not in EXCEPTIONS:
             raise _refused(whole, tokens[2] if len(tokens) > 2 else "its end")
         return tokens[3:]
     return tokens[1:]
+
+
+def _known(name: str) -> bool:
+    return name.removesuffix("+") in LICENSES or _OWN.fullmatch(name) is not None
+
+
+def _known(identifier: str) -> bool:
+    return identifier.removesuffix("+") in LICENSES or OWN.fullmatch(identifier) is not None
 
 
 def _refused(expression: str, at: str) -> InputError:

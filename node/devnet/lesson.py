@@ -5,32 +5,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import sysconfig
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chain.errors import BlyanError, DeadlineError, UnreachableError
+from chain.address import format_address
+from chain.errors import DeadlineError, UnreachableError
 from node.cli.output import progress
 from node.client import Client
+from node.config import load_config
 from node.devnet.homes import Layout
 from node.devnet.processes import Child, ChildError, Processes, call
 from node.devnet.summary import Summary
-from node.home import Home
+from node.home import Home, unlock
 
 POLL_S = 0.3
-SUBMIT_TIMEOUT_S = 120.0  # one dataset, from reading its files to finality
-APPROVE_TIMEOUT_S = 120.0  # all auditors have read it, and the split seed is drawn
+SUBMIT_TIMEOUT_S = 240.0  # one dataset, from reading its files to its approval by the auditors
 ROUND_TIMEOUT_S = 240.0  # one round, all its windows with room for a busy machine
 AGREE_TIMEOUT_S = 30.0  # the slowest node has the block that the fastest had
 LOCAL_LICENSE = "LicenseRef-Local"  # text that somebody tries on his own machine
+LIBRARY_BYTES = 8 * 1024 * 1024  # of Python's library: plenty for a small model, and soon audited
+ENDLESS = 1_000_000  # rounds, until somebody stops the network
 
 T = TypeVar("T")
 
 
-def default_data() -> tuple[Path, str | None]:
-    """Python's own library: text of a known licence that every machine here has."""
-    return Path(sysconfig.get_paths()["stdlib"]), "PSF-2.0"
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What to submit. Without `limit_bytes`, all of it."""
+
+    path: Path
+    license: str = LOCAL_LICENSE
+    title: str | None = None
+    limit_bytes: int | None = None
+
+    @classmethod
+    def library(cls) -> Data:
+        """Python's own library: text of a known licence that every machine here has."""
+        title = f"Python {sys.version_info.major}.{sys.version_info.minor} standard library"
+        return cls(Path(sysconfig.get_paths()["stdlib"]), "PSF-2.0", title, LIBRARY_BYTES)
 
 
 class Lesson:
@@ -42,99 +58,89 @@ class Lesson:
         self._layout, self._clients, self._processes = layout, clients, processes
         self._with_garbage = with_garbage
         self._learners: list[Child] = []
+        self._outsider = ""  # address of who sends garbage
         self.summary = Summary(
             homes={home.path.name: str(home.path) for home in (*layout.nodes, *layout.guests)}
         )
 
-    async def learn(self, data: tuple[Path, str | None], rounds: int | None) -> None:
+    async def learn(self, data: Data, rounds: int | None) -> None:
         """Submit the data, and follow `rounds` rounds (None: until cancelled)."""
         status = await self._ask(lambda c: c.status())
         self.summary.height_start = status["height"]
-        self.summary.dataset = await self._dataset(*data)
-        first = (await self._ask(lambda c: c.status()))["round"]
-        for i, home in enumerate(self._layout.learners):
-            self._learners.append(await self._start_learner(i, home, rounds))
-        garbage = asyncio.create_task(self._garbage()) if self._with_garbage else None
-        try:
-            number = first
-            while rounds is None or number < first + rounds:
-                await self._follow(number, rounds is not None)
-                number += 1
-        finally:
-            if garbage is not None:
-                garbage.cancel()
-                await asyncio.wait([garbage])
+        self.summary.dataset = await self._dataset(data)
+        number = int((await self._ask(lambda c: c.status()))["round"])
+        if self._with_garbage:
+            await self._start_garbage()
+        for home in self._layout.learners:
+            many = str(rounds or ENDLESS)
+            self._learners.append(await self._start(home, "train", "--rounds", many))
+        end = number + (rounds or ENDLESS)
+        while number < end:
+            await self._follow(number, ROUND_TIMEOUT_S if rounds else None)
+            number += 1
 
     # --- data ----------------------------------------------------------------------------
 
-    async def _dataset(self, path: Path, license: str | None) -> str:
-        """The id of an active dataset: one that the chain has, or `path`, submitted."""
+    async def _dataset(self, data: Data) -> str:
+        """The id of an active dataset: one that the chain has, or `data`, submitted."""
         for known in (await self._ask(lambda c: c.datasets()))["datasets"]:
             if known["status"] == "active":
+                progress(f"Dataset {known['title']!r} is on the chain already.")
                 return str(known["id"])
-        progress(f"Submitting {path} …")
-        arguments = ["dataset", "submit", str(path), "--license", license or LOCAL_LICENSE]
-        found = await self._blyan(self._layout.contributor, *arguments, timeout_s=SUBMIT_TIMEOUT_S)
-        dataset = str(found["id"])
-        progress(f"Dataset {dataset[:16]}… is on the chain; auditors read it …")
-        await self._until(
-            lambda: self._active(dataset), APPROVE_TIMEOUT_S, "the dataset was not approved"
+        progress(f"Submitting {data.path}; auditors will read it …")
+        home = self._layout.contributor
+        arguments = ["dataset", "submit", str(data.path), "--license", data.license]
+        arguments += ["--title", data.title] if data.title else []
+        arguments += ["--limit-bytes", str(data.limit_bytes)] if data.limit_bytes else []
+        out = await call(
+            ["node.cli.blyan", *arguments, "--home", str(home.path), "--json"], SUBMIT_TIMEOUT_S
         )
-        return dataset
-
-    async def _active(self, dataset: str) -> bool:
-        status = (await self._ask(lambda c: c.dataset(dataset)))["status"]
-        if status == "rejected":
-            raise ChildError(f"the auditors rejected dataset {dataset}; its page tells why")
-        return bool(status == "active")
+        found = json.loads(out)
+        progress(f"Dataset {found['title']!r} is approved: {found['size_bytes']:,} bytes.")
+        return str(found["dataset"])
 
     # --- learners and garbage --------------------------------------------------------------
 
-    async def _start_learner(self, number: int, home: Home, rounds: int | None) -> Child:
-        arguments = ["train", "--home", str(home.path)]
-        if rounds is not None:
-            arguments += ["--rounds", str(rounds)]
+    async def _start(self, home: Home, *arguments: str) -> Child:
+        """Run `blyan` in a home, its output in the home's log."""
+        whole = [*arguments, "--home", str(home.path)]
         return await self._processes.start(
-            f"learner-{number}",
-            f"blyan {' '.join(arguments)}",
-            ["node.cli.blyan", *arguments],
+            home.path.name,
+            f"blyan {' '.join(whole)}",
+            ["node.cli.blyan", *whole],
             home.logs / "stderr.log",
         )
 
-    async def _garbage(self) -> None:
-        """While the first round trains, an outsider sends noise in the form of a delta."""
+    async def _start_garbage(self) -> None:
+        """An outsider sends noise in the form of a delta to the next round."""
         from node.devnet.garbage import write_garbage
 
+        outsider = self._layout.outsider
+        self._outsider = format_address(
+            unlock(outsider, load_config(outsider).account).account.public
+        )
         model = await self._ask(lambda c: c.model())
-        path = self._layout.outsider.path / "garbage.safetensors"
+        path = outsider.path / "garbage.safetensors"
         await asyncio.to_thread(write_garbage, path, model["spec"])
-        await self._until(self._training, ROUND_TIMEOUT_S, "no round began to train")
-        try:
-            found = await self._blyan(
-                self._layout.outsider, "delta", "submit", str(path), timeout_s=ROUND_TIMEOUT_S
-            )
-            self.summary.garbage = str(found["id"])
-        except BlyanError as error:
-            progress(f"The garbage delta was refused at once: {error}")
-
-    async def _training(self) -> bool:
-        return bool((await self._ask(lambda c: c.status()))["phase"] == "train")
+        await self._start(outsider, "delta", "submit", str(path))
 
     # --- following -------------------------------------------------------------------------
 
-    async def _follow(self, number: int, bounded: bool) -> None:
+    async def _follow(self, number: int, timeout_s: float | None) -> None:
         """Wait for the end of a round and note what it gave."""
 
         async def finished() -> bool:
             self._check_learners()
             return bool((await self._ask(lambda c: c.status()))["round"] > number)
 
-        what = f"round {number} did not finish"
-        await self._until(finished, ROUND_TIMEOUT_S if bounded else None, what)
+        await _until(finished, timeout_s, f"round {number} did not finish")
         record = await self._ask(lambda c: c.round(number))
         summary = self.summary
         deltas = [{**d, "round": number} for d in record["delta_list"]]
         summary.deltas += deltas
+        summary.garbage = next(
+            (d["id"] for d in deltas if d["sender"] == self._outsider), summary.garbage
+        )
         merged = [d["id"] for d in deltas if d["status"] == "merged"]
         summary.accepted += merged
         summary.rejected += [d["id"] for d in deltas if d["status"] != "merged"]
@@ -154,6 +160,11 @@ class Lesson:
             failed = [c for c in self._learners if c.process.returncode]
             if failed:
                 raise ChildError(f"{failed[0].name} failed:\n{failed[0].tail()}")
+
+    def check_garbage(self) -> None:
+        """Whether the noise came in time to be refused; else the run shows less than it says."""
+        if self._with_garbage and self.summary.garbage is None:
+            raise ChildError("the garbage delta came to no round; see outsider/logs/stderr.log")
 
     async def compare(self) -> None:
         """Everybody's roots at one height, and the heights. Fills `summary`."""
@@ -178,7 +189,7 @@ class Lesson:
             return found is not None and found["height"] >= height
 
         try:
-            await self._until(reached, AGREE_TIMEOUT_S, "")
+            await _until(reached, AGREE_TIMEOUT_S, "")
             block = await client.block(height)
             return str(block["state_root"]), str((await client.model(height))["root"])
         except (DeadlineError, UnreachableError):
@@ -193,26 +204,18 @@ class Lesson:
                 return await question(client)
         return await question(self._clients[-1])
 
-    async def _blyan(self, home: Home, *arguments: str, timeout_s: float) -> dict[str, Any]:
-        shared = ["--home", str(home.path), "--json"]
-        out = await call(["node.cli.blyan", *arguments, *shared], timeout_s)
-        try:
-            found = json.loads(out)
-        except ValueError:
-            raise ChildError(f"blyan {' '.join(arguments)}: expected JSON, got {out!r}") from None
-        return found if isinstance(found, dict) else {}
 
-    async def _until(
-        self, condition: Callable[[], Awaitable[bool]], timeout_s: float | None, what: str
-    ) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    if await condition():
-                        return
-                    await asyncio.sleep(POLL_S)
-        except TimeoutError:
-            raise DeadlineError(f"{what} within {timeout_s:.0f} s") from None
+async def _until(
+    condition: Callable[[], Awaitable[bool]], timeout_s: float | None, what: str
+) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                if await condition():
+                    return
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise DeadlineError(f"{what} within {timeout_s} s") from None
 
 
 async def _or_none(answer: Awaitable[dict[str, Any]]) -> dict[str, Any] | None:

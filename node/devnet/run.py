@@ -20,7 +20,7 @@ from node.cli.output import progress
 from node.client import Client
 from node.config import Config
 from node.devnet.homes import Layout, Plan, choose_directory, prepare
-from node.devnet.lesson import Lesson, default_data
+from node.devnet.lesson import LOCAL_LICENSE, Data, Lesson
 from node.devnet.processes import Child, ChildError, Processes
 from node.devnet.summary import Summary
 from node.home import exclusive
@@ -28,6 +28,7 @@ from node.home import exclusive
 START_TIMEOUT_S = 90.0  # from the first process to the first block, on a busy machine
 POLL_S = 0.1
 INTERRUPTED = 130
+EXPECTED = (0, 4)  # how a learner ends: its delta was accepted, or not
 
 
 def run(plan: Plan) -> int:
@@ -110,7 +111,10 @@ class _Network:
         plan = self._plan
         lesson = Lesson(self._layout, clients, self._processes, with_garbage=plan.leave)
         lesson.summary.explorer = f"{self._configs[0].api_url}/"
-        data = (plan.data, plan.license) if plan.data else default_data()
+        if plan.data is not None:
+            data = Data(plan.data.expanduser().absolute(), plan.license or LOCAL_LICENSE)
+        else:
+            data = Data.library()
         if not plan.leave:
             if plan.rounds != 0 and plan.learners:
                 await lesson.learn(data, plan.rounds)
@@ -119,6 +123,7 @@ class _Network:
         try:
             await lesson.learn(data, plan.rounds if plan.rounds is not None else 1)
             await lesson.compare()
+            lesson.check_garbage()
         except BlyanError as error:
             lesson.summary.error = f"{error.code}: {error}"
             self._print(lesson.summary)
@@ -135,7 +140,7 @@ class _Network:
 
     def _died(self, child: Child) -> None:
         code = child.process.returncode
-        if child.name.startswith("node-") or code:
+        if code not in EXPECTED or child.name.startswith("node-"):
             progress(f"{child.name} has ended (code {code}); to restart it:\n  {child.command}")
 
     async def _end_restarted(self) -> None:
