@@ -283,6 +283,8 @@ class Client:
                 key, chain_id=genesis.chain_id, nonce=nonce, payload=payload, fee=Grains(price)
             )
         recent = account["stamp"]
+        if recent is None:
+            raise UnreachableError("the chain has no block to stamp with yet; try again shortly")
         work = await asyncio.to_thread(
             make_stamp,
             chain_id=genesis.chain_id,

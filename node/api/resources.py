@@ -241,7 +241,7 @@ class Account(Resource):
     jailed: bool
     unbonding: list[Unbonding]
     stamp_bits: int
-    stamp: RecentBlock
+    stamp: RecentBlock | None
     validator: bool
     node: NodeKeys | None
     txs: list[TxRow]

@@ -17,6 +17,7 @@ from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubK
 from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
 from node.query.plain import INVALID, KINDS, address, kind_name, plain
 
+STAMP_AGE = 3  # heights below the tip of the block that a new stamp names
 CERTIFICATE_SEARCH = 64  # descendants looked at for the certificate that makes a block final
 
 
@@ -179,7 +180,6 @@ class BlockQueries(Reader):
         state = self.state
         account = state.account(key)
         node = state.get(r.NodeRecord, r.node_key(key))
-        tip = self.node.chain.tip
         page = self.node.store.txs_of(
             key, self.limit(limit), *(() if before is None else (before,))
         )
@@ -198,7 +198,7 @@ class BlockQueries(Reader):
             "jailed": bool(account.jailed),
             "unbonding": [{"amount": u.amount, "release": u.release} for u in self._unbonding(key)],
             "stamp_bits": stamp_bits(state, self.node.genesis, key),
-            "stamp": {"height": tip.height, "hash": self.node.chain.tip_hash.hex()},
+            "stamp": _stamp_block(state.head),
             "validator": validator is not None,
             "node": _node_record(node) if node is not None else None,
             "txs": listed["txs"],
@@ -297,3 +297,12 @@ def _node_record(node: r.NodeRecord) -> dict[str, Any]:
     del found["account"]
     found["roles"] = [role.name.lower() for role in Roles if node.roles & role]
     return found
+
+
+def _stamp_block(head: r.Head) -> dict[str, Any] | None:
+    """The block that a stamp made now should name: a few below the tip, since a node that is
+    behind by one knows it too. None before the first block."""
+    age = min(STAMP_AGE, len(head.recent_parents))
+    if not age:
+        return None
+    return {"height": head.height - age, "hash": head.recent_parents[-age].hex()}
