@@ -16,6 +16,7 @@ from tiles.layout import ShardSpec, TensorSpec
 
 VOCAB = 256  # byte-level: a token is a byte
 PPM = 1_000_000
+WORDS_PER_WINDOW = 2  # PRF words that place one window of a batch: its page, its offset
 MAX_PARAMETERS = 1 << 31
 MAX_STEPS = 100_000
 

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from chain.errors import InputError
 from learning.model import Forward, forward, window_cross_entropy
-from learning.spec import PPM, ModelSpec, TrainingSpec
+from learning.spec import PPM, WORDS_PER_WINDOW, ModelSpec, TrainingSpec
 from learning.state import Sections, TrainState
 
 Batches = Callable[[int], npt.NDArray[np.uint8]]  # step to uint8 [batch, context + 1]
 NANO_UNIT = 1e-9
-WORDS_PER_WINDOW = 2  # of the data PRF
 
 
 @dataclass(frozen=True, slots=True)
