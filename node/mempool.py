@@ -27,6 +27,8 @@ MAX_TXS = 10_000  # transactions held
 MAX_BYTES = 64 * 1024 * 1024  # bytes held
 MAX_PER_SENDER = 64  # transactions of one sender
 MAX_GAP = 32  # nonces a sender may be ahead
+MAX_REPLACED = 16  # transactions of one sender and nonce, one after the other
+MAX_AGE_BLOCKS = 200  # what no block took by then leaves
 MAX_REMEMBERED = 4096  # refused transactions whose reason is kept
 BUILD_BUDGET_S = 0.25  # a leader's time for filling a block
 # Refused now, but right in a block to come: the sender's view may be ahead of ours.
@@ -38,6 +40,8 @@ class _Waiting:
     tx_id: TxId
     raw: bytes
     nonce: int
+    height: int  # of the chain when it came
+    replaces: int  # how many of this sender and nonce came before it
 
 
 class Mempool:
@@ -78,15 +82,20 @@ class Mempool:
         waiting = self._senders.get(tx.sender, {})
         if local and tx.nonce == state.account(tx.sender).nonce:
             self._try(state, raw)
-        if tx.nonce in waiting and not local:
-            raise TxError("nonce_taken", f"a transaction with nonce {tx.nonce} waits already")
-        if tx.nonce not in waiting and len(waiting) >= MAX_PER_SENDER:
+        replaced = waiting.get(tx.nonce)
+        if replaced is not None and not local and replaced.replaces >= MAX_REPLACED:
+            raise TxError("nonce_taken", f"nonce {tx.nonce} was replaced {MAX_REPLACED} times")
+        if replaced is None and len(waiting) >= MAX_PER_SENDER:
             raise TxError("mempool_full", f"{MAX_PER_SENDER} transactions of this sender wait")
         if self.size >= MAX_TXS or self.bytes + len(raw) > MAX_BYTES:
             raise TxError("mempool_full", "the mempool is full; try again later")
-        if tx.nonce in waiting:
-            self._forget(tx.sender, waiting[tx.nonce])
-        self._senders.setdefault(tx.sender, {})[tx.nonce] = _Waiting(tx_id, raw, tx.nonce)
+        count = 0
+        if replaced is not None:  # only its own signer can replace it; bounded against chatter
+            count = replaced.replaces + 1
+            self._forget(tx.sender, replaced)
+        self._senders.setdefault(tx.sender, {})[tx.nonce] = _Waiting(
+            tx_id, raw, tx.nonce, state.head.height, count
+        )
         self._ids[tx_id] = tx.sender
         self._refused.pop(tx_id, None)
         self.bytes += len(raw)
@@ -183,7 +192,10 @@ class Mempool:
         for sender in list(self._senders):
             nonce = state.account(sender).nonce
             for waiting in list(self._senders.get(sender, {}).values()):
-                if waiting.nonce < nonce:
+                if state.head.height - waiting.height > MAX_AGE_BLOCKS:
+                    late = Receipt(waiting.tx_id, "expired", "no block took it in time; sign anew")
+                    self.refuse(waiting.tx_id, late)
+                elif waiting.nonce < nonce:
                     done = Receipt(waiting.tx_id, "bad_nonce", f"nonce {nonce} is next")
                     self.refuse(waiting.tx_id, done)
 

@@ -113,8 +113,13 @@ class BlobService:
         if task is None:
             task = asyncio.create_task(self._fetch(request, most, check))
             self._fetching[request] = task
-            task.add_done_callback(lambda _: self._fetching.pop(request, None))
+            task.add_done_callback(lambda done: self._fetched(request, done))
         return await asyncio.shield(task)
+
+    def _fetched(self, request: bytes, task: asyncio.Task[bytes]) -> None:
+        self._fetching.pop(request, None)
+        if not task.cancelled():
+            task.exception()  # whoever still waits raises it; perhaps nobody does
 
     async def _fetch(self, request: bytes, most: int, check: Callable[[bytes], bool]) -> bytes:
         peers = [p.peer_id for p in self._net.peers() if p.connected]

@@ -100,16 +100,29 @@ def test_what_a_rule_refuses_later_leaves_with_its_reason(pool: Pool) -> None:
     assert pool.pool.status(TxId(bytes(32))) is None
 
 
-def test_the_same_again_is_one_and_a_local_one_replaces(pool: Pool) -> None:
+def test_the_same_again_is_one_and_the_latest_of_a_nonce_counts(pool: Pool) -> None:
     raw = pool.raw(0)
     assert pool.pool.submit(raw) == pool.pool.submit(raw)
     assert pool.pool.size == 1
+    for amount in range(6, 6 + mempool.MAX_REPLACED):
+        latest = pool.raw(0, amount=amount)
+        pool.pool.submit(latest, local=False)
     with pytest.raises(TxError) as caught:
-        pool.pool.submit(pool.raw(0, amount=6), local=False)
+        pool.pool.submit(pool.raw(0, amount=99), local=False)
     assert caught.value.code == "nonce_taken"
-    other = pool.raw(0, amount=7)
-    pool.pool.submit(other)
-    assert pool.fill() == (other,)
+    assert pool.pool.size == 1
+    assert pool.fill() == (latest,)
+
+
+def test_what_no_block_takes_leaves(pool: Pool) -> None:
+    tx_id = pool.pool.submit(pool.raw(1))
+    for _ in range(mempool.MAX_AGE_BLOCKS + 1):
+        pool.machine.block()
+    pool.pool.committed(())
+    assert pool.pool.size == 0
+    status = pool.pool.status(tx_id)
+    assert status is not None
+    assert status.startswith("dropped:expired")
 
 
 def test_a_sender_and_the_whole_are_bounded(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
