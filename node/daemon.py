@@ -130,6 +130,7 @@ class Node:
             "blobs_lies": self.blobs.lies,
             "tiles_fetched": self.tiles.fetched,
             "tiles_lies": self.tiles.lies,
+            "tiles_damaged": self.tiles.damaged,
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
             **self._counts,

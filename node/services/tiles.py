@@ -36,7 +36,7 @@ class TileService:
         self.store, self.specs = store, specs
         self._net, self._chain_store = net, chain_store
         self._genesis_roots = tuple(genesis_roots)
-        self.fetched = self.lies = 0
+        self.fetched = self.lies = self.damaged = 0
         net.serve(PROTOCOL, self._serve, most=40, concurrent=4)
 
     def put_shard(self, index: int, data: bytes, root: Hash32) -> None:
@@ -50,9 +50,17 @@ class TileService:
         """One shard version, from here or from peers, every tile verified."""
         if index >= len(self.specs):
             raise VerifyError(f"the model has no shard {index}")
-        if root not in self.store.versions(index):
-            await self._complete(index, root)
-        return await asyncio.to_thread(self.store.read_shard, index, root)
+        for _ in range(self.specs[index].tile_count + 1):  # each try mends at least one tile
+            if root not in self.store.versions(index):
+                await self._complete(index, root)
+            try:
+                return await asyncio.to_thread(self.store.read_shard, index, root)
+            except StorageError as error:
+                self.damaged += 1
+                log.warning("%s; fetching it from a peer", error)
+        raise StorageError(
+            f"shard {self.specs[index].name} is damaged again and again: check the disk"
+        )
 
     def tile_roots(self, index: int, root: Hash32) -> tuple[Hash32, ...]:
         """The tile roots under a shard root that was ever on this chain."""
