@@ -27,7 +27,7 @@ def test_one_text_file(tmp_path: Path) -> None:
     found = ingest(put(tmp_path / "notes.txt", TEXT))
     assert [(d.name, d.text) for d in found.documents] == [("notes.txt", TEXT)]
     assert found.size_bytes == len(TEXT)
-    assert not (found.skipped or found.converted or found.truncated)
+    assert (found.skipped, found.converted, found.truncated) == ([], [], False)
 
 
 def test_a_directory_is_read_in_order_and_without_what_programs_made(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_newcomers_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     put(tmp_path / "a.txt", TEXT)
     assert ingest(tmp_path).size_bytes == len(TEXT)
     put(tmp_path / "b.txt", TEXT)
-    with pytest.raises(InputError, match="more than 5000 bytes of text.*--limit-bytes"):
+    with pytest.raises(InputError, match=r"more than 5000 bytes of text.*--limit-bytes"):
         ingest(tmp_path)
 
 

@@ -1,0 +1,155 @@
+"""The worker process: the same bits in every process, and a death that harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import uvloop
+
+from chain.errors import DecodeError, InputError, WorkerError
+from chain.hashes import ZERO_HASH
+from learning.compress import compress
+from learning.init import initial_shards
+from learning.state import TrainState, deserialize_state, sections_root
+from node.worker import client
+from node.worker.client import TrainJob, TrainOutcome, Worker
+from node.worker.protocol import frame_bytes, unpack_body
+from tests.kit.nano import TINY, TINY_TRAINING, library, tiny_batches
+
+BASE = initial_shards(TINY)
+BATCHES = tiny_batches()
+JOB = TrainJob(TINY, TINY_TRAINING, 0, sections_root(BASE), BASE, BATCHES)
+
+
+def with_worker(body: Callable[[Worker], Coroutine[Any, Any, None]], **options: float) -> None:
+    """Run `body` as a node would, and leave no process behind."""
+
+    async def run() -> None:
+        worker = Worker(**options)  # type: ignore[arg-type]
+        try:
+            await asyncio.wait_for(body(worker), 100)
+        finally:
+            await worker.close()
+
+    uvloop.run(run())
+
+
+def test_processes_come_and_go_and_train_the_same_bits() -> None:
+    """A life: trained here, cancelled there, killed in between, replayed by the survivor."""
+
+    async def body(worker: Worker) -> None:
+        steps: list[int] = []
+        one = await worker.train(JOB, lambda done, loss: steps.append(done))
+        first = worker.pid
+        assert steps == list(range(1, TINY_TRAINING.steps + 1))
+        check_outcome(one)
+        job = replace(JOB, round=1, previous=one.checkpoints[-1], residual=one.residual)
+        two = await worker.train(job)
+        assert two.residual_before == one.residual_after
+        assert two.optimizer_before == one.optimizer_after
+        assert two.payload != one.payload
+
+        task = asyncio.create_task(worker.train(JOB, lambda done, loss: task.cancel() and None))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert worker.pid is None
+
+        def kill(done: int, loss: float) -> None:
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+        killed = asyncio.create_task(worker.train(JOB, kill))
+        behind = asyncio.create_task(replayed(worker, one))
+        with pytest.raises(WorkerError, match="the worker died"):
+            await killed
+        await behind  # waited in line for a process that never came to it
+        assert worker.pid not in (None, first)
+
+        started = asyncio.Event()
+        task = asyncio.create_task(worker.train(JOB, lambda done, loss: started.set()))
+        await started.wait()
+        await worker.close()
+        with pytest.raises(WorkerError):
+            await task
+        with pytest.raises(WorkerError, match="closed"):
+            await worker.profile()
+
+    with_worker(body)
+
+
+def check_outcome(outcome: TrainOutcome) -> None:
+    assert outcome.profile.startswith("native/torch-")
+    assert (outcome.residual_before, outcome.optimizer_before) == (ZERO_HASH, ZERO_HASH)
+    states = [deserialize_state(TINY, data) for data in outcome.checkpoints]
+    assert [state.step for state in states] == [0, 2, 4, 6, 8]
+    assert tuple(state.hash() for state in states) == outcome.state_hashes
+    assert states[0] == TrainState.fresh(BASE)
+    assert states[-1].optimizer_root() == outcome.optimizer_after
+    after = compress(TINY, TINY_TRAINING, 0, JOB.base_root, BASE, states[-1].weights, None)
+    assert (after.payload, after.residual) == (outcome.payload, outcome.residual)
+
+
+async def replayed(worker: Worker, outcome: TrainOutcome) -> None:
+    for segment in range(TINY_TRAINING.segments):
+        start, end = TINY_TRAINING.segment_range(segment)
+        state = outcome.checkpoints[segment]
+        again = await worker.replay(TINY, TINY_TRAINING, state, BATCHES[start:end])
+        assert again.before == outcome.state_hashes[segment]
+        assert again.after == outcome.state_hashes[segment + 1]
+        assert again.profile == outcome.profile
+
+
+def test_losses_and_what_the_caller_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_WAITING", 1)
+
+    async def body(worker: Worker) -> None:
+        windows = BATCHES[0]
+        alone = asyncio.create_task(worker.evaluate(TINY, BASE, None, windows))
+        await asyncio.sleep(0)
+        with pytest.raises(WorkerError, match="wait for the worker already"):
+            await worker.profile()
+        assert (await alone).delta == ()
+        trained = await worker.train(JOB)
+        found = await worker.evaluate(TINY, BASE, trained.payload, windows)
+        assert found.base == (await alone).base
+        assert sum(found.delta) < sum(found.base)
+        none = await worker.evaluate(TINY, BASE, trained.payload, windows, numerator=0)
+        assert none.delta == none.base
+        assert 5e9 < await worker.holdout(TINY, BASE, library(5000)) < 7e9
+        pid, process = worker.pid, worker._process
+        with pytest.raises(DecodeError, match="delta"):
+            await worker.evaluate(TINY, BASE, b"junk", windows)
+        with pytest.raises(DecodeError, match="incomplete"):
+            await worker.replay(TINY, TINY_TRAINING, b"\0" * 9, BATCHES[:1])
+        with pytest.raises(InputError, match="do not fill the shape"):
+            await worker.train(replace(JOB, batches=BATCHES[:1]))
+        with pytest.raises(InputError, match="a holdout of 3 bytes"):
+            await worker.holdout(TINY, BASE, b"abc")
+        assert worker.pid == pid  # none of this cost the process
+        assert process is not None
+        await process.wait()  # but idleness does
+        assert worker.pid is None
+
+    with_worker(body, idle_s=2)
+
+
+def test_time_runs_out() -> None:
+    async def body(worker: Worker) -> None:
+        with pytest.raises(WorkerError, match=r"took more than 0\.01 s"):
+            await worker.profile()
+        assert worker.pid is None
+
+    with_worker(body, timeout_s=0.01)
+
+
+def test_frames_are_bounded() -> None:
+    with pytest.raises(DecodeError, match="at most"):
+        frame_bytes(b"\xff" * 8)
+    for body in (b"", b"\xc1", b"\x01"):
+        with pytest.raises(DecodeError):
+            unpack_body(body)
