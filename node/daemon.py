@@ -84,6 +84,7 @@ class Node:
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
         )
+        self._round_began = 0.0
         self._counts: dict[str, int] = {"txs_refused_from_peers": 0}
         self.net.subscribe(TX_TOPIC, self._txs)
         self.chain.finalized(self._committed)
@@ -235,6 +236,16 @@ class Node:
 
     def _committed(self, block: Block, done: Executed) -> None:
         self.pool.committed(done.receipts)
+        for event in done.events:
+            if event.kind == "phase" and event.data["phase"] == "done":
+                self._round_done()
+
+    def _round_done(self) -> None:
+        """Learners' checkpoints are served until their round has settled, and one round more."""
+        dropped = self.blobs.drop_checkpoints(self._round_began)
+        self._round_began = time.time()
+        if dropped:
+            log.info("dropped %d checkpoints of settled rounds", dropped)
 
 
 def configure_logging(home: Home, level: str) -> None:

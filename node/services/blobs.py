@@ -58,6 +58,17 @@ class BlobService:
             raise StorageError(f"a checkpoint of {len(data)} bytes is over the limit")
         self._write(self._path("checkpoint", state_hash), data)
 
+    def drop_checkpoints(self, before_s: float) -> int:
+        """Remove checkpoints written before a time (Unix, seconds): their rounds have settled."""
+        dropped = 0
+        for path in (self._directory / "checkpoint").iterdir():
+            size = path.stat()
+            if size.st_mtime < before_s:
+                path.unlink(missing_ok=True)
+                self._used -= size.st_size
+                dropped += 1
+        return dropped
+
     def has(self, blob_id: BlobId) -> bool:
         return self._path("blob", blob_id).exists()
 
