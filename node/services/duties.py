@@ -110,13 +110,13 @@ class Duties:
         if state.head.round != self._round:
             self._round = state.head.round
             self._context.files.forget_before(self._round - 1)
-        wanted = set(owed)
-        for duty, task in list(self._tasks.items()):
+        wanted, loop = set(owed), asyncio.get_running_loop()
+        for duty, task in self._tasks.items():
             if duty not in wanted:
-                task.cancel()
+                loop.call_soon(task.cancel)  # after it has heard of a receipt in this very block
         for duty in [d for d in self._failures if d not in wanted]:
             del self._failures[duty]
-        now = asyncio.get_running_loop().time()
+        now = loop.time()
         for duty in owed:
             waits = duty in self._failures and self._failures[duty][1] > now
             if duty not in self._tasks and not waits:
