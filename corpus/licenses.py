@@ -34,7 +34,6 @@ _EXCEPTIONS = """
 LICENSES = frozenset(_IDENTIFIERS.split())
 EXCEPTIONS = frozenset(_EXCEPTIONS.split())
 OWN = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")  # a licence outside the list, by SPDX's form for it
-_OWN = re.compile(r"LicenseRef-[0-9A-Za-z.-]+")  # terms that the dataset itself has to state
 
 
 def check_license(expression: str) -> None:
@@ -71,10 +70,6 @@ def _term(tokens: list[str], whole: str) -> list[str]:
             raise _refused(whole, tokens[2] if len(tokens) > 2 else "its end")
         return tokens[3:]
     return tokens[1:]
-
-
-def _known(name: str) -> bool:
-    return name.removesuffix("+") in LICENSES or _OWN.fullmatch(name) is not None
 
 
 def _known(identifier: str) -> bool:
