@@ -14,6 +14,7 @@ from tests.sim.world import Weather, World, remembered_verdicts
 
 BLOCKS_AFTER_GST = 10
 LIVENESS_DELTAS = 20 * BLOCKS_AFTER_GST  # DESIGN 6: ten blocks within 20Δ·10, Δ at its cap
+NEAR_VIEWS = 3  # apart, at most, that honest nodes are in a good network
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Scenario:
         self.plan = plan
         dice = self.dice = random.Random(f"plan {plan.seed}")
         size = plan.size or dice.randint(4, 7)
-        epoch_blocks = plan.epoch_blocks or dice.choice((3, 5, 10, 50))
+        epoch_blocks = plan.epoch_blocks or dice.choice((3, 5, 10, 1000))
         self.law = Law(plan.seed, size, epoch_blocks)
         self.world = World(plan.seed)
         kinds = self._draw_liars()
@@ -89,16 +90,14 @@ class Scenario:
         plan, world = self.plan, self.world
         for node in world.nodes:
             world.after(self.dice.randint(0, 50), node.start)
-        storm_ms = self.dice.choice((0, 3000, 10_000)) if plan.storm_ms is None else plan.storm_ms
+        storm_ms = self.dice.choice((0, 2000, 6000)) if plan.storm_ms is None else plan.storm_ms
         if storm_ms:
             self._brew(storm_ms)
         world.run(lambda: False, storm_ms)
         self._calm()
         start = max(n.height for n in self.honest)
         goal, limit_ms = start + BLOCKS_AFTER_GST, LIVENESS_DELTAS * self.habits.delta_cap_ms
-        reached = world.run(
-            lambda: all(n.height >= goal for n in self.honest), world.now + limit_ms
-        )
+        reached = world.run(lambda: self._is_live(goal), world.now + limit_ms)
         if not reached:
             where = [
                 (n.index, n.height, n.core and (n.core.epoch, n.core.view)) for n in self.honest
@@ -107,6 +106,14 @@ class Scenario:
         heights = tuple(n.height for n in self.honest)
         counts = world.counts + self.oracle.seen
         return Verdict(heights, world.trace, counts, world.now / 1000)
+
+    def _is_live(self, goal: int) -> bool:
+        """Every honest node has the blocks, and none was left behind in an old view (R8)."""
+        if not all(n.height >= goal for n in self.honest):
+            return False
+        at = [(n.core.epoch, n.core.view) for n in self.honest if n.core is not None]
+        epoch, view = max(at)
+        return all(e == epoch and v + NEAR_VIEWS >= view for e, v in at)
 
     def _brew(self, storm_ms: int) -> None:
         dice, world = self.dice, self.world

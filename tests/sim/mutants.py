@@ -1,0 +1,141 @@
+"""Bugs seeded into the core, to show that the oracle sees them: `python -m tests.sim.mutants`.
+
+Each is a rule left out. A simulator that finds none of them proves nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from chain.types import View
+from consensus import certificates
+from consensus.simplex import ballots, core, fetch, messages, outbox, proposals, sign_state, supply
+from tests.sim.scenario import Plan, simulate
+
+MOST_SEEDS = 400
+
+
+def _quorum_of_half(weight: int, total: int) -> bool:
+    return 2 * weight > total
+
+
+def _records_nothing(self: outbox.Outbox, record: object) -> None:
+    return None
+
+
+def _restores_no_votes(self: sign_state.SignState, record: object) -> None:
+    return None
+
+
+def _seals_anything(self: sign_state.SignState, epoch: Any, view: Any, block_hash: Any) -> Any:
+    signer = self._signer
+    return None if signer is None else (signer.sign_proposal(epoch, view, block_hash), True)
+
+
+def _signs_anything(self: Any, kind: Any, epoch: Any, view: Any, block_hash: Any) -> Any:
+    signer = self._signer
+    if signer is None:
+        return None
+    vote = signer.sign_vote(kind, epoch, view, block_hash)
+    self._votes.setdefault((epoch, view, kind), vote)
+    return vote, True
+
+
+def _skips_nullifications(real: Any) -> Any:
+    """R2 and R3 without 'nullifications of every view between'."""
+
+    def ground(self: proposals.Chamber, view: View, block_hash: Any = None) -> Any:
+        found = real(self, view, block_hash)
+        if isinstance(found, proposals.Lack):
+            return proposals.Ground(self._tree.tip, self._tree.tip_hash, self.floor_proof, ())
+        return found
+
+    return ground
+
+
+def _judges_blindly(self: proposals.Chamber, proposal: Any) -> Any:
+    parent = self._tree.executed(proposal.block.header.parent)
+    return proposals.Lack(None) if parent is None else parent
+
+
+def _says_nothing_again(self: core.Simplex) -> None:
+    return None
+
+
+def _never_fetches(self: fetch.Fetcher, *args: object) -> list[messages.Effect]:
+    return []
+
+
+def _no_block_is_last(self: proposals.Chamber, header: Any) -> bool:
+    return False
+
+
+def _stays(self: core.Simplex, view: View, certificate: Any) -> None:
+    if view <= self._view + 1:
+        _REAL_ENTER(self, view, certificate)
+
+
+_REAL_ENTER = core.Simplex._enter
+
+MUTANTS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
+    "quorum of a half": (
+        (certificates, "is_quorum", _quorum_of_half),
+        (ballots, "is_quorum", _quorum_of_half),
+    ),
+    "nothing is persisted": ((outbox.Outbox, "record", _records_nothing),),
+    "own votes are forgotten in a crash": (
+        (sign_state.SignState, "restore", _restores_no_votes),
+        (sign_state.SignState, "adopt", lambda self, vote: False),
+    ),
+    "finalize after nullify": ((sign_state, "_EXCLUDES", {}),),
+    "any vote is signed": ((sign_state.SignState, "vote", _signs_anything),),
+    "any proposal is sealed": (
+        (sign_state.SignState, "seal", _seals_anything),
+        (sign_state.SignState, "sealed", lambda self, epoch, view: None),
+    ),
+    "parents without nullifications between": (
+        (proposals.Chamber, "ground", _skips_nullifications(proposals.Chamber.ground)),
+        (proposals.Chamber, "judge", _judges_blindly),
+    ),
+    "no retransmission": ((supply.Supply, "_say_again", _says_nothing_again),),
+    "missing blocks are not fetched": ((fetch.Fetcher, "block", _never_fetches),),
+    "an epoch's last block is extended": ((proposals.Chamber, "is_last", _no_block_is_last),),
+    "no jump by a higher certificate": ((core.Simplex, "_enter", _stays),),
+    "bodies are not checked": ((supply.Supply, "_check_body", lambda self, block, h: None),),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        for owner, attribute, value in MUTANTS[name]:
+            stack.enter_context(patch.object(owner, attribute, value))
+        yield
+
+
+def caught(name: str, seeds: range) -> tuple[int, str] | None:
+    """The first seed under which the mutant shows, and how."""
+    with planted(name):
+        for seed in seeds:
+            try:
+                simulate(Plan(seed))
+            except Exception as error:
+                return seed, f"{type(error).__name__}: {error}"
+    return None
+
+
+def main() -> int:
+    missed = 0
+    for name in MUTANTS:
+        found = caught(name, range(MOST_SEEDS))
+        missed += found is None
+        print(f"{name}: {'MISSED' if found is None else f'seed {found[0]}: {found[1][:120]}'}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

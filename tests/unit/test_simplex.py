@@ -1,0 +1,408 @@
+"""The core's rules one by one, by hand; the simulator tries them together."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from chain.codec import decode, encode
+from chain.hashes import ZERO_HASH, Hash32
+from chain.types import (
+    Block,
+    Certificate,
+    Epoch,
+    Header,
+    Height,
+    Proposal,
+    Stake,
+    Validator,
+    ValidatorSet,
+    View,
+    Vote,
+    VoteKind,
+)
+from consensus.certificates import assemble
+from consensus.simplex import messages as m
+from consensus.simplex.core import Simplex
+from tests.sim.ledger import CHAIN_ID, KeySigner, Law, body_matches, name
+
+E = TypeVar("E")
+NULL = Hash32(ZERO_HASH)
+
+
+class Bench:
+    """One core among `size` keys with equal stake that the test holds; view v is led by v mod n."""
+
+    def __init__(self, size: int = 4, own: int = 0, epoch_blocks: int = 1000) -> None:
+        self.law = Law(7, size, epoch_blocks)
+        self.own = own
+        self.genesis = self.law.genesis()
+        self.log: list[bytes] = []
+        self.core = self.fresh([])
+        self.effects = self.keep(self.core.start())
+
+    def context(self, epoch: int) -> m.EpochContext:
+        members = tuple(
+            Validator(s.public, s.public, s.public, name(i), Stake(1))
+            for i, s in enumerate(self.law.signers)
+        )
+        return m.EpochContext(Epoch(epoch), ValidatorSet(members), lambda view: view % len(members))
+
+    def fresh(self, log: list[bytes]) -> Simplex:
+        config = m.Config(CHAIN_ID, self.law.is_last, body_matches, 100, 800, 50)
+        signer = self.law.signers[self.own] if self.own >= 0 else None
+        return Simplex(config, self.context(1), self.genesis.header, None, signer, log)
+
+    def keep(self, effects: list[m.Effect]) -> list[m.Effect]:
+        for effect in effects:
+            if isinstance(effect, m.Persist):
+                self.log += effect.records
+        return effects
+
+    def signer(self, index: int) -> KeySigner:
+        return self.law.signers[index]
+
+    def block(self, parent: Header, view: int, txs: tuple[bytes, ...] = ()) -> Block:
+        validators = self.context(1).validators
+        proposer = validators.members[view % len(validators.members)].consensus_key
+        made = self.law.block(parent, parent.hash(), View(view), proposer, txs, 0)
+        header = made.header
+        fields = {f: getattr(header, f) for f in header.__dataclass_fields__}
+        fields |= {"validators_hash": validators.hash(), "epoch": Epoch(1)}
+        return Block(Header(**fields), made.txs, made.evidence)
+
+    def proposal(
+        self, block: Block, view: int, proof: Certificate | None, *nulls: Certificate
+    ) -> Proposal:
+        leader = self.signer(view % self.law.size)
+        seal = leader.sign_proposal(Epoch(1), View(view), block.hash())
+        return Proposal(seal, block, proof, nulls)
+
+    def vote(self, index: int, kind: VoteKind, view: int, block_hash: bytes = NULL) -> Vote:
+        return self.signer(index).sign_vote(kind, Epoch(1), View(view), Hash32(block_hash))
+
+    def certificate(self, kind: VoteKind, view: int, block_hash: bytes = NULL) -> Certificate:
+        votes = [self.vote(i, kind, view, block_hash) for i in range(1, self.law.size)]
+        return assemble(self.context(1).validators, votes)
+
+    def hear(self, message: m.Message, sender: int = 1) -> list[m.Effect]:
+        return self.keep(self.core.receive(name(sender), message))
+
+    def validate(self, effects: list[m.Effect], ok: bool = True) -> list[m.Effect]:
+        out: list[m.Effect] = []
+        for effect in find(effects, m.Validate):
+            out += self.keep(self.core.validated(effect.block_hash, ok))
+        return out
+
+    def fire(self, kind: m.TimerKind, view: int) -> list[m.Effect]:
+        return self.keep(self.core.timer(m.Timer(kind, Epoch(1), View(view))))
+
+
+def find(effects: list[m.Effect], kind: type[E]) -> list[E]:
+    return [e for e in effects if isinstance(e, kind)]
+
+
+def said(effects: list[m.Effect]) -> list[tuple[str, int]]:
+    """Votes that were broadcast, as (kind, view)."""
+    messages = [x for e in find(effects, m.Broadcast) for x in e.messages]
+    return [(VoteKind(x.kind).name, x.view) for x in messages if isinstance(x, Vote)]
+
+
+# --- R1, R3, R5 -----------------------------------------------------------------------
+
+
+def test_r1_timers_allow_for_an_idle_leader() -> None:
+    timers = {e.timer.kind: e.delay_ms for e in find(Bench().effects, m.StartTimer)}
+    assert timers == {
+        m.TimerKind.PROPOSAL: 250,
+        m.TimerKind.ADVANCE: 350,
+        m.TimerKind.RETRANSMIT: 100,
+    }
+
+
+def test_r3_a_vote_follows_execution_and_its_record() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    effects = bench.hear(bench.proposal(block, 1, None))
+    assert said(effects) == []
+    assert find(effects, m.Validate)[0].parent == bench.genesis.header
+    effects = bench.validate(effects)
+    assert said(effects) == [("NOTARIZE", 1)]
+    assert isinstance(effects[0], m.Persist)
+    assert encode(bench.vote(0, VoteKind.NOTARIZE, 1, block.hash())) in effects[0].records
+
+
+def test_r3_an_invalid_or_untimely_block_gets_no_vote() -> None:
+    for verdict in ({"ok": False}, {"ok": True, "timely": False}):
+        bench = Bench()
+        block = bench.block(bench.genesis.header, 1)
+        bench.hear(bench.proposal(block, 1, None))
+        assert said(bench.core.validated(block.hash(), **verdict)) == []
+
+
+def test_r3_only_the_first_proposal_of_a_view_and_the_second_is_evidence() -> None:
+    bench = Bench()
+    first, second = (bench.block(bench.genesis.header, 1, txs) for txs in ((), (b"other",)))
+    assert said(bench.validate(bench.hear(bench.proposal(first, 1, None)))) == [("NOTARIZE", 1)]
+    effects = bench.hear(bench.proposal(second, 1, None))
+    assert [e.item.first.signer for e in find(effects, m.Evidence)] == [bench.signer(1).public]
+    assert find(effects, m.Validate) == []
+    # R4: this leader's view is not finalized from here, but it is left.
+    effects = bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, first.hash()))
+    assert said(effects) == []
+    assert bench.core.view == 2
+
+
+def test_r3_a_parent_needs_its_notarization_and_the_views_between() -> None:
+    bench = Bench()
+    first = bench.block(bench.genesis.header, 1)
+    bench.hear(bench.certificate(VoteKind.NULLIFY, 1))
+    bench.hear(bench.certificate(VoteKind.NULLIFY, 2))
+    assert bench.core.view == 3
+    third = bench.block(first.header, 3)
+    effects = bench.hear(bench.proposal(third, 3, None))
+    assert "no notarization" in find(effects, m.Rejected)[0].reason
+
+    bench = Bench()
+    bench.hear(bench.certificate(VoteKind.NULLIFY, 2))  # R8: view 3, but nothing about view 1
+    block = bench.block(bench.genesis.header, 3)
+    effects = bench.hear(bench.proposal(block, 3, None), sender=3)
+    asked = [e for e in find(effects, m.Send) if isinstance(e.messages[0], m.CertificateRequest)]
+    assert [e.peer for e in asked] == [name(3)]
+    effects = bench.hear(bench.certificate(VoteKind.NULLIFY, 1))
+    assert said(bench.validate(effects)) == [("NOTARIZE", 3)]
+
+
+def test_r5_no_proposal_nullifies_at_2_delta_and_finalize_is_over() -> None:
+    bench = Bench()
+    assert said(bench.fire(m.TimerKind.PROPOSAL, 1)) == [("NULLIFY", 1)]
+    block = bench.block(bench.genesis.header, 1)
+    effects = bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    assert said(effects) == [("NOTARIZE", 1)]  # notarize after nullify is allowed
+    effects = bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    assert said(effects) == []
+    assert bench.core.view == 2
+
+
+def test_r5_a_proposal_that_is_being_executed_has_until_3_delta() -> None:
+    bench = Bench()
+    bench.hear(bench.proposal(bench.block(bench.genesis.header, 1), 1, None))
+    assert said(bench.fire(m.TimerKind.PROPOSAL, 1)) == []
+    assert said(bench.fire(m.TimerKind.ADVANCE, 1)) == [("NULLIFY", 1)]
+
+
+def test_r5_the_leader_s_own_nullify_is_followed() -> None:
+    bench = Bench()
+    assert said(bench.hear(bench.vote(2, VoteKind.NULLIFY, 1))) == []
+    assert said(bench.hear(bench.vote(1, VoteKind.NULLIFY, 1))) == [("NULLIFY", 1)]
+
+
+def test_r5_holds_after_every_prefix_of_the_log() -> None:
+    """Whatever was synced before a crash, the next life signs nothing against it."""
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    finalize = encode(bench.vote(0, VoteKind.FINALIZE, 1, block.hash()))
+    assert finalize in bench.log
+    for length in range(len(bench.log) + 1):
+        core = bench.fresh(bench.log[:length])
+        effects = core.start()
+        effects += core.timer(m.Timer(m.TimerKind.ADVANCE, Epoch(1), View(1)))
+        signed = finalize in bench.log[:length]
+        assert not (signed and ("NULLIFY", 1) in said(effects))
+        assert signed == (("FINALIZE", 1) in said(effects)) or core.view == 1
+
+
+# --- R4, R7, R8 -----------------------------------------------------------------------
+
+
+def test_r4_r7_three_of_four_make_a_block_final() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    effects = bench.hear(bench.vote(1, VoteKind.NOTARIZE, 1, block.hash()))
+    assert said(effects) == []
+    effects = bench.hear(bench.vote(2, VoteKind.NOTARIZE, 1, block.hash()))
+    assert said(effects) == [("FINALIZE", 1)]
+    assert bench.core.view == 2  # proposing view 2 does not wait for the finalization of 1
+    bench.hear(bench.vote(1, VoteKind.FINALIZE, 1, block.hash()))
+    effects = bench.hear(bench.vote(3, VoteKind.FINALIZE, 1, block.hash()))
+    assert [e.blocks for e in find(effects, m.Deliver)] == [(block,)]
+    assert bench.core.tip == block.header
+
+
+def test_r8_a_higher_finalization_fetches_what_is_missing() -> None:
+    bench = Bench()
+    one = bench.block(bench.genesis.header, 1)
+    two = bench.block(one.header, 2)
+    certificate = bench.certificate(VoteKind.FINALIZE, 2, two.hash())
+    effects = bench.hear(certificate, sender=3)
+    assert bench.core.view == 3
+    assert find(effects, m.Send) == [m.Send(name(3), (m.BlockRequest(two.hash()),))]
+    effects = bench.hear(m.BlockReply(two), sender=3)
+    assert find(effects, m.Send) == [m.Send(name(3), (m.BlockRequest(one.hash()),))]
+    effects = bench.validate(bench.hear(m.BlockReply(one), sender=3))
+    effects = bench.validate(effects)
+    assert [e.blocks for e in find(effects, m.Deliver)] == [(one, two)]
+
+
+def test_a_gap_too_large_to_fetch_is_synced() -> None:
+    bench = Bench()
+    chain = [bench.genesis]
+    for view in range(1, 81):
+        chain.append(bench.block(chain[-1].header, view))
+    bench.hear(bench.certificate(VoteKind.FINALIZE, 80, chain[80].hash()), sender=2)
+    effects = bench.hear(m.BlockReply(chain[80]), sender=2)
+    assert find(effects, m.Sync) == [m.Sync(name(2), Epoch(1), Height(79))]
+    certificate = bench.certificate(VoteKind.FINALIZE, 78, chain[78].hash())
+    effects = bench.core.advance_to(chain[78].header, certificate)
+    assert find(effects, m.Send)[0].messages == (m.BlockRequest(chain[79].hash()),)
+    effects = bench.validate(bench.hear(m.BlockReply(chain[79])))
+    effects = bench.validate(effects)
+    assert [e.blocks for e in find(effects, m.Deliver)] == [(chain[79], chain[80])]
+    assert bench.core.view == 81
+
+
+# --- what stops a node, what is refused ----------------------------------------------------
+
+
+def test_a_notarized_block_that_is_invalid_here_halts() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    effects = bench.hear(bench.proposal(block, 1, None))
+    bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    halts = find(bench.validate(effects, ok=False), m.Halt)
+    assert "certified but invalid here" in halts[0].report
+    assert bench.fire(m.TimerKind.ADVANCE, 2) == []
+
+
+def test_two_final_blocks_of_one_height_halt() -> None:
+    bench = Bench()
+    ours, theirs = (bench.block(bench.genesis.header, 1, txs) for txs in ((), (b"x",)))
+    bench.validate(bench.hear(bench.proposal(ours, 1, None)))
+    bench.hear(bench.certificate(VoteKind.FINALIZE, 1, ours.hash()))
+    assert bench.core.tip == ours.header
+    beside = bench.block(theirs.header, 3)
+    bench.hear(bench.certificate(VoteKind.FINALIZE, 3, beside.hash()))
+    effects = bench.hear(m.BlockReply(beside))
+    assert "contradicts a final one" in find(effects, m.Halt)[0].report
+
+
+def test_a_body_that_is_not_the_header_s_costs_its_sender_not_the_block() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    smuggled = Block(block.header, (b"smuggled",), ())
+    effects = bench.hear(bench.proposal(smuggled, 1, None), sender=2)
+    assert [e.peer for e in find(effects, m.Refuse)] == [name(2)]
+    effects = bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    assert said(effects) == [("NOTARIZE", 1)]
+
+
+def test_strangers_and_wrong_leaders_are_refused() -> None:
+    bench = Bench()
+    stranger = KeySigner(b"stranger".ljust(32))
+    block = bench.block(bench.genesis.header, 1)
+    wrong = [
+        stranger.sign_vote(VoteKind.NULLIFY, Epoch(1), View(1), NULL),
+        bench.certificate(VoteKind.NULLIFY, 1).__class__(9, Epoch(1), View(1), NULL, b"", ()),
+        Proposal(stranger.sign_proposal(Epoch(1), View(1), block.hash()), block, None, ()),
+        Proposal(bench.signer(2).sign_proposal(Epoch(1), View(1), block.hash()), block, None, ()),
+    ]
+    for message in wrong:
+        assert len(find(bench.hear(message), m.Refuse)) == 1
+    assert bench.core.view == 1
+
+
+# --- recovery, followers, single validator ---------------------------------------------------
+
+
+def test_a_rotated_log_recovers_the_same_core() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    again = bench.fresh(list(bench.core.snapshot()))
+    assert again.view == bench.core.view == 2
+    assert sorted(again.snapshot()) == sorted(bench.core.snapshot())
+    effects = again.start()
+    assert ("FINALIZE", 1) in said(effects)
+    assert [e.block for e in find(effects, m.Validate)] == [block]
+
+
+def test_a_vote_of_our_own_key_from_elsewhere_is_adopted() -> None:
+    """A lost log, or a second process with this key: do not contradict what it signed."""
+    bench = Bench()
+    bench.hear(bench.vote(0, VoteKind.NULLIFY, 1), sender=2)
+    block = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    effects = bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    assert said(effects) == []
+    assert encode(bench.vote(0, VoteKind.NULLIFY, 1)) in bench.log
+
+
+def test_a_follower_delivers_and_signs_nothing() -> None:
+    bench = Bench(own=-1)
+    block = bench.block(bench.genesis.header, 1)
+    bench.hear(bench.proposal(block, 1, None))
+    effects = bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    bench.validate(effects)
+    effects = bench.hear(bench.certificate(VoteKind.FINALIZE, 1, block.hash()))
+    assert [e.blocks for e in find(effects, m.Deliver)] == [(block,)]
+    assert find(effects, m.Broadcast) == []
+
+
+def test_one_validator_is_a_quorum() -> None:
+    bench = Bench(size=1)
+    build = find(bench.effects, m.Build)[0]
+    block = bench.block(bench.genesis.header, 1)
+    effects = bench.keep(bench.core.built(build.view, build.parent_hash, block))
+    assert [e.blocks for e in find(effects, m.Deliver)] == [(block,)]
+    assert find(effects, m.Build)[-1].parent == block.header
+    kinds = [type(e) for e in effects]
+    assert kinds.index(m.Deliver) < len(kinds) - 1 - kinds[::-1].index(m.Build)
+
+
+def test_ep_the_last_block_is_proposed_again_until_it_is_final() -> None:
+    bench = Bench(own=2, epoch_blocks=1)
+    block = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    votes = [bench.vote(i, VoteKind.NOTARIZE, 1, block.hash()) for i in (0, 1)]
+    effects = [e for v in votes for e in bench.hear(v)]
+    proposals = [
+        x for e in find(effects, m.Broadcast) for x in e.messages if isinstance(x, Proposal)
+    ]
+    assert [(p.seal.view, p.block) for p in proposals] == [(2, block)]
+    assert ("NOTARIZE", 2) in said(effects)
+    effects = bench.hear(bench.certificate(VoteKind.FINALIZE, 2, block.hash()))
+    assert [e.blocks for e in find(effects, m.Deliver)] == [(block,)]
+    assert bench.core.is_ended
+    assert said(bench.fire(m.TimerKind.ADVANCE, 3)) == []  # nobody signs before the next epoch
+    bench.core.begin_epoch(bench.context(2))
+    assert (bench.core.epoch, bench.core.view) == (2, 1)
+
+
+def test_mx_the_seventeenth_unfinalized_block_is_empty() -> None:
+    bench = Bench()
+    parent = bench.genesis.header
+    for view in range(1, 20):
+        block = bench.block(parent, view, (b"tx",))
+        effects = bench.hear(bench.certificate(VoteKind.NOTARIZE, view, block.hash()))
+        effects += bench.validate(bench.hear(m.BlockReply(block)))
+        builds = find(effects, m.Build)
+        if view % 4 == 3:  # this node leads the next view
+            assert [b.empty for b in builds] == [view >= 16]
+        parent = block.header
+
+
+def test_messages_survive_the_wire() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    every: tuple[m.Message, ...] = (
+        bench.proposal(block, 1, None, bench.certificate(VoteKind.NULLIFY, 1)),
+        bench.vote(1, VoteKind.NULLIFY, 1),
+        bench.certificate(VoteKind.NULLIFY, 1),
+        m.BlockRequest(block.hash()),
+        m.BlockReply(block),
+        m.CertificateRequest(Epoch(1), View(1), View(9)),
+    )
+    assert decode(m.Envelope, encode(m.Envelope(every))) == m.Envelope(every)

@@ -1,0 +1,55 @@
+"""Whole networks from seeds. More: `python -m tests.sim`, `python -m tests.sim.mutants`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim import mutants
+from tests.sim.byzantine import KINDS, Silent
+from tests.sim.oracle import Violation
+from tests.sim.scenario import Plan, simulate
+
+RANDOM_SEEDS = 10
+
+
+@pytest.mark.parametrize("seed", range(RANDOM_SEEDS))
+def test_a_random_network_agrees_and_lives(seed: int) -> None:
+    simulate(Plan(seed))
+
+
+def test_a_seed_replays_exactly() -> None:
+    assert simulate(Plan(3)).trace == simulate(Plan(3)).trace != simulate(Plan(4)).trace
+
+
+def test_three_of_four_go_on() -> None:
+    verdict = simulate(Plan(11, size=4, liars=(Silent,), storm_ms=0, epoch_blocks=1000))
+    assert min(verdict.heights) >= 10
+
+
+@pytest.mark.parametrize("liar", KINDS, ids=lambda kind: kind.__name__.lower())
+def test_each_kind_of_liar_alone(liar: type) -> None:
+    simulate(Plan(21, size=4, liars=(liar,), storm_ms=2000, crashes=1))
+
+
+def test_an_epoch_a_block() -> None:
+    verdict = simulate(Plan(31, size=4, liars=(), epoch_blocks=1, storm_ms=2000))
+    assert verdict.counts["epochs begun"] >= 40
+
+
+def test_many_crashes_of_everyone() -> None:
+    verdict = simulate(Plan(41, size=4, liars=(), storm_ms=8000, crashes=40))
+    assert verdict.counts["crashes"] >= 12
+
+
+def test_a_single_validator_and_a_follower() -> None:
+    simulate(Plan(51, size=1, liars=(), followers=1, storm_ms=2000, crashes=4))
+
+
+@pytest.mark.parametrize(
+    "bug",
+    ["finalize after nullify", "own votes are forgotten in a crash", "nothing is persisted"],
+)
+def test_the_oracle_sees_a_seeded_bug(bug: str) -> None:
+    found = mutants.caught(bug, range(12))
+    assert found is not None
+    assert found[1].startswith(Violation.__name__)
