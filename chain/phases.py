@@ -19,6 +19,8 @@ from chain.state import REWARD_POOL, State
 from chain.transactions import Verdict
 from chain.types import Height, TimeMs, TxId, u64_be
 
+UNPROVEN_SHARE = 4  # an unproven delta gains at least 1/4 of what the round's proven ones do
+
 
 def first_round(base_root: Hash32) -> r.RoundRecord:
     return _opened(0, base_root, 0, Height(0))
@@ -217,8 +219,11 @@ def _screen_reveal(state: State, params: Params, current: r.RoundRecord) -> None
     audited = len(current.audit_votes) == len(current.auditors)
     if not (opened and audited) and not _passed(state, current):
         return
-    for delta in revealed:
-        _mark(state, delta, _judge(state, current, delta))
+    verdicts = {d: _judge(state, current, d) for d in revealed}
+    for delta in _unhelpful(state, verdicts):
+        verdicts[delta] = DeltaStatus.UNHELPFUL
+    for delta, status in verdicts.items():
+        _mark(state, delta, status)
     accepted = tuple(_with_status(state, current, DeltaStatus.ACCEPTED))
     if not accepted:
         _finish(state, params, replace(current, result_root=state.model.root))
@@ -242,8 +247,29 @@ def _judge(state: State, current: r.RoundRecord, delta: TxId) -> DeltaStatus:
     if 2 * sum(v == Verdict.YES for v in said) > len(jurors):
         return DeltaStatus.ACCEPTED
     if 2 * sum(v == Verdict.NO for v in said) > len(jurors):
-        return DeltaStatus.HARMFUL
+        return DeltaStatus.HARMFUL if _gain(record) < 0 else DeltaStatus.UNHELPFUL
     return DeltaStatus.UNAVAILABLE
+
+
+def _gain(record: r.DeltaRecord) -> int:
+    """The median of the gains that jurors measured; half of them would have to lie to move it."""
+    gains = sorted(v.gain for v in record.votes if v.revealed and v.verdict != Verdict.UNAVAILABLE)
+    return gains[len(gains) // 2] if gains else 0
+
+
+def _unhelpful(state: State, verdicts: dict[TxId, DeltaStatus]) -> list[TxId]:
+    """Accepted deltas without proof that reach less than a quarter of what proven ones gain: half
+    of all small random directions lower the loss a little, and significantly so (ADR 5)."""
+    accepted = [state.delta(d) for d, v in verdicts.items() if v == DeltaStatus.ACCEPTED]
+    proven = sorted(_gain(d) for d in accepted if d.manifest and d.manifest.proven)
+    if not proven:
+        return []
+    usual = proven[len(proven) // 2]
+    return [
+        d.id
+        for d in accepted
+        if d.manifest and not d.manifest.proven and UNPROVEN_SHARE * _gain(d) < usual
+    ]
 
 
 def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecord) -> None:

@@ -53,10 +53,11 @@ class DeltaStatus(IntEnum):
     COMMITTED = 0
     REVEALED = 1
     ACCEPTED = 2
-    HARMFUL = 3  # rejected by the screen
+    HARMFUL = 3  # the screen found that it raises the loss
     UNAVAILABLE = 4  # not revealed, or the payload could not be had or decoded
     MISMATCH = 5  # a replay gave another state hash
     MERGED = 6  # part of a provisional or settled update
+    UNHELPFUL = 7  # not proven, and not clearly useful either
 
 
 @wire(128)

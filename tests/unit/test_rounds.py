@@ -49,6 +49,7 @@ class RoundRun:
     def __init__(self, **params: int) -> None:
         self.m = Machine(funded=LEARNERS, **params)
         self.deltas: dict[str, TxId] = {}
+        self.gains: dict[str, int] = {}  # nano-nats, other than the usual of a verdict
 
     @property
     def round(self) -> r.RoundRecord:
@@ -133,6 +134,7 @@ class RoundRun:
 
     def vote(self, validator: Keys, name: str, verdict: Verdict, phase: Phase) -> str:
         gain = {Verdict.YES: 10**7, Verdict.NO: -(10**7)}.get(verdict, 0)
+        gain = self.gains.get(name, gain)
         slices = tuple(LossSlice(i, 10**9, 10**9 - gain + i * 1000) for i in range(8))
         shown = () if verdict == Verdict.UNAVAILABLE else slices
         opened = PolVote(
@@ -263,6 +265,26 @@ def test_a_whole_round_merges_what_helps_and_refuses_what_harms() -> None:
     assert run.m.state.account(REWARD_POOL).balance < pool
     assert run.m.grains() == total
     assert not list(run.m.tree.items(b"slot/"))
+
+
+@pytest.mark.parametrize(
+    ("gain", "status"),
+    [
+        (10**7 // 4 - 3000, DeltaStatus.UNHELPFUL),
+        (10**7 // 4 + 4000, DeltaStatus.MERGED),
+    ],
+)
+def test_without_proof_a_delta_must_gain_a_quarter_of_the_usual(
+    gain: int, status: DeltaStatus
+) -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True, eve=False)
+    run.gains["eve"] = gain
+    run.screen({"ann": Verdict.YES, "eve": Verdict.YES})
+    run.aggregate()
+    run.until(RoundPhase.OPEN)
+    assert run.m.state.delta(run.deltas["ann"]).status == DeltaStatus.MERGED
+    assert run.m.state.delta(run.deltas["eve"]).status == status
 
 
 def test_a_failed_replay_keeps_a_delta_out_whatever_the_jury_says() -> None:
