@@ -73,8 +73,8 @@ class Law:
         return height % self.epoch_blocks == 0
 
     def epoch_of(self, height: int) -> Epoch:
-        """The epoch of a block; genesis belongs to epoch 0, which has no votes."""
-        return Epoch(-(-height // self.epoch_blocks))
+        """Heights e·n+1 to (e+1)·n belong to epoch e, and genesis to epoch 0."""
+        return Epoch(max(0, height - 1) // self.epoch_blocks)
 
     def stakes(self, epoch: int) -> list[int]:
         dice = random.Random(f"stakes {self.seed} {epoch}")

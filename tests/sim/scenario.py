@@ -77,7 +77,7 @@ class Scenario:
         return chosen
 
     def _below_a_third(self, indices: set[int]) -> bool:
-        epochs = (self.law.stakes(epoch) for epoch in range(1, 120))
+        epochs = (self.law.stakes(epoch) for epoch in range(120))
         return all(3 * sum(stakes[i] for i in indices) < sum(stakes) for stakes in epochs)
 
     # --- running ----------------------------------------------------------------
