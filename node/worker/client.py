@@ -29,7 +29,7 @@ from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame,
 log = logging.getLogger("blyan.worker")
 
 NICE = 10  # consensus comes first
-TIMEOUT_S = 900.0  # of one job, its process's start included
+TIMEOUT_S = 300.0  # of one job, its process's start included
 IDLE_S = 60.0  # then the process ends and its memory is free
 MAX_WAITING = 64  # jobs in line
 _ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our packages
