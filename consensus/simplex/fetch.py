@@ -31,6 +31,10 @@ class Fetcher:
         if len(self._peers) > MAX_PEERS:
             del self._peers[next(iter(self._peers))]
 
+    def latest(self) -> str:
+        """The peer heard last, or an empty name."""
+        return next(reversed(self._peers), "")
+
     def suggest(self, peers: Iterable[str]) -> None:
         """Peers that may know, although they have not been heard: the epoch's validators."""
         for peer in peers:

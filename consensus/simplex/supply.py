@@ -53,7 +53,8 @@ class Supply(Replica):
             self._out.effects(self._fetch.block(missing.block_hash, source or None))
         elif not self._sync_asked:
             self._sync_asked = True  # until the next beat
-            self._out.effect(Sync(source or "", self.epoch, Height(missing.height)))
+            peer = source or self._fetch.latest()
+            self._out.effect(Sync(peer, self.epoch, Height(missing.height)))
 
     def _ask_views(self, lack: Lack, source: str | None) -> None:
         if lack.view is not None:

@@ -80,8 +80,9 @@ class Law:
         dice = random.Random(f"stakes {self.seed} {epoch}")
         if dice.random() < 0.3:
             return [10] * self.size
-        base = [dice.randrange(50, 100) for _ in range(self.size)]
-        return [max(1, b + dice.randrange(-20, 20)) for b in base]
+        if self.size < 6:  # so that any one of four stays below a third
+            return [dice.randrange(80, 105) for _ in range(self.size)]
+        return [dice.randrange(30, 120) for _ in range(self.size)]
 
     def _context(self, epoch: Epoch) -> EpochContext:
         members = tuple(

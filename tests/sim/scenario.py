@@ -74,6 +74,8 @@ class Scenario:
                 if self._below_a_third({*chosen, index}):
                     chosen[index] = kind
                     break
+        if plan.liars is not None and len(chosen) < len(plan.liars):
+            raise ValueError("no validator has so little stake that it may lie")
         return chosen
 
     def _below_a_third(self, indices: set[int]) -> bool:
