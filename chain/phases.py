@@ -19,6 +19,7 @@ from chain.state import REWARD_POOL, State
 from chain.transactions import Verdict
 from chain.types import Height, TimeMs, TxId, u64_be
 
+LOSS_PATIENCE = 10  # settle windows for which a round waits for its holdout loss
 UNPROVEN_SHARE = 4  # an unproven delta gains at least 1/4 of what the round's proven ones do
 
 
@@ -323,11 +324,14 @@ def _apply_slots(state: State, rules: Rules, number: int) -> Hash32:
 
 
 def _settle(state: State, params: Params, current: r.RoundRecord) -> None:
-    """Wait for the window and for the loss of the new model, but for that at most twice as long."""
+    """Wait for the window and, a few times as long at most, for the loss of the new model."""
     if not _passed(state, current):
         return
-    head = state.head
-    patient = head.height < current.deadline_height + 4 * params.settle.blocks
+    head, window = state.head, params.settle
+    patient = (
+        head.height < current.deadline_height + LOSS_PATIENCE * window.blocks
+        or head.time_ms < current.deadline_ms + LOSS_PATIENCE * window.ms
+    )
     if not current.loss_after and patient:
         return
     _finish(state, params, current)
