@@ -13,6 +13,7 @@ import uvicorn
 
 from chain.errors import ConfigError
 from node.api.app import create_app
+from node.net.identity import PortInUseError
 from node.seam import NodeSeam
 
 log = logging.getLogger("blyan.api")
@@ -111,7 +112,7 @@ class ApiServer:
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
-        return ConfigError(
+        return PortInUseError(
             f"port {port} on {host} is in use by another program; stop it, or choose another "
             "port with api_port in config.toml (BLYAN_API_PORT)"
         )

@@ -21,7 +21,7 @@ from node.client import Client
 from node.config import Config
 from node.devnet.homes import Layout, Plan, choose_directory, prepare
 from node.devnet.lesson import LOCAL_LICENSE, Data, Lesson
-from node.devnet.processes import Child, ChildError, Processes
+from node.devnet.processes import GRACE_S, Child, ChildError, Processes
 from node.devnet.summary import Summary
 from node.home import exclusive
 
@@ -58,8 +58,7 @@ class _Network:
         finally:
             self._stopping = True
             began = time.monotonic()
-            await self._processes.end()
-            await self._end_restarted()
+            await asyncio.gather(self._processes.end(), self._end_restarted())
             progress(f"All processes have ended ({time.monotonic() - began:.1f} s).")
 
     def _interrupt(self, work: asyncio.Task[int]) -> None:
@@ -145,7 +144,14 @@ class _Network:
 
     async def _end_restarted(self) -> None:
         """Nodes that somebody restarted by hand belong to this network, too."""
-        for home in self._layout.nodes:
-            if (owner := home.owner()) is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(owner, signal.SIGTERM)
+        ours = {child.process.pid for child in self._processes.children}
+        owners = {h: o for h in self._layout.nodes if (o := h.owner()) is not None}
+        deadline = time.monotonic() + GRACE_S
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for owner in owners.values():
+                if owner not in ours:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(owner, number)
+            while owners and time.monotonic() < deadline:
+                await asyncio.sleep(POLL_S)
+                owners = {h: o for h, o in owners.items() if h.owner() == o}
