@@ -80,7 +80,7 @@ from wallet.signing import sign_proposal, sign_vote
 log = logging.getLogger("blyan.consensus")
 BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
 MAX_EVIDENCE_HELD = 64
-ROTATE_BYTES = 8 * 1024 * 1024  # the log is rewritten when it has grown past this
+ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
 _BLOCK_ROOM = limits.MAX_BLOCK_BYTES - 64 * 1024  # for the header, evidence and framing
 
 
