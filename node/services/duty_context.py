@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,8 @@ from node.services.duty_files import DutyFiles
 from node.worker.client import Worker
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
+
+log = logging.getLogger("blyan.duties")
 
 
 class ChainPort(Protocol):
@@ -96,6 +99,7 @@ class DutyContext:
         self.model = ModelSpec.from_json(dict(node.genesis.model))
         self.training = TrainingSpec.from_json(dict(node.genesis.training))
         self.files = DutyFiles(node.home.path / "duties")
+        self._sending: set[asyncio.Future[Receipt]] = set()
         self._data: tuple[Hash32, asyncio.Task[RoundData]] | None = None
 
     @property
@@ -106,10 +110,22 @@ class DutyContext:
         return self.node.chain.state()
 
     async def send(self, payload: Payload) -> None:
-        """Send a duty and wait for its receipt. TxError if it was refused."""
-        receipt = await self.node.submit_duty(payload)
+        """Send a duty and wait for its receipt. TxError if it was refused.
+
+        Once sent it is seen through even if the duty is dropped meanwhile: its nonce stands before
+        those of later duties, which would wait for ever if nobody minded that it is refused.
+        """
+        sending = asyncio.ensure_future(self.node.submit_duty(payload))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sent)
+        receipt = await asyncio.shield(sending)
         if not receipt.ok:
             raise TxError(receipt.code, receipt.reason)
+
+    def _sent(self, sending: asyncio.Future[Receipt]) -> None:
+        self._sending.discard(sending)
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            log.debug("a duty was not taken: %s", error)  # whoever still waits hears it, too
 
     def holds(self, shard: int, root: Hash32) -> bool:
         return all(self.node.tiles.store.presence(shard, root) or (False,))
@@ -154,6 +170,9 @@ class DutyContext:
         )
 
     async def close(self) -> None:
+        for sending in list(self._sending):
+            sending.cancel()
+        await asyncio.gather(*self._sending, return_exceptions=True)
         if self._data is not None:
             self._data[1].cancel()
         await self.worker.close()

@@ -13,6 +13,7 @@ import pytest
 from chain import limits
 from chain.errors import InputError, TxError, UnreachableError, VerifyError
 from chain.hashes import BLOB, TX, ZERO_HASH, Hash32
+from chain.receipts import Receipt
 from chain.records import RoundPhase
 from chain.transactions import Phase, PolVote, TileChange, Verdict
 from chain.types import BlobId, ShardIndex, TileIndex, TxId
@@ -110,6 +111,7 @@ class Script:
 
     async def handle(self, context: Any, duty: Duty) -> None:
         self.log.append("start")
+        self.context = context
         try:
             await self.outcome()
         except asyncio.CancelledError:
@@ -118,6 +120,7 @@ class Script:
         self.owed.clear()
 
 
+VOTE = PolVote(0, TxId(bytes(32)), Phase.COMMIT, ZERO_HASH, ZERO_HASH, 0, ())
 DUTY = AuditDataset(Hash32(bytes(32)))
 
 
@@ -189,6 +192,38 @@ def test_what_is_no_longer_owed_is_cancelled(
         net.local.block()
         await spin(lambda: not duties.in_hand())
 
+    run(tmp_path, body)
+    assert script.log == ["start", "cancelled"]
+
+
+def test_what_is_sent_is_seen_through_though_its_duty_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the nonces of later duties would wait for one that was refused (a real deadlock)."""
+    script = Script(monkeypatch, [DUTY])
+    sent, receipt = asyncio.Event(), Receipt(TxId(bytes(32)), "ok", "")
+
+    async def body(duties: Duties, net: DutyNet) -> None:
+        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        seen = list[Receipt]()
+
+        async def submit(payload: Any) -> Receipt:
+            sent.set()
+            seen.append(await future)
+            return seen[0]
+
+        monkeypatch.setattr(net.nodes[0], "submit_duty", submit)
+        await sent.wait()
+        script.owed.clear()
+        net.local.block()
+        await spin(lambda: not duties.in_hand())
+        future.set_result(receipt)
+        await spin(lambda: seen == [receipt])
+
+    async def outcome() -> None:
+        await script.context.send(VOTE)
+
+    script.outcome = outcome
     run(tmp_path, body)
     assert script.log == ["start", "cancelled"]
 
