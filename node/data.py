@@ -19,7 +19,7 @@ from corpus.dataset import DatasetManifest, assemble, dataset_id, decode_manifes
 from corpus.split import SEAM, Split, split
 
 Fetch = Callable[[BlobId], Awaitable[bytes]]
-FETCHES = 4  # chunks asked for at once
+FETCHES = 2  # chunks asked for at once: whoever hosts them serves eight, and is asked by all
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ from the chain, and all of it is verified before it is used.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from chain import records as r
+from chain.errors import UnreachableError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import RoundPhase
 from chain.transactions import PodlManifest
@@ -21,6 +23,19 @@ from node.submission import Progress, Submission, Summary
 from node.verified import VerifiedReader
 from node.worker.client import TrainJob, TrainOutcome, Worker
 from wallet.keys import Keys
+
+FETCH_TRIES, FETCH_PAUSE_S = 8, 2.0  # a node that has just got a new model may still assemble it
+T = TypeVar("T")
+
+
+async def patiently(fetch: Callable[[], Awaitable[T]]) -> T:
+    """What a node could not give at once, it may have a little later."""
+    for _ in range(FETCH_TRIES - 1):
+        try:
+            return await fetch()
+        except UnreachableError:
+            await asyncio.sleep(FETCH_PAUSE_S)
+    return await fetch()
 
 
 class Learner:
@@ -49,7 +64,9 @@ class Learner:
         try:
             watch = self._submission.watch
             record = await watch.round(joined.number, lambda x: x.phase >= RoundPhase.SEED)
-            base, data = await asyncio.gather(self._base(record), self._data(record))
+            base, data = await asyncio.gather(
+                patiently(lambda: self._base(record)), patiently(lambda: self._data(record))
+            )
             record = await self._submission.in_training(record.number)
             await profile
         finally:

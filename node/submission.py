@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
 from chain import records as r
-from chain.errors import BlyanError, DeadlineError, InputError, TxError
+from chain.errors import BlyanError, DeadlineError, InputError, TxError, UnreachableError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import manifest_root
@@ -83,21 +83,26 @@ class Watch:
         return await self.until(look)
 
     async def until(self, look: Callable[[], Awaitable[T | None]]) -> T:
-        """What `look` finds, once it finds something. DeadlineError if the chain stands still."""
+        """What `look` finds, once it finds something. DeadlineError if the chain stands still, or
+        UnreachableError if the node has gone, for two minutes."""
         listener = asyncio.create_task(self._listen())
         loop = asyncio.get_running_loop()
-        height, moved = -1, loop.time()
+        height, now_at, moved = -1, -1, loop.time()
         try:
             while True:
                 self._wake.clear()
-                found = await look()
-                if found is not None:
-                    return found
-                head = await self._reader.head()
-                if head.height > height:
-                    height, moved = head.height, loop.time()
+                gone: UnreachableError | None = None
+                try:
+                    found = await look()
+                    if found is not None:
+                        return found
+                    now_at = (await self._reader.head()).height
+                except UnreachableError as error:  # a node may be restarted under us
+                    gone, now_at = error, height
+                if now_at > height:
+                    height, moved = now_at, loop.time()
                 elif loop.time() - moved > STALL_S:
-                    raise DeadlineError(
+                    raise gone or DeadlineError(
                         f"no block for {STALL_S:.0f} s (height {height}); are enough validators "
                         "running? `blyan-node status` tells"
                     )
