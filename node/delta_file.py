@@ -120,7 +120,7 @@ def parse_root(text: str, where: str) -> Hash32:
     except ValueError:
         root = b""
     if len(root) != 32:
-        raise InputError(f"{where}: expected a root of 64 hexadecimal digits, not {text!r}")
+        raise InputError(f"{where}: expected 64 hexadecimal digits, not {text!r}")
     return Hash32(root)
 
 
