@@ -8,6 +8,7 @@ whoever brings an invalid one is the culprit, since an honest node would not hav
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
@@ -73,6 +74,24 @@ class GuardedGossipSub(_GuardedService, GossipSub):
             eclipse_protection_enabled=False,  # wants 3 IPs; small and local networks have one
         )
 
+    def _get_peers_to_send(
+        self,
+        topic_ids: Iterable[str],
+        msg_forwarder: ID,
+        origin: ID,
+        msg_id: bytes | None = None,
+    ) -> Iterable[ID]:
+        """Own messages go to every subscriber (gossipsub 1.1's flood publishing), and so do all
+        in a small network: a peer that is not in the mesh yet would miss them."""
+        topics = list(topic_ids)
+        chosen = set(super()._get_peers_to_send(topics, msg_forwarder, origin, msg_id))
+        if self.pubsub is not None:
+            for topic in topics:
+                subscribed = self.pubsub.peer_topics.get(topic, set())
+                if msg_forwarder == self.pubsub.my_id or len(subscribed) <= self.degree_high:
+                    chosen |= subscribed
+        return chosen - {msg_forwarder, origin}
+
 
 class GuardedPubsub(_GuardedService, Pubsub):
     """Strictly signed pubsub whose messages go to `judge` instead of subscription channels."""
@@ -81,6 +100,8 @@ class GuardedPubsub(_GuardedService, Pubsub):
         self.metrics, self._judge, self._blame = metrics, judge, blame
         self._judging: dict[bytes, bool] = {}  # by id: did its signature hold?
         self._judging_by_peer: Counter[ID] = Counter()
+        self._judged = trio.Event()  # wakes readers that wait for a verdict
+        self._reads = 0
         self._rejected: OrderedDict[bytes, None] = OrderedDict()
         self.gossipsub = GuardedGossipSub(metrics)
         super().__init__(
@@ -93,7 +114,7 @@ class GuardedPubsub(_GuardedService, Pubsub):
     async def continuously_read_stream(self, stream: Any) -> None:
         peer = stream.muxed_conn.peer_id
         try:
-            buffered: Any = streams.BufferedReads(stream)
+            buffered: Any = streams.BufferedReads(stream, functools.partial(self._gate, peer))
             await super().continuously_read_stream(buffered)
         except Exception as error:
             self.metrics.add("gossip_garbage")
@@ -102,10 +123,37 @@ class GuardedPubsub(_GuardedService, Pubsub):
             await streams.reset(stream)
             self._handle_dead_peer(peer)
 
+    async def _gate(self, peer: ID) -> None:
+        """Read no more from a peer that has enough with the application: TCP slows it down."""
+        self._reads += 1
+        if self._reads % 16 == 0:  # what was read becomes tasks only when we yield
+            await trio.lowlevel.checkpoint()
+        while self._judging_by_peer[peer] >= limits.MAX_JUDGING_PER_PEER:
+            await self._judged.wait()
+
     async def _handle_new_peer(self, peer_id: ID) -> None:
         await super()._handle_new_peer(peer_id)
         if peer_id in self.peer_queues:
             self.peer_queues[peer_id]._queue.max_size = limits.GOSSIP_QUEUE
+
+    def renew_stream(self, peer: ID) -> None:
+        """Open a new stream to a connected peer if ours was on a connection that closed.
+
+        libp2p skips a peer that it still lists, and keeps listing one that reconnected before
+        its old connection was taken down: what we published would be lost. Its own way of
+        taking a peer off the list forgets what the peer has just subscribed to anew.
+        """
+        stream = self.peers.get(peer)
+        if stream is None or not stream.muxed_conn.is_closed:
+            return
+        del self.peers[peer]
+        if peer in self.peer_queues:
+            self.peer_queues.pop(peer).close()
+        self.gossipsub.remove_peer(peer)
+        if self._peer_is_connected(peer):
+            self._schedule_peer_stream_retry(peer)
+        else:
+            self._forget_all_subscriptions(peer)
 
     async def push_msg(self, msg_forwarder: ID, msg: Any) -> None:
         if msg_forwarder == self.my_id:
@@ -125,8 +173,7 @@ class GuardedPubsub(_GuardedService, Pubsub):
         if name in self._judging or self._is_msg_seen(msg):
             self.metrics.add("gossip_duplicates")
             return
-        full = len(self._judging) >= limits.MAX_JUDGING
-        if full or self._judging_by_peer[peer] >= limits.MAX_JUDGING_PER_PEER:
+        if len(self._judging) >= limits.MAX_JUDGING:
             self.metrics.add("gossip_dropped")
             return
         self._judging[name] = False
@@ -137,6 +184,8 @@ class GuardedPubsub(_GuardedService, Pubsub):
                 raise ValueError("bad signature")
         finally:
             del self._judging[name]
+            self._judged.set()
+            self._judged = trio.Event()
             self._judging_by_peer[peer] -= 1
             if self._judging_by_peer[peer] <= 0:
                 del self._judging_by_peer[peer]

@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from libp2p.abc import IMuxedConn, INetStream, IRawConnection
+from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError as Libp2pStreamError
@@ -98,10 +99,28 @@ class _GuardedService:
         return guarded
 
 
+class NoAutoConnector(AutoConnector):
+    """libp2p's own dials whatever address anyone has claimed, banned peers included."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        """Nothing: `Dialer` decides whom we connect to."""
+
+    async def maybe_connect(self) -> None:
+        """Nothing: `Dialer` decides whom we connect to."""
+
+
 class GuardedSwarm(_GuardedService, Swarm):
     def __init__(self, *args: Any, metrics: Metrics, **kwargs: Any) -> None:
         self.metrics = metrics
         super().__init__(*args, **kwargs)
+        self.auto_connector = NoAutoConnector(self)
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """Opening a stream would dial, at addresses that anyone may have claimed."""
+        connections = [c for c in self.get_connections(peer_id) if not c.is_closed]
+        if not connections:
+            raise SwarmException(f"not connected to {peer_id}")
+        return connections
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Any) -> IMuxedConn:
         """Returns only when the connection has closed, by an exception.

@@ -18,7 +18,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from chain.errors import BlyanError, UnreachableError
-from node.net import limits, peers, requests, streams
+from node.net import limits, peers, quick, requests, streams
 from node.net.dialer import Dialer
 from node.net.gossip import GuardedPubsub, Verdict
 from node.net.guards import GuardedHost, build_host, quiet_libp2p
@@ -34,13 +34,15 @@ class Host:
     def __init__(self, state: State) -> None:
         self.state, self.metrics, self.book = state, state.metrics, state.book
         self.links = state.links
-        self._next_publish: dict[str, float] = {}  # topic -> trio time
+        self._next_publish: dict[str, float] = {}  # topic -> monotonic time
+        self._open: set[quick.QuickTCPStream] = set()
 
     # --- the run --------------------------------------------------------------------
 
     async def main(self, ready: Callable[[], object]) -> None:
         """Runs until `stop`. Raises if libp2p does: the caller restarts it."""
         quiet_libp2p()
+        quick.OPEN.set(self._open)
         self._stopping = trio.Event()
         self.changed = trio.Event()  # replaced and set when a link comes up or goes
         self.dialer = Dialer(self)
@@ -65,8 +67,8 @@ class Host:
                 nursery.start_soon(self.dialer.exchange_now_and_then)
                 ready()
                 await self._stopping.wait()
-                await self._close_all()
                 nursery.cancel_scope.cancel()
+            await self._close_all()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -109,19 +111,17 @@ class Host:
             async with trio.open_nursery() as nursery:
                 for peer in list(self.swarm.connections):
                     nursery.start_soon(self.swarm.close_peer, peer)
-        self.abandon()
 
     def abandon(self) -> None:
-        """Close every socket now, also after a crash: a listener left open would take half
-        of the next run's connections."""
+        """After the run, however it ended: close every socket that is still open. A listener
+        left open would take half of the next run's connections."""
+        for stream in self._open:
+            quick.close_dead(stream.stream.socket)
+        self._open.clear()
         swarm = getattr(self, "swarm", None)
-        if swarm is None:
-            return
-        for peer in list(swarm.connections):
-            self._abort(peer)
-        for listener in list(swarm.listeners.values()):
+        for listener in list(swarm.listeners.values()) if swarm is not None else ():
             for bound in getattr(listener, "listeners", ()):
-                bound.socket.close()
+                quick.close_dead(bound.socket)
 
     # --- connections ----------------------------------------------------------------
 
@@ -135,9 +135,11 @@ class Host:
         outbound = connection.muxed_conn.is_initiator
         self.state.directions[name] = "out" if outbound else "in"
         self.link_of(peer)
+        self.pubsub.renew_stream(peer)
 
     def on_disconnected(self, connection: INetConn) -> None:
         peer = connection.muxed_conn.peer_id
+        self.pubsub.renew_stream(peer)
         if not self.is_connected(peer) and str(peer) in self.links:
             self.links[str(peer)].close()
 
@@ -187,8 +189,7 @@ class Host:
                 elif now - link.heard > limits.SILENCE_S:
                     log.info("%s is silent: disconnecting", link.name)
                     self.metrics.add("silent_peers")
-                    link.heard = now
-                    self.spawn(self._drop, ID.from_string(link.name))
+                    link.close()
                     self._abort(ID.from_string(link.name))
 
     # --- links ----------------------------------------------------------------------
@@ -196,38 +197,45 @@ class Host:
     def link_of(self, peer: ID) -> Link:
         name = str(peer)
         link = self.links.get(name)
-        if link is None or link.closed.is_set():
+        if link is None or link.is_closed:
             link = Link(name, self.state.bridge, self.metrics)
             self.links[name] = link
             self.spawn(self._run_link, link, peer)
         return link
 
     async def _run_link(self, link: Link, peer: ID) -> None:
-        failures = 0
+        """Keep our stream to a peer open as long as it is connected."""
         try:
-            while not link.closed.is_set():
-                try:
-                    with trio.fail_after(limits.STREAM_TIMEOUT_S):
-                        stream = await self.host.new_stream(peer, [LINK_PROTOCOL])
-                except Exception as error:
-                    log.debug("no link to %s yet: %r", link.name, error)
-                    failures += 1
-                    with trio.move_on_after(0.1 * failures):
-                        await link.closed.wait()
-                    if failures == 10 or not self.is_connected(peer):
-                        await self._drop(peer)
-                        return
-                    continue
+            with link.scope:
                 failures = 0
-                self._note_up(link, peer)
-                try:
-                    await self._write_link(link, stream)
-                except Exception as error:
-                    log.debug("link to %s broke: %r", link.name, error)
-                finally:
-                    await streams.reset(stream)
+                while failures < 10:
+                    if await self._use_link(link, peer):
+                        failures = 0
+                        continue
+                    failures += 1
+                    await trio.sleep(0.1 * failures)
+                log.info("%s opens no link: disconnecting", link.name)
         finally:
             self._note_gone(link)
+            if link.name not in self.links:
+                self.spawn(self._drop, peer)
+
+    async def _use_link(self, link: Link, peer: ID) -> bool:
+        """Open our stream and write to it until it breaks. False: it could not be opened."""
+        try:
+            with trio.fail_after(limits.STREAM_TIMEOUT_S):
+                stream = await self.host.new_stream(peer, [LINK_PROTOCOL])
+        except Exception as error:
+            log.debug("no link to %s yet: %r", link.name, error)
+            return False
+        self._note_up(link, peer)
+        try:
+            await self._write_link(link, stream)
+        except Exception as error:
+            log.debug("link to %s broke: %r", link.name, error)
+        finally:
+            await streams.reset(stream)
+        return True
 
     def _note_up(self, link: Link, peer: ID) -> None:
         if link.up:
@@ -258,7 +266,7 @@ class Host:
 
     async def _write_link(self, link: Link, stream: Any) -> None:
         next_ping = time.monotonic()
-        while not link.closed.is_set():
+        while True:
             if time.monotonic() >= next_ping:
                 next_ping = time.monotonic() + limits.PING_INTERVAL_S
                 link.ping()
@@ -272,7 +280,11 @@ class Host:
 
     async def _read_link(self, stream: Any) -> None:
         """Handler of the peer's stream to us. What it raises is blamed on the peer."""
-        link = self.link_of(stream.muxed_conn.peer_id)
+        peer = stream.muxed_conn.peer_id
+        if self.book.violations.is_banned(str(peer), time.monotonic()):
+            await streams.reset(stream)
+            return
+        link = self.link_of(peer)
         old, link.inbound = link.inbound, stream
         if old is not None:
             await streams.reset(old)

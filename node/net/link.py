@@ -106,7 +106,8 @@ class Link:
         self.name = name  # the peer id as text
         self.outbox = Outbox(lambda: bridge.to_trio(self._rouse), metrics)
         self.wake = trio.Event()  # the writer sleeps on it
-        self.closed = trio.Event()  # no connection is left
+        self.scope = trio.CancelScope()  # of its writer
+        self.is_closed = False  # no connection is left, or none is wanted
         self.gone = trio.Event()  # and the writer has ended
         self.up = False  # our stream is open: the peer counts as connected
         self.heard = time.monotonic()  # last bytes on its stream to us
@@ -121,9 +122,13 @@ class Link:
         self.wake.set()
 
     def close(self) -> None:
-        self.closed.set()
-        self.wake.set()
+        self.is_closed = True
+        self.scope.cancel()
         self._room.set()
+
+    @property
+    def is_usable(self) -> bool:
+        return self.up and not self.is_closed
 
     @property
     def is_full(self) -> bool:
@@ -131,7 +136,7 @@ class Link:
 
     async def wait_for_room(self) -> None:
         """Stop reading while asyncio lags behind: TCP then slows the sender down."""
-        while self.is_full and not self.closed.is_set():
+        while self.is_full and not self.is_closed:
             self._room = trio.Event()
             self.is_waiting = True
             if self.is_full:

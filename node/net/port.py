@@ -200,7 +200,7 @@ class Network:
     def peers(self) -> list[PeerInfo]:
         """Every peer that is connected or wanted, by peer id."""
         state = self._state
-        links = {name: link for name, link in list(state.links.items()) if link.up}
+        links = {name: link for name, link in list(state.links.items()) if link.is_usable}
         known = dict(list(state.book.known.items()))
         wanted = {name for name, peer in known.items() if peer.wanted}
         found = []
@@ -301,7 +301,7 @@ class Network:
         the limit of one message. Fire and forget: when a peer cannot keep up, its oldest
         waiting messages are dropped."""
         link = self._state.links.get(peer)
-        if link is None or not link.up or len(data) > limits.MAX_FRAME_BYTES:
+        if link is None or not link.is_usable or len(data) > limits.MAX_FRAME_BYTES:
             return False
         link.outbox.push(MESSAGE, data)
         return True

@@ -8,6 +8,7 @@ below do the same work; `install` puts them in place of the originals.
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,11 @@ from libp2p.transport.tcp import tcp
 
 _READ_BYTES = 64 * 1024
 _GRANT_BYTES = 64 * 1024  # window is granted in steps of a quarter of yamux's 256 KiB
+
+
+# The connections of one trio run, so that they can be closed however it ended: libp2p leaves
+# some open when it is cancelled while it closes them in order.
+OPEN: trio.lowlevel.RunVar[set[QuickTCPStream] | None] = trio.lowlevel.RunVar("open_connections")
 
 
 class QuickLock:
@@ -61,9 +67,17 @@ class QuickTCPStream(TrioTCPStream):
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
+        self._open = OPEN.get(None)
+        if self._open is not None:
+            self._open.add(self)
         self.read_lock = QuickLock()  # type: ignore[assignment]
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._received = bytearray()
+
+    async def close(self) -> None:
+        if self._open is not None:
+            self._open.discard(self)
+        await super().close()
 
     async def read(self, n: int | None = None) -> bytes:
         if n == 0:
@@ -78,6 +92,13 @@ class QuickTCPStream(TrioTCPStream):
         part = bytes(self._received[:n])
         del self._received[:n]
         return part
+
+
+def close_dead(socket: trio.socket.SocketType) -> None:
+    """Close a socket of a trio run that has ended."""
+    descriptor = socket.detach()
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 class QuickYamuxStream(YamuxStream):

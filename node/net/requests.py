@@ -73,9 +73,16 @@ class Server:
         try:
             with trio.fail_after(limits.READ_TIMEOUT_S):
                 data = await streams.read_frame(stream, service.most)
-            status, answer = await self._answer(peer, data)
+            answered: list[tuple[int, bytes]] = []  # empty if the asker went away
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
+                answered.append(await self._answer(peer, data))
+                nursery.cancel_scope.cancel()
+            if not answered:
+                self.metrics.add("requests_abandoned")
+                return
             self.metrics.add("requests_served")
-            await self._reply(stream, status, answer)
+            await self._reply(stream, *answered[0])
         finally:
             service.running -= 1
             service.by_peer[peer] -= 1
@@ -105,3 +112,12 @@ class Server:
         with trio.fail_after(limits.REPLY_TIMEOUT_S):
             await streams.write(stream, bytes([status]), streams.frame(data))
             await stream.close()
+
+
+async def _cancel_when_gone(stream: Any, scope: trio.CancelScope) -> None:
+    """The asker sends nothing after its request: whatever comes means that it gave up."""
+    try:
+        await stream.read(1)
+    except Exception as error:
+        log.debug("the asker went away: %r", error)
+    scope.cancel()

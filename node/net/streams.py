@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -81,16 +82,17 @@ def socket_of(connection: Any) -> Any:
 
 
 class BufferedReads:
-    """A stream that reads what there is and serves small reads from that."""
+    """A stream that reads what there is and serves small reads from that, each after `gate`."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, gate: Callable[[], Awaitable[None]]) -> None:
+        self._stream, self._gate = stream, gate
         self._received = bytearray()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     async def read(self, n: int) -> bytes:
+        await self._gate()
         if not self._received:
             self._received += await self._stream.read(limits.WRITE_BYTES)
         part = bytes(self._received[:n])
