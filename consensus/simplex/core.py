@@ -22,7 +22,6 @@ from consensus.simplex.messages import (
     BlockReply,
     BlockRequest,
     Build,
-    CancelTimer,
     CertificateRequest,
     Deliver,
     Effect,
@@ -32,7 +31,6 @@ from consensus.simplex.messages import (
     Refuse,
     Rejected,
     Send,
-    StartTimer,
     Timer,
     TimerKind,
 )
@@ -44,8 +42,6 @@ KINDS = frozenset(VoteKind)
 WINDOW_VIEWS = 16  # votes and proposals this far ahead of the current view are kept
 MAX_PROPOSALS = 32  # proposals kept, the highest views first
 MAX_UNFINALIZED = 16  # unfinalized blocks that carry transactions
-MAX_EARLY = 64  # messages of the next epoch kept until it begins
-MAX_EARLY_EACH = 8  # of these from one peer; of proposals, one
 
 
 class Simplex(Supply):
@@ -212,15 +208,6 @@ class Simplex(Supply):
             case CertificateRequest():
                 self._serve_certificates(sender, message)
 
-    def _keep_early(self, sender: str, message: Message, epoch: Epoch) -> None:
-        """Others may begin the next epoch a moment sooner: what they say is kept, unverified."""
-        self._ahead = (sender, epoch)
-        kind = Proposal if isinstance(message, Proposal) else object
-        held = [m for s, m in self._early if s == sender and isinstance(m, kind)]
-        most = 1 if kind is Proposal else MAX_EARLY_EACH
-        if epoch == self.epoch + 1 and len(held) < most and len(self._early) < MAX_EARLY:
-            self._early.append((sender, message))
-
     def _on_vote(self, vote: Vote, sender: str) -> None:
         floor = self._chamber.floor
         if not floor - EVIDENCE_VIEWS < vote.view <= self._view + WINDOW_VIEWS:
@@ -379,21 +366,6 @@ class Simplex(Supply):
         self._propose()
         self._consider()
 
-    def _restart_timers(self) -> None:
-        for timer in self._timers:
-            self._out.effect(CancelTimer(timer))
-        self._timers = []
-        if self._votes:
-            wait_ms = self._config.empty_interval_ms
-            for kind, deltas in ((TimerKind.PROPOSAL, 2), (TimerKind.ADVANCE, 3)):
-                timer = Timer(kind, self.epoch, self._view)
-                self._timers.append(timer)
-                self._out.effect(StartTimer(timer, deltas * self._pace.delta_ms + wait_ms))
-
-    def _may_act(self) -> bool:
-        """Whether this node votes in the current view, which finality may have overtaken."""
-        return self._votes and not self._ended and self._view > self._chamber.floor
-
     def _propose(self) -> None:
         """R2, for the leader of the current view."""
         view = self._view
@@ -507,9 +479,7 @@ class Simplex(Supply):
         self._pace.finalized()  # DL
         self._settle(certificate)
         if self.is_ended:
-            for timer in self._timers:
-                self._out.effect(CancelTimer(timer))
-            self._timers = []
+            self._cancel_timers()
 
     def _begin(self, context: EpochContext, certificate: Certificate | None) -> list[Effect]:
         self._signs.prune(Epoch(context.epoch - 1), View((1 << 64) - 1))

@@ -20,6 +20,7 @@ from chain.types import (
 from consensus.simplex.ballots import Ballots
 from consensus.simplex.fetch import Fetcher
 from consensus.simplex.messages import (
+    CancelTimer,
     Config,
     EpochContext,
     Halt,
@@ -27,13 +28,18 @@ from consensus.simplex.messages import (
     Record,
     Signer,
     SignFloor,
+    StartTimer,
     Timer,
+    TimerKind,
 )
 from consensus.simplex.outbox import Outbox
 from consensus.simplex.pace import Attendance, Pace
 from consensus.simplex.proposals import Chamber, Ground
 from consensus.simplex.sign_state import SignState
 from consensus.simplex.tree import BlockTree
+
+MAX_EARLY = 64  # messages of the next epoch kept until it begins
+MAX_EARLY_EACH = 8  # of these from one peer; of proposals, one
 
 
 class Replica:
@@ -152,6 +158,34 @@ class Replica:
         self._skipped = {v for v in self._skipped if v > floor}
         self._rejected = {v for v in self._rejected if v > floor}
         self._ended = self._chamber.is_last(self._tree.tip)
+
+    def _may_act(self) -> bool:
+        """Whether this node votes in the current view, which finality may have overtaken."""
+        return self._votes and not self._ended and self._view > self._chamber.floor
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            self._out.effect(CancelTimer(timer))
+        self._timers = []
+
+    def _restart_timers(self) -> None:
+        """R1."""
+        self._cancel_timers()
+        if self._votes:
+            wait_ms = self._config.empty_interval_ms
+            for kind, deltas in ((TimerKind.PROPOSAL, 2), (TimerKind.ADVANCE, 3)):
+                timer = Timer(kind, self.epoch, self._view)
+                self._timers.append(timer)
+                self._out.effect(StartTimer(timer, deltas * self._pace.delta_ms + wait_ms))
+
+    def _keep_early(self, sender: str, message: Message, epoch: Epoch) -> None:
+        """Others may begin the next epoch a moment sooner: what they say is kept, unverified."""
+        self._ahead = (sender, epoch)
+        kind = Proposal if isinstance(message, Proposal) else object
+        held = [m for s, m in self._early if s == sender and isinstance(m, kind)]
+        most = 1 if kind is Proposal else MAX_EARLY_EACH
+        if epoch == self.epoch + 1 and len(held) < most and len(self._early) < MAX_EARLY:
+            self._early.append((sender, message))
 
     def _higher(self, certificate: Certificate) -> Certificate:
         held = self._finalization
