@@ -33,6 +33,7 @@ from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService, now_ms
+from node.services.duties import Duties
 from node.services.sender import DutySender
 from node.services.sync import SyncService
 from node.services.tiles import TileService
@@ -84,6 +85,7 @@ class Node:
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
         )
+        self._duties = Duties(self)
         self._round_began = 0.0
         self._counts: dict[str, int] = {"txs_refused_from_peers": 0}
         self.net.subscribe(TX_TOPIC, self._txs)
@@ -135,6 +137,7 @@ class Node:
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
             **self._counts,
+            **self._duties.metrics(),
             **{f"net_{name}": value for name, value in self.net.metrics().items()},
         }
 
@@ -143,21 +146,18 @@ class Node:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set or consensus halts. Services start in the order of their needs."""
         from node.api.server import ApiServer
-        from node.services.duties import Duties
 
         api = ApiServer(self, self.config.api_host, self.config.api_port)
         await api.start()
         tasks: list[asyncio.Task[Any]] = []
-        duties: Duties | None = None
         try:
             await self.net.start()
             log.info("node %s at %s", self.node_id, ", ".join(self.addresses))
             self.consensus.start()
-            duties = Duties(self)
             tasks += [asyncio.create_task(self._dial(a)) for a in self.config.bootstrap]
             tasks.append(asyncio.create_task(self.sync.run()))
             tasks.append(asyncio.create_task(self._gossip_txs()))
-            tasks.append(asyncio.create_task(duties.run()))
+            tasks.append(asyncio.create_task(self._duties.run()))
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
             watched = [*ends, *tasks[len(self.config.bootstrap) :]]
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
@@ -165,16 +165,16 @@ class Node:
             for task in done:
                 task.result()  # a service that died ends the node with its error
         finally:
-            await self._end(api, duties, tasks)
+            await self._end(api, tasks)
 
-    async def _end(self, api: Any, duties: Any, tasks: list[asyncio.Task[Any]]) -> None:
+    async def _end(self, api: Any, tasks: list[asyncio.Task[Any]]) -> None:
         """In order, and bounded: no new requests, no duties, no messages; then the disk."""
         for task in tasks:
             task.cancel()
         try:
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await asyncio.gather(api.stop(), *([duties.close()] if duties else []))
+                await asyncio.gather(api.stop(), self._duties.close())
                 self.consensus.stop()
                 await self.net.stop()
         except TimeoutError:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from chain import limits
 from chain import records as r
-from chain.errors import BlyanError, StorageError, UnreachableError, VerifyError
+from chain.errors import StorageError, UnreachableError, VerifyError
 from chain.hashes import Hash32
-from chain.state import State
 from chain.store import ChainStore
 from node.net.port import Network
 from tiles import merkle
@@ -120,14 +119,3 @@ class TileService:
         except StorageError as error:
             log.warning("a held tile is damaged and is not served: %s", error)
             return b""
-
-    async def follow(self, state: State) -> None:
-        """Hold the newest version of every shard. What peers lack is asked for again later."""
-        for index in range(len(self.specs)):
-            root = state.need(r.ShardRecord, r.shard_key(index)).root
-            if root not in self.store.versions(index):
-                try:
-                    await self._complete(index, root)
-                except BlyanError as error:
-                    log.info("shard %s is not complete yet: %s", self.specs[index].name, error)
-                    return
