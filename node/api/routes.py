@@ -9,6 +9,7 @@ from fastapi import Query as Parameter
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from node.api import resources as res
+from node.api import resources_learning as learn
 from node.api.metrics import CONTENT_TYPE, metrics_text
 from node.query import Query
 from node.query.base import DEFAULT_LIMIT, MAX_LIMIT
@@ -138,25 +139,25 @@ async def search(ask: Ask, q: Annotated[str, Parameter(max_length=200)]) -> Resp
 # --- the model ---------------------------------------------------------------------------
 
 
-@router.get("/model", response_model=res.Model, tags=["model"])
+@router.get("/model", response_model=learn.Model, tags=["model"])
 async def model(ask: Ask, height: Annotated[int | None, Parameter(ge=0)] = None) -> Response:
     """Every shard and tile root as of a height."""
     return _json(ask.model(height))
 
 
-@router.get("/shards", response_model=res.Shards, tags=["model"])
+@router.get("/shards", response_model=learn.Shards, tags=["model"])
 async def shards(ask: Ask) -> Response:
     """The shards of the newest model."""
     return _json(ask.shards())
 
 
-@router.get("/shards/{which}", response_model=res.Shard, tags=["model"])
+@router.get("/shards/{which}", response_model=learn.Shard, tags=["model"])
 async def shard(ask: Ask, which: Name) -> Response:
     """A shard by index or name."""
     return _json(ask.shard(which))
 
 
-@router.get("/tiles/{shard}/{tile}", response_model=res.Tile, tags=["model"])
+@router.get("/tiles/{shard}/{tile}", response_model=learn.Tile, tags=["model"])
 async def tile(ask: Ask, shard: Name, tile: Name) -> Response:
     """A tile with its Merkle path, custodians and history."""
     return _json(ask.tile(shard, tile))
@@ -168,7 +169,7 @@ async def tile_data(ask: Ask, shard: Name, tile: Name, root: str | None = None) 
     return _raw(await ask.tile_data(shard, tile, root))
 
 
-@router.get("/election/{shard}/{tile}", response_model=res.Election, tags=["model"])
+@router.get("/election/{shard}/{tile}", response_model=learn.Election, tags=["model"])
 async def election(ask: Ask, shard: Name, tile: Name) -> Response:
     """Custody order of a tile in this epoch."""
     return _json(ask.election(shard, tile))
@@ -177,55 +178,55 @@ async def election(ask: Ask, shard: Name, tile: Name) -> Response:
 # --- learning ----------------------------------------------------------------------------
 
 
-@router.get("/rounds", response_model=res.Rounds, tags=["learning"])
+@router.get("/rounds", response_model=learn.Rounds, tags=["learning"])
 async def rounds(ask: Ask, before: Before = None, limit: Limit = DEFAULT_LIMIT) -> Response:
     """Learning rounds, newest first."""
     return _json(ask.rounds(before, limit))
 
 
-@router.get("/rounds/{which}", response_model=res.Round, tags=["learning"])
+@router.get("/rounds/{which}", response_model=learn.Round, tags=["learning"])
 async def round_(ask: Ask, which: Name) -> Response:
     """A round by number, or the `current` one."""
     return _json(ask.round(which))
 
 
-@router.get("/deltas", response_model=res.Deltas, tags=["learning"])
+@router.get("/deltas", response_model=learn.Deltas, tags=["learning"])
 async def deltas(ask: Ask, before: Before = None, limit: Limit = DEFAULT_LIMIT) -> Response:
     """Deltas, newest round first; `before` and `next` are round numbers."""
     return _json(ask.deltas(before, limit))
 
 
-@router.get("/deltas/{which}", response_model=res.Delta, tags=["learning"])
+@router.get("/deltas/{which}", response_model=learn.Delta, tags=["learning"])
 async def delta(ask: Ask, which: Name) -> Response:
     """A delta by the id of its delta_commit."""
     return _json(ask.delta(which))
 
 
-@router.get("/updates/{which}", response_model=res.Update, tags=["learning"])
+@router.get("/updates/{which}", response_model=learn.Update, tags=["learning"])
 async def update(ask: Ask, which: Name) -> Response:
     """A primary's tile update."""
     return _json(ask.update(which))
 
 
-@router.get("/losses", response_model=res.Losses, tags=["learning"])
+@router.get("/losses", response_model=learn.Losses, tags=["learning"])
 async def losses(ask: Ask) -> Response:
     """Holdout loss before and after each round, oldest first."""
     return _json(ask.losses())
 
 
-@router.get("/evals", response_model=res.Evals, tags=["learning"])
+@router.get("/evals", response_model=learn.Evals, tags=["learning"])
 async def evals(ask: Ask, root: str | None = None) -> Response:
     """Measured holdout losses, of one model root or of all."""
     return _json(ask.evals(root))
 
 
-@router.get("/datasets", response_model=res.Datasets, tags=["learning"])
+@router.get("/datasets", response_model=learn.Datasets, tags=["learning"])
 async def datasets(ask: Ask) -> Response:
     """Every dataset on the chain."""
     return _json(ask.datasets())
 
 
-@router.get("/datasets/{which}", response_model=res.Dataset, tags=["learning"])
+@router.get("/datasets/{which}", response_model=learn.Dataset, tags=["learning"])
 async def dataset(ask: Ask, which: Name) -> Response:
     """A dataset with its audits, and what was trained on it."""
     return _json(ask.dataset(which))

@@ -75,7 +75,7 @@ def line_chart(values: Sequence[tuple[str, float]]) -> Chart:
         for i, (label, value) in enumerate(values)
     ]
     count = round((high - low) / step)
-    digits = max(0, -floor(log10(step)))
+    digits = next(d for d in range(12) if abs(round(step, d) - step) < step / 1000)
     ticks = [f"{high - i * step:.{digits}f}" for i in range(count + 1)]
     return Chart(points, ticks, values[0][0], values[-1][0])
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from chain.types import GRAINS_PER_BLY
 from node.query.network import bly
 
 HUES = 12  # colours of the dots beside accounts; static/style.css has them
@@ -40,7 +41,9 @@ PHASE_TEXTS: dict[str, str] = {
 }
 STATUS_TONES: dict[str, str] = {
     **dict.fromkeys(("merged", "accepted", "active", "approved", "final", "ok", "yes"), "good"),
-    **dict.fromkeys(("harmful", "mismatch", "rejected", "dropped", "failed", "no"), "bad"),
+    **dict.fromkeys(
+        ("harmful", "unhelpful", "mismatch", "rejected", "dropped", "failed", "no"), "bad"
+    ),
     **dict.fromkeys(("unavailable", "pending"), "warn"),
     **dict.fromkeys(("revealed", "committed"), "info"),
 }
@@ -53,6 +56,19 @@ EVENT_TITLES: dict[str, str] = {
     "pol_vote": "verdict",
     "tile_update": "tile update",
     "join_round": "join",
+}
+
+# What a number in a payload means: by kind of transaction, or in any of them.
+MEANINGS: dict[tuple[str, str], dict[int, str]] = {
+    ("attest", "kind"): {
+        1: "recomputed an update",
+        2: "replayed a segment",
+        3: "holds a blob",
+        4: "measured the loss",
+    },
+    ("pol_vote", "phase"): {1: "commit", 2: "reveal"},
+    ("", "verdict"): {0: "no", 1: "yes", 2: "unavailable"},
+    ("", "proven"): {0: "no: trained elsewhere", 1: "yes: can be replayed"},
 }
 
 
@@ -136,6 +152,18 @@ def kind(name: str) -> str:
     return EVENT_TITLES.get(name, words(name))
 
 
+def meaning(value: Any, kind_: str, name: str) -> Any:
+    """A payload's number in words, where it stands for something."""
+    known = MEANINGS.get((kind_, name)) or MEANINGS.get(("", name), {})
+    return known.get(value, value) if isinstance(value, int) else value
+
+
+def bly2(grains: int) -> str:
+    """Grains as BLY, cut to two decimals."""
+    whole, rest = divmod(grains, GRAINS_PER_BLY)
+    return f"{whole:,}" + (f".{rest * 100 // GRAINS_PER_BLY:02d}" if rest else "")
+
+
 def percent(permille: int) -> str:
     return f"{permille / 10:.1f} %"
 
@@ -151,6 +179,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "thousands": thousands,
     "size": size,
     "bly": bly,
+    "bly2": bly2,
+    "meaning": meaning,
     "nats": nats,
     "signed": signed,
     "duration": duration,

@@ -26,13 +26,13 @@ class BlockQueries(Reader):
 
     def blocks(self, before: int | None = None, limit: int | None = None) -> Json:
         """Newest first, below height `before`."""
-        rows = self.node.store.latest_blocks(
-            self.limit(limit), *(() if before is None else (before,))
-        )
+        most = self.limit(limit)
+        rows = self.node.store.latest_blocks(most, *(() if before is None else (before,)))
+        more = len(rows) == most and rows[-1].height > 0
         accounts = self._proposers()
         return {
             "blocks": [_block_row(row, accounts) for row in rows],
-            "next": rows[-1].height if rows and rows[-1].height > 0 else None,
+            "next": rows[-1].height if more else None,
         }
 
     def block(self, which: str) -> Json:
@@ -115,8 +115,9 @@ class BlockQueries(Reader):
 
     def txs(self, before: int | None = None, limit: int | None = None) -> Json:
         """Newest first, below the running number `before`."""
-        rows = self.node.store.latest_txs(self.limit(limit), *(() if before is None else (before,)))
-        return _tx_page(rows)
+        most = self.limit(limit)
+        rows = self.node.store.latest_txs(most, *(() if before is None else (before,)))
+        return _tx_page(rows, most)
 
     def tx(self, tx_id_text: str) -> Json:
         """A transaction wherever it is: in a block, waiting, or refused."""
@@ -180,11 +181,10 @@ class BlockQueries(Reader):
         state = self.state
         account = state.account(key)
         node = state.get(r.NodeRecord, r.node_key(key))
-        page = self.node.store.txs_of(
-            key, self.limit(limit), *(() if before is None else (before,))
-        )
+        most = self.limit(limit)
+        page = self.node.store.txs_of(key, most, *(() if before is None else (before,)))
         validator = state.validator(key)
-        listed = _tx_page(page)
+        listed = _tx_page(page, most)
         return {
             "address": address(key),
             "key": key.hex(),
@@ -259,8 +259,8 @@ def _tx_content(raw: bytes) -> Json:
     }
 
 
-def _tx_page(rows: tuple[TxRow, ...]) -> Json:
-    more = bool(rows) and rows[-1].number > 1
+def _tx_page(rows: tuple[TxRow, ...], most: int) -> Json:
+    more = len(rows) == most and rows[-1].number > 1
     return {"txs": [_tx_row(row) for row in rows], "next": rows[-1].number if more else None}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 from chain.address import format_address
@@ -47,6 +48,7 @@ def plain(value: Any, name: str = "") -> Any:
     return value
 
 
+@lru_cache(maxsize=4096)  # a page names few accounts, but often
 def address(account: PubKey) -> str:
     return format_address(account)
 

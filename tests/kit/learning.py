@@ -45,8 +45,7 @@ from wallet.keys import KeyPair, Keys
 if TYPE_CHECKING:
     from tests.kit.local_chain import LocalChain
 
-NATS = 1_000_000_000
-FIRST_LOSS = 3_212_000_000  # nano-nats per byte before the first round
+LAST_LOSS, FALL = 1_840_000_000, 1_372_000_000  # nano-nats per byte: where it ends, how far
 SLICES = 8
 STEPS, SEGMENT = 4, 2
 
@@ -60,6 +59,11 @@ class _Delta:
     salt: Hash32
     garbage: bool
     id: TxId  # of its commit; zero until it is sent
+
+
+def loss_after(rounds: int) -> int:
+    """The made-up holdout loss after so many rounds: a third less to go with each."""
+    return LAST_LOSS + FALL * 2**rounds // 3**rounds
 
 
 def add_dataset(chain: LocalChain, title: str = "Python standard library") -> Hash32:
@@ -227,7 +231,7 @@ def _screen(chain: LocalChain, number: int, deltas: list[_Delta], phase: _Stop) 
 def _vote(chain: LocalChain, number: int, delta: _Delta, juror: Keys) -> PolVote:
     """Losses that go down a little everywhere, or up for garbage; the verdict follows."""
     noise = np.random.default_rng(list(delta.id + juror.account.public))
-    base = FIRST_LOSS - 150_000_000 * number
+    base = loss_after(number)
     slices = tuple(
         LossSlice(
             i * 65,
@@ -292,8 +296,7 @@ def _change(shard: int, tile: int, base: Hash32, result: TileResult) -> TileChan
 
 def _measure(chain: LocalChain, number: int) -> None:
     current = chain.state.round(number)
-    before = FIRST_LOSS - 150_000_000 * number + 60_000_000 * min(number, 6) // 2
-    after = before - 420_000_000 // (number + 1)
+    before, after = loss_after(number), loss_after(number + 1)
     for validator in chain.validators:
         for root, loss in ((current.base_root, before), (current.result_root, after)):
             known = chain.state.get(r.EvalRecord, r.eval_key(root, current.holdout))

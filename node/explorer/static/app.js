@@ -62,9 +62,9 @@ function busy(section) {
 }
 
 function put(fresh) {
-  for (const now of fresh.querySelectorAll("[data-live]")) {
-    const before = document.getElementById(now.id);
-    if (!before || before.outerHTML === now.outerHTML || busy(before)) continue;
+  for (const before of document.querySelectorAll("[data-live]")) {
+    const now = fresh.getElementById(before.id);
+    if (!now || before.outerHTML === now.outerHTML || busy(before)) continue;
     const known = new Set([...before.querySelectorAll("[data-key]")].map((e) => e.dataset.key));
     const after = document.adoptNode(now);
     if (known.size) {
@@ -84,6 +84,7 @@ let wanted = false;
 let running = false;
 
 async function refresh() {
+  if (!document.querySelector("[data-live]")) return;
   wanted = true;
   if (running || document.hidden) return;
   running = true;
@@ -126,7 +127,7 @@ function follow() {
   addEventListener("pagehide", () => source.close());
 }
 
-if (document.querySelector("[data-live]")) follow();
+follow();
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && wanted) refresh();
 });
