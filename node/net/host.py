@@ -63,6 +63,7 @@ class Host:
                 self.nursery = nursery
                 await self._join()
                 self.state.bridge.open(nursery)
+                nursery.start_soon(self._cut_in_the_end)
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self.dialer.exchange_now_and_then)
                 ready()
@@ -112,6 +113,19 @@ class Host:
                 for peer in list(self.swarm.connections):
                     nursery.start_soon(self.swarm.close_peer, peer)
 
+    async def _cut_in_the_end(self) -> None:
+        """Once the run ends, in order or not: whoever is still writing to a peer that does not
+        read would hold it up."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            trio.lowlevel.spawn_system_task(self._cut)
+
+    async def _cut(self) -> None:
+        await trio.sleep(limits.CLOSE_S)
+        for stream in list(self._open):
+            stream.stream.socket.close()
+
     def abandon(self) -> None:
         """After the run, however it ended: close every socket that is still open. A listener
         left open would take half of the next run's connections."""
@@ -155,10 +169,16 @@ class Host:
         return None
 
     async def _drop(self, peer: ID) -> None:
-        """Disconnect, in order if it can be done quickly."""
-        with trio.move_on_after(0.5):
+        """Disconnect: in order if that takes half a second at most, else by force."""
+
+        async def force() -> None:
+            await trio.sleep(0.5)
+            self._abort(peer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(force)
             await self.swarm.close_peer(peer)
-        self._abort(peer)
+            nursery.cancel_scope.cancel()
 
     def _abort(self, peer: ID) -> None:
         for connection in self.swarm.get_connections(peer):

@@ -124,8 +124,12 @@ class QuickYamux(Yamux):
         self._write_lock = QuickLock()  # type: ignore[assignment]
 
     async def _write_frame(self, data: bytes) -> None:
-        async with self._write_lock:
-            await self.secured_conn.write(data)
+        """Shielded: a frame given up half-way, or after its nonce was used, would make every
+        later one of the connection undecipherable. What blocks here is a peer that does not
+        read; it ends when the peer's silence is noticed and its socket closed."""
+        with trio.CancelScope(shield=True):
+            async with self._write_lock:
+                await self.secured_conn.write(data)
 
     async def _read_data_body(self, length: int) -> bytes:
         """Without the timeout: a peer that falls silent is disconnected as a whole."""
