@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chain import records as r
-from chain.codec import decode, encode
+from chain.codec import decode
 from chain.crypto import verify
 from chain.errors import TxError
-from chain.hashes import EPOCH_SEED, EVIDENCE, Hash32
+from chain.hashes import EPOCH_SEED, Hash32
 from chain.params import Params
 from chain.rules import Rules
 from chain.state import REWARD_POOL, State
@@ -96,10 +96,11 @@ def announce(state: State, chain_id: ChainId, sender: PubKey, tx: Announce) -> N
 def slash(
     state: State, params: Params, chain_id: ChainId, rules: Rules, item: EvidenceItem
 ) -> None:
-    """Evidence carries its own proof. Its epoch's set names the account; each counts once."""
-    key = r.evidence_key(EVIDENCE.hash(encode(item)))
+    """Evidence carries its own proof. Its epoch's set names the account; a key is slashed once an
+    epoch, since one offence shows in several pairs."""
+    key = r.evidence_key(item.first.signer, item.first.epoch)
     if state.raw(key) is not None:
-        raise TxError("known_evidence", "this evidence is on the chain already")
+        raise TxError("known_evidence", "this key has been slashed for this epoch already")
     epoch = state.get(r.EpochRecord, r.epoch_key(item.first.epoch))
     if epoch is None:
         raise TxError("expired_evidence", f"epoch {item.first.epoch} is not kept any more")

@@ -367,5 +367,6 @@ def learner_key(account: PubKey) -> bytes:
     return b"lrnr/" + account
 
 
-def evidence_key(evidence: Hash32) -> bytes:
-    return b"evid/" + evidence
+def evidence_key(offender: PubKey, epoch: int) -> bytes:
+    """One offence of a consensus key counts once an epoch, however many pairs show it."""
+    return b"evid/" + _be8(epoch) + offender

@@ -25,7 +25,7 @@ from chain.errors import (
     invariant,
 )
 from chain.execute import Context, Execution, epoch_of, evidence_root, seal_header
-from chain.hashes import EVIDENCE, Hash32
+from chain.hashes import Hash32
 from chain.phases import waits_for_blocks
 from chain.records import evidence_key
 from chain.state import State
@@ -138,7 +138,7 @@ class ConsensusService:
         self._build: Build | None = None
         self._build_timer: asyncio.TimerHandle | None = None
         self._build_due = 0.0
-        self._evidence: dict[Hash32, EvidenceItem] = {}
+        self._evidence: dict[bytes, EvidenceItem] = {}
         self._publishing: set[asyncio.Task[None]] = set()
         self._stopped = False
         self.halted = ""
@@ -371,14 +371,12 @@ class ConsensusService:
         return block
 
     def _evidence_for(self, state: State) -> tuple[EvidenceItem, ...]:
-        fresh = [
-            item for key, item in self._evidence.items() if state.raw(evidence_key(key)) is None
-        ]
+        fresh = [item for key, item in self._evidence.items() if state.raw(key) is None]
         return tuple(fresh[: limits.MAX_EVIDENCE])
 
     def _keep_evidence(self, item: EvidenceItem) -> None:
-        key = EVIDENCE.hash(encode(item))
-        if len(self._evidence) < MAX_EVIDENCE_HELD:
+        key = evidence_key(item.first.signer, item.first.epoch)
+        if key not in self._evidence and len(self._evidence) < MAX_EVIDENCE_HELD:
             self._evidence[key] = item
             log.warning("evidence against validator %s", item.first.signer.hex())
 
@@ -409,7 +407,7 @@ class ConsensusService:
         self._evidence = {
             key: item
             for key, item in self._evidence.items()
-            if self._chain.state().raw(evidence_key(key)) is None
+            if self._chain.state().raw(key) is None
         }
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
