@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +274,11 @@ async def _main(home: Home, config: Config, start: GenesisChain, keys: Keys) -> 
     return 1 if node.halted.is_set() else 0
 
 
-def run(home: Home, config: Config) -> int:
-    """Start, and return the exit code once the node was told to stop. The caller owns the home."""
+def run(home: Home, config: Config, ask: Callable[[str], str] | None = None) -> int:
+    """Start, and return the exit code once the node was told to stop. The caller owns the home.
+
+    `ask` gets a passphrase from the operator where no file has it.
+    """
     import uvloop
 
     home.create()
@@ -283,7 +286,7 @@ def run(home: Home, config: Config) -> int:
     began = time.monotonic()
     genesis = load_genesis(home)
     start = build_genesis(genesis)
-    keys = unlock(home, config.account)
+    keys = unlock(home, config.account, ask)
     chain_id = genesis.chain_id.hex()
     log.info("starting on %s (%s), home %s", genesis.network, chain_id[:16], home.path)
     code: int = uvloop.run(_main(home, config, start, keys))

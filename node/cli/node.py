@@ -20,6 +20,7 @@ from node.cli.session import (
     Group,
     Session,
     ask_new_passphrase,
+    ask_passphrase,
     pass_session,
     run_program,
 )
@@ -134,7 +135,7 @@ def start(session: Session, /, bootstrap: tuple[str, ...], **flags: Any) -> int:
     with home.lock():
         from node import daemon
 
-        return daemon.run(home, config)
+        return daemon.run(home, config, ask_passphrase if sys.stdin.isatty() else None)
 
 
 @program.command(cls=Command)

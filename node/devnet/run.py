@@ -128,6 +128,7 @@ class _Network:
             self._print(lesson.summary)
             raise
         self._print(lesson.summary)
+        progress(f"To go on: blyan-node devnet --dir {self._layout.directory} --rounds 0")
         return 0 if lesson.summary.ok else 1
 
     def _print(self, summary: Summary) -> None:
