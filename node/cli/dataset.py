@@ -105,7 +105,7 @@ def list_(session: Session) -> None:
         cells = [[row.get(n, "-") for n in names] for row in rows]
         return table([[short(str(c[0]), 16), *c[1:]] for c in cells], names)
 
-    emit(session, session.ask(lambda client: client.datasets()), human)
+    emit(session, session.read(lambda client: client.datasets()), human)
 
 
 @dataset.command()
@@ -119,7 +119,7 @@ def show(session: Session, dataset_id: str) -> None:
       blyan dataset show 5d2e…
     """
     wanted = parse_root(dataset_id, "ID").hex()
-    emit(session, session.ask(lambda client: client.dataset(wanted)), listing)
+    emit(session, session.read(lambda client: client.dataset(wanted)), listing)
 
 
 @dataset.command()
@@ -145,7 +145,7 @@ def export(session: Session, dataset_id: str, out: Path, split: str) -> None:
     async def run(client: Client) -> bytes:
         return await export_split(await VerifiedReader.connect(client), wanted, split)
 
-    text = session.ask(run)
+    text = session.read(run)
     try:
         out.write_bytes(text)
     except OSError as error:

@@ -76,7 +76,7 @@ def show(session: Session, delta_id: str) -> None:
       blyan delta show 9ab0…
     """
     wanted = parse_root(delta_id, "ID").hex()
-    emit(session, session.ask(lambda client: client.delta(wanted)), listing)
+    emit(session, session.read(lambda client: client.delta(wanted)), listing)
 
 
 @delta.command(name="list")
@@ -94,4 +94,4 @@ def list_(session: Session) -> None:
         names = ("id", "round", "sender", "status")
         return table([[short(str(row.get(n, "-")), 16) for n in names] for row in rows], names)
 
-    emit(session, session.ask(lambda client: client.deltas()), human)
+    emit(session, session.read(lambda client: client.deltas()), human)

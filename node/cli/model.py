@@ -57,7 +57,7 @@ def export(session: Session, height: int | None, out: Path) -> None:
             "finality": found.finality.value,
         }
 
-    answer = session.ask(run)
+    answer = session.read(run)
     progress(
         f"verified {answer['tiles']} tiles up to the model root, shown by {answer['shown_by']}"
     )
@@ -83,4 +83,4 @@ def show(session: Session, height: int | None) -> None:
         head = f"model {found['root']}\nversion {found['version']} at height {found['height']}"
         return f"{head}\n\n{table(rows, ['index', 'shard', 'tiles', 'bytes', 'root'])}"
 
-    emit(session, session.ask(lambda client: client.model(height)), human)
+    emit(session, session.read(lambda client: client.model(height)), human)

@@ -32,7 +32,7 @@ def _show(
     question: Callable[[Client], Awaitable[Any]],
     human: Callable[[Any], str] | None = None,
 ) -> None:
-    emit(session, session.ask(question), human)
+    emit(session, session.read(question), human)
 
 
 def _columns(**columns: Callable[[dict[str, Any]], Any]) -> Callable[[Any], str]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from chain.errors import BlyanError
-from node.config import Config, load_config
+from chain.errors import BlyanError, UnreachableError
+from node.config import Config, load_config, load_genesis
 from node.home import Home, check_passphrase, unlock
 from wallet.keys import Keys
 
@@ -60,13 +60,41 @@ class Session:
         """Talk with the node, with the home's API token if there is one."""
         return asyncio.run(self._converse(conversation))
 
+    def read(self, conversation: Callable[[Client], Awaitable[T]]) -> T:
+        """As `ask`, for what only reads: a home whose node is stopped answers from its disk."""
+        if self.node_url or os.environ.get("BLYAN_NODE"):
+            return self.ask(conversation)
+        from node import offline
+
+        if not offline.is_readable(self.home):
+            return self.ask(conversation)
+
+        async def converse() -> T:
+            with offline.offline_client(self.home, self.config) as client:
+                async with client:
+                    return await conversation(client)
+
+        click.echo("no node runs on this home: answering from its disk", err=True)
+        return asyncio.run(converse())
+
     async def _converse(self, conversation: Callable[[Client], Awaitable[T]]) -> T:
         from node.client import Client
 
         home = self.home
         token = home.token() if home.token_file.exists() else None
         async with Client(self.url, token) as client:
+            if home.initialized and not (self.node_url or os.environ.get("BLYAN_NODE")):
+                await self._check_network(client)
             return await conversation(client)
+
+    async def _check_network(self, client: Client) -> None:
+        """Another network's node may have taken the port that this home's node had."""
+        found = (await client.genesis()).chain_id
+        if found != load_genesis(self.home).chain_id:
+            raise UnreachableError(
+                f"{self.url} answers for another network ({found.hex()[:16]}); start this home's "
+                "node, or name one with --node"
+            )
 
     def keys(self, name: str | None = None) -> Keys:
         """The keys that sign: `name`, else the one that the home's configuration names."""

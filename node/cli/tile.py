@@ -47,7 +47,7 @@ def verify(session: Session, target: str) -> None:
         spec, tiles = parse_target(target, reader.specs)
         return (await check_tiles(reader, spec, tiles, directory)).to_json()
 
-    emit(session, session.ask(run), _human)
+    emit(session, session.read(run), _human)
 
 
 tile.add_command(verify)

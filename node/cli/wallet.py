@@ -127,7 +127,7 @@ def balance(session: Session, address: str) -> None:
       blyan wallet balance bly1… --json
     """
     account = parse_address(address) if address else _own_account(session)
-    found = session.ask(lambda client: client.account(account))
+    found = session.read(lambda client: client.account(account))
     emit(
         session,
         found,

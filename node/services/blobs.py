@@ -18,7 +18,7 @@ from chain import limits
 from chain.errors import StorageError, UnreachableError
 from chain.hashes import BLOB, Hash32
 from chain.types import BlobId
-from node.net.port import Network
+from node.services.peers import Peers
 
 log = logging.getLogger("blyan.blobs")
 PROTOCOL = "/blyan/blob/1"
@@ -30,7 +30,7 @@ MAX_STORE_BYTES = 8 * 1024**3  # what a node keeps of others' blobs
 class BlobService:
     """Blobs on disk under `directory`, served to peers and fetched from them."""
 
-    def __init__(self, directory: Path, net: Network) -> None:
+    def __init__(self, directory: Path, net: Peers) -> None:
         self._directory = directory
         self._net = net
         self._fetching: dict[bytes, asyncio.Task[bytes]] = {}

@@ -11,7 +11,7 @@ from chain import records as r
 from chain.errors import StorageError, UnreachableError, VerifyError
 from chain.hashes import Hash32
 from chain.store import ChainStore
-from node.net.port import Network
+from node.services.peers import Peers
 from tiles import merkle
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
@@ -28,7 +28,7 @@ class TileService:
         self,
         store: TileStore,
         specs: tuple[ShardSpec, ...],
-        net: Network,
+        net: Peers,
         chain_store: ChainStore,
         genesis_roots: Sequence[tuple[Hash32, ...]],
     ) -> None:

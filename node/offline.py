@@ -1,0 +1,128 @@
+"""A home that no node runs on, asked as if one did: the same API, from the disk alone.
+
+Readers of the command line use it, so that a stopped network can still be read and checked.
+Nothing is fetched, nothing is signed, and the home is owned while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from chain.errors import UnreachableError
+from chain.params import Genesis
+from chain.store import ChainStore
+from chain.types import PubKey, TxId
+from node.config import Config, load_genesis
+from node.genesis import GenesisChain, build_genesis
+from node.home import Home
+from node.mempool import Mempool
+from node.net.port import PeerInfo
+from node.rules import ProtocolRules
+from node.services.blobs import BlobService
+from node.services.chain import ChainService
+from node.services.tiles import TileService
+from tiles.store import TileStore
+
+if TYPE_CHECKING:
+    from node.client import Client
+
+NO_NODE = "no node runs on this home, and this needs one: start it with `blyan-node start`"
+
+
+class _NoNetwork:
+    """The network port of a node without peers."""
+
+    peer_id = "offline"
+
+    def serve(self, protocol: str, handler: Any, *, most: int, concurrent: int = 8) -> None:
+        """Nobody asks."""
+
+    def peers(self) -> list[PeerInfo]:
+        return []
+
+    def addresses(self) -> list[str]:
+        return []
+
+    def report(self, peer: str, reason: str, weight: float) -> None:
+        """Nobody is there to blame."""
+
+    async def request(
+        self, peer: str, protocol: str, data: bytes, *, timeout_s: float, most: int
+    ) -> bytes:
+        raise UnreachableError(NO_NODE)
+
+
+class _NoPool(Mempool):
+    def submit(self, raw: bytes, *, local: bool = True) -> TxId:
+        raise UnreachableError(NO_NODE)
+
+
+class _Info:
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+
+    def info(self) -> Mapping[str, Any]:
+        return self._values
+
+
+class OfflineNode:
+    """What `NodeSeam` asks, read from a home that the caller owns. Close it."""
+
+    def __init__(self, home: Home, config: Config, start: GenesisChain, account: PubKey) -> None:
+        self.genesis: Genesis = start.genesis
+        self.genesis_tree = start.tree
+        self.account = account
+        self.api_address, self.api_token = config.api_url, ""
+        rules = ProtocolRules()
+        self.store = ChainStore(home.chain_db)
+        self.chain = ChainService(start, self.store, rules)
+        self.started_ms = self.chain.tip.time_ms
+        self.net = _NoNetwork()
+        self.pool = _NoPool(self.genesis, rules, self.chain.state, lambda raw: None)
+        self.blobs = BlobService(home.blobs, self.net)
+        self.tiles = TileService(
+            TileStore(home.tiles, start.specs),
+            start.specs,
+            self.net,
+            self.store,
+            [s.tile_roots for s in start.rooted],
+        )
+        tip = self.chain.tip
+        self.consensus = _Info(
+            epoch=tip.epoch, view=tip.view, delta_ms=0, index=None, halted="the node is stopped"
+        )
+        self.sync = _Info(synced=False, target=tip.height)
+
+    def metrics(self) -> Mapping[str, int | float]:
+        return {}
+
+    def close(self) -> None:
+        self.store.close()
+
+
+def is_readable(home: Home) -> bool:
+    """Whether a node has lived here and does not run now."""
+    return home.initialized and home.chain_db.exists() and home.owner() is None
+
+
+@contextmanager
+def offline_client(home: Home, config: Config) -> Iterator[Client]:
+    """A client that asks the home's own files. LockedError if a node runs on it after all."""
+    import httpx
+
+    from node.api.app import create_app
+    from node.client import Client
+    from wallet.keystore import Keystore
+
+    with home.lock():
+        start = build_genesis(load_genesis(home))
+        entries = {e.name: e.account for e in Keystore(home.keystore).list()}
+        account = entries.get(config.account, PubKey(bytes(32)))
+        node = OfflineNode(home, config, start, account)
+        try:
+            transport = httpx.ASGITransport(create_app(node), raise_app_exceptions=False)
+            yield Client("http://localhost", None, transport)
+        finally:
+            node.close()

@@ -1,0 +1,24 @@
+"""The part of the network port that serving and fetching by request needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from node.net.port import PeerInfo, RequestHandler
+
+
+class Peers(Protocol):
+    """`node.net.Network`, or a double of it without sockets."""
+
+    def serve(
+        self, protocol: str, handler: RequestHandler, *, most: int, concurrent: int = 8
+    ) -> None: ...
+
+    def peers(self) -> Sequence[PeerInfo]: ...
+
+    def report(self, peer: str, reason: str, weight: float) -> None: ...
+
+    async def request(
+        self, peer: str, protocol: str, data: bytes, *, timeout_s: float, most: int
+    ) -> bytes: ...
