@@ -143,7 +143,11 @@ class GuardedHost(BasicHost):
 
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         peer = net_stream.muxed_conn.peer_id
-        if self._open_streams[peer] >= limits.MAX_STREAMS_PER_PEER:
+        half_closed = len(getattr(net_stream.muxed_conn, "streams", ()))
+        if (
+            self._open_streams[peer] >= limits.MAX_STREAMS_PER_PEER
+            or half_closed >= 4 * limits.MAX_STREAMS_PER_PEER
+        ):
             self.metrics.add("streams_refused")
             self.blame(str(peer), "too many streams", limits.POINTS_FLOOD)
             await streams.reset(net_stream)
@@ -151,6 +155,7 @@ class GuardedHost(BasicHost):
         self._open_streams[peer] += 1
         try:
             await super()._swarm_stream_handler(net_stream)
+            await net_stream.close()  # libp2p's own handlers leave their half open
         except streams.StreamError as error:
             self.metrics.add("stream_violations")
             points = (

@@ -22,7 +22,7 @@ from node.net import limits, peers, quick, requests, streams
 from node.net.dialer import Dialer
 from node.net.gossip import GuardedPubsub, Verdict
 from node.net.guards import GuardedHost, build_host, quiet_libp2p
-from node.net.identity import Address
+from node.net.identity import Address, is_peer_id
 from node.net.link import MESSAGE, PING, PONG, Frames, Link
 from node.net.state import State
 
@@ -193,7 +193,8 @@ class Host:
         if self.book.violations.add(name, points, time.monotonic()):
             log.warning("%s is refused for %g s: %s", name, limits.BAN_S, reason)
             self.metrics.add("banned")
-            self.spawn(self._drop, ID.from_string(name))
+            if is_peer_id(name):
+                self.spawn(self._drop, ID.from_string(name))
 
     async def _watch(self) -> None:
         """Disconnect peers that have fallen silent; forgive them if it was us who slept."""
