@@ -13,7 +13,10 @@ from chain.errors import (
 )
 from node.query import BadQuery, NotFound
 
-CONFLICTS = frozenset({"bad_nonce", "nonce_taken", "duplicate", "known_dataset", "wrong_phase"})
+# Refused now, but the same transaction may be right at another time, or was sent before.
+CONFLICTS = frozenset(
+    ("bad_nonce", "nonce_taken", "duplicate", "known_dataset", "wrong_phase", "mempool_full")
+)
 
 
 class TokenError(BlyanError):

@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 WIDTH, HEIGHT = 1000, 400
-MOST_TICKS = 5
+MOST_TICKS = 5  # grid lines wanted; rounding may add one or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,10 @@ def line_chart(values: Sequence[tuple[str, float]]) -> Chart:
 
 
 def _scale(values: Sequence[float]) -> tuple[float, float, float]:
-    """(low, high, step): round numbers around the values, at most MOST_TICKS lines."""
+    """(low, high, step): round numbers around the values, about MOST_TICKS lines."""
     least, most = min(values), max(values)
     reach = max(most - least, abs(most) * 0.02, 1e-6)
-    rough = reach / (MOST_TICKS - 2)
+    rough = reach / (MOST_TICKS - 1)
     power = 10.0 ** floor(log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
     low = floor(least / step) * step

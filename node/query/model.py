@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chain import records as r
+from chain.errors import VerifyError
 from chain.hashes import MODEL, SHARD, Context, Hash32
 from chain.limits import MERKLE_ARITY
 from chain.types import Validator, u64_be
@@ -12,6 +13,8 @@ from node.query.plain import address, plain
 from node.rules import ProtocolRules
 from tiles import merkle
 from tiles.layout import ShardSpec, subtile_count
+
+MAX_VERSIONS = 100  # newest versions of a shard or tile that are listed
 
 
 class ModelQueries(Reader):
@@ -23,10 +26,8 @@ class ModelQueries(Reader):
             raise NotFound(f"height {at} is not final; the height is {tip}")
         versions = [self._version_at(spec, at) for spec in self.node.tiles.specs]
         version, changed, root = 0, 0, merkle.model_root([v.root for v in versions])
-        for event in self.node.store.history("model"):
-            if event.height <= at:
-                version, changed = event.data["version"], event.height
-                break
+        for event in self.node.store.history("model", limit=1, before=(at + 1, 0)):
+            version, changed = event.data["version"], event.height
         return {
             "root": root.hex(),
             "version": version,
@@ -170,10 +171,10 @@ class ModelQueries(Reader):
             raise NotFound(f"shard {spec.name} has the tiles 0 to {spec.tile_count - 1}")
         record = self.state.need(r.ShardRecord, r.shard_key(spec.index))
         wanted = Hash32(unhex(root, "shard root")) if root else record.root
-        known = {wanted_row["root"] for wanted_row in self._versions(spec.index)}
-        if wanted.hex() not in known:
-            raise NotFound(f"shard {spec.name} never had the root {wanted.hex()} on this chain")
-        data = await self.node.tiles.shard(spec.index, wanted)
+        try:
+            data = await self.node.tiles.shard(spec.index, wanted)
+        except VerifyError as error:  # no such version was ever on this chain
+            raise NotFound(str(error)) from None
         start, end = spec.tile_range(index)
         return data[start:end]
 
@@ -230,11 +231,11 @@ class ModelQueries(Reader):
         ]
 
     def _version_at(self, spec: ShardSpec, height: int) -> _Version:
-        for event in self.node.store.history("shard", r.shard_key(spec.index)):
-            if event.height <= height:
-                roots = tuple(Hash32(bytes.fromhex(t)) for t in event.data["tiles"])
-                root = Hash32(bytes.fromhex(event.data["root"]))
-                return _Version(root, event.data["version"], roots)
+        key = r.shard_key(spec.index)
+        for event in self.node.store.history("shard", key, limit=1, before=(height + 1, 0)):
+            roots = tuple(Hash32(bytes.fromhex(t)) for t in event.data["tiles"])
+            root = Hash32(bytes.fromhex(event.data["root"]))
+            return _Version(root, event.data["version"], roots)
         return self._first_version(spec.index)
 
     def _first_version(self, index: int) -> _Version:
@@ -253,20 +254,22 @@ class ModelQueries(Reader):
                 "round": event.data["round"],
                 "root": event.data["root"],
             }
-            for event in self.node.store.history("shard", r.shard_key(index), limit=100)
+            for event in self.node.store.history("shard", r.shard_key(index), limit=MAX_VERSIONS)
         ]
-        first = self._first_version(index)
-        listed.append({"version": 0, "height": 0, "round": None, "root": first.root.hex()})
+        if len(listed) < MAX_VERSIONS:
+            first = self._first_version(index)
+            listed.append({"version": 0, "height": 0, "round": None, "root": first.root.hex()})
         return listed
 
     def _tile_versions(self, shard: int, tile: int) -> list[Json]:
         """Each version that changed the tile, newest first, and the round that did it."""
         rows: list[tuple[int, int, int | None, str, str]] = [
             (e.data["version"], e.height, e.data["round"], e.data["root"], e.data["tiles"][tile])
-            for e in self.node.store.history("shard", r.shard_key(shard), limit=100)
+            for e in self.node.store.history("shard", r.shard_key(shard), limit=MAX_VERSIONS)
         ]
-        first = self._first_version(shard)
-        rows.append((0, 0, None, first.root.hex(), first.tile_roots[tile].hex()))
+        if len(rows) < MAX_VERSIONS:
+            first = self._first_version(shard)
+            rows.append((0, 0, None, first.root.hex(), first.tile_roots[tile].hex()))
         below: list[str | None] = [*(row[4] for row in rows[1:]), None]
         return [
             {

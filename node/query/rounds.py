@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from chain import datasets as dataset_rules
 from chain import records as r
@@ -218,7 +219,9 @@ class RoundQueries(Reader):
     def _updates_of(self, record: r.RoundRecord) -> list[r.UpdateRecord]:
         """In order of arrival. Rounds follow one another, so the events between are this one's."""
         state, found = self.state, []
-        for event in self.node.store.history("update"):
+        done = record.phase == RoundPhase.DONE
+        until = record.phase_height + 1 if done else state.head.height + 1
+        for event in self.node.store.history("update", before=(until, 0)):
             if event.height < record.opened:
                 break
             if event.data["round"] == record.number:
@@ -233,7 +236,7 @@ class RoundQueries(Reader):
         last = state.head.round
         listed = []
         for number in range(max(0, last - MAX_LOSSES + 1), last + 1):
-            record = state.round(number)
+            record = _record(state.raw(r.round_key(number)) or b"")
             if record.loss_before or record.loss_after:
                 listed.append(
                     {
@@ -315,9 +318,15 @@ class RoundQueries(Reader):
         state = self.state
         last = state.head.round
         for number in range(last, max(-1, last - MAX_LINEAGE_ROUNDS), -1):
-            record = state.round(number)
+            record = _record(state.raw(r.round_key(number)) or b"")
             if dataset in record.datasets:
                 yield record
+
+
+@lru_cache(maxsize=MAX_LOSSES)  # old rounds hardly change, and every overview reads them all
+def _record(raw: bytes) -> r.RoundRecord:
+    record: r.RoundRecord = decode(r.RoundRecord, raw)
+    return record
 
 
 def _round_row(record: r.RoundRecord) -> Json:

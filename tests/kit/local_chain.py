@@ -21,7 +21,7 @@ from typing import Any
 
 from chain import limits
 from chain.codec import encode
-from chain.errors import UnreachableError
+from chain.errors import UnreachableError, VerifyError
 from chain.execute import Context, Execution, epoch_of, seal_header
 from chain.hashes import BLOB, Hash32
 from chain.params import Genesis, parse_genesis
@@ -106,7 +106,9 @@ class LocalChain:
             self.tiles.store.put_shard(index, data, shard.root)
         self.blobs = LocalBlobs()
         self.net = LocalNet(self.genesis)
-        self.consensus = LocalInfo(lambda: {"epoch": 0, "view": self.chain.tip.view, "index": 0})
+        self.consensus = LocalInfo(
+            lambda: {"epoch": self.chain.tip.epoch, "view": self.chain.tip.view, "index": 0}
+        )
         self.sync = LocalInfo(lambda: {"synced": True, "target": self.chain.tip.height})
         self.account: PubKey = self.validators[0].account.public
         self.api_address = "http://127.0.0.1:8645"
@@ -265,7 +267,7 @@ class LocalTiles:
 
     def read(self, index: int, root: Hash32) -> bytes:
         if root not in self.store.versions(index):
-            raise UnreachableError(f"shard {index} at {root.hex()} is not here")
+            raise VerifyError(f"shard {index} never had the root {root.hex()} on this chain")
         return self.store.read_shard(index, root)
 
 
