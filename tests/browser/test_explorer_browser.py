@@ -15,9 +15,9 @@ from playwright.sync_api import Route, expect
 from chain.hashes import Context
 from chain.transactions import Transfer
 from chain.types import Grains
-from tests.browser.conftest import Site, Tab
 from tests.kit.learning import add_dataset
 from tests.kit.local_chain import key
+from tests.kit.site import Site, Tab
 
 Open = Callable[..., Tab]
 

@@ -63,7 +63,7 @@ class _Delta:
 
 def loss_after(rounds: int) -> int:
     """The made-up holdout loss after so many rounds: a third less to go with each."""
-    return LAST_LOSS + FALL * 2**rounds // 3**rounds
+    return LAST_LOSS + int(FALL * 2**rounds // 3**rounds)
 
 
 def add_dataset(chain: LocalChain, title: str = "Python standard library") -> Hash32:
