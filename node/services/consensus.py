@@ -68,6 +68,7 @@ from consensus.simplex.messages import (
     StartTimer,
     Sync,
     Timer,
+    TimerKind,
     Validate,
 )
 from node.mempool import Mempool
@@ -80,6 +81,7 @@ from wallet.signing import sign_proposal, sign_vote
 log = logging.getLogger("blyan.consensus")
 BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
 MAX_EVIDENCE_HELD = 64
+GONE_S = 0.25  # how long a leader whose link broke is waited for: a short break mends by then
 ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
 _BLOCK_ROOM = limits.MAX_BLOCK_BYTES - 64 * 1024  # for the header, evidence and framing
 
@@ -140,6 +142,7 @@ class ConsensusService:
         self._build_due = 0.0
         self._evidence: dict[bytes, EvidenceItem] = {}
         self._publishing: set[asyncio.Task[None]] = set()
+        self._gone: set[str] = set()  # peers that were connected and are not now
         self._stopped = False
         self.halted = ""
         self.counts = {"refused": 0, "rejected_proposals": 0, "built": 0, "validated": 0}
@@ -161,6 +164,7 @@ class ConsensusService:
             self._wal.records(),
         )
         net.on_message(self._received)
+        net.on_peer(self._peer_changed)
 
     def _context(self, epoch: Epoch) -> EpochContext:
         record = self._chain.state().epoch(epoch)
@@ -296,7 +300,30 @@ class ConsensusService:
             old.cancel()
         loop = asyncio.get_running_loop()
         delay_s = effect.delay_ms / 1000
+        if self._waits_for_gone(effect.timer):
+            delay_s = min(delay_s, GONE_S)
         self._timers[effect.timer] = loop.call_later(delay_s, self._fire, effect.timer)
+
+    def _peer_changed(self, peer: str, connected: bool) -> None:
+        """A leader whose link breaks is not waited for: its proposal is overdue now (R5 leaves
+        the length of a timeout to each node; a nullify is always safe to sign)."""
+        if connected:
+            self._gone.discard(peer)
+            return
+        self._gone.add(peer)
+        loop = asyncio.get_running_loop()
+        for timer, handle in list(self._timers.items()):
+            if self._waits_for_gone(timer):
+                handle.cancel()
+                self._timers[timer] = loop.call_later(GONE_S, self._fire, timer)
+
+    def _waits_for_gone(self, timer: Timer) -> bool:
+        """Whether a timer waits for the proposal of a leader whose link is broken."""
+        if timer.kind is not TimerKind.PROPOSAL or timer.epoch != self._core.epoch:
+            return False
+        leader = self._core.leader(timer.view)
+        members = self._chain.validators(timer.epoch).members
+        return any(v.consensus_key == leader and v.node_id in self._gone for v in members)
 
     def _refuse(self, peer: str, reason: str) -> None:
         self.counts["refused"] += 1
