@@ -36,6 +36,7 @@ class Host:
         self.links = state.links
         self._next_publish: dict[str, float] = {}  # topic -> monotonic time
         self._open: set[quick.QuickTCPStream] = set()
+        self._early: list[INetConn] = []  # connected to us before we were ready
 
     # --- the run --------------------------------------------------------------------
 
@@ -44,6 +45,7 @@ class Host:
         quiet_libp2p()
         quick.OPEN.set(self._open)
         self._stopping = trio.Event()
+        self._running = trio.Event()
         self.changed = trio.Event()  # replaced and set when a link comes up or goes
         self.dialer = Dialer(self)
         self.host: GuardedHost = build_host(self.state.seed, self.metrics, self.blame)
@@ -61,6 +63,9 @@ class Host:
             self._note_port()
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
+                self._running.set()
+                for early in self._early:
+                    self.on_connected(early)
                 await self._join()
                 self.state.bridge.open(nursery)
                 nursery.start_soon(self._cut_in_the_end)
@@ -76,6 +81,8 @@ class Host:
 
     def spawn(self, fn: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task whose failure is counted and ends nothing else."""
+        if self._stopping.is_set():
+            return
 
         async def guarded() -> None:
             try:
@@ -140,6 +147,9 @@ class Host:
     # --- connections ----------------------------------------------------------------
 
     def on_connected(self, connection: INetConn) -> None:
+        if not self._running.is_set():
+            self._early.append(connection)
+            return
         peer = connection.muxed_conn.peer_id
         name = str(peer)
         if self.book.violations.is_banned(name, time.monotonic()):
@@ -301,6 +311,7 @@ class Host:
 
     async def _read_link(self, stream: Any) -> None:
         """Handler of the peer's stream to us. What it raises is blamed on the peer."""
+        await self._running.wait()
         peer = stream.muxed_conn.peer_id
         if self.book.violations.is_banned(str(peer), time.monotonic()):
             await streams.reset(stream)

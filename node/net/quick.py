@@ -9,6 +9,7 @@ below do the same work; `install` puts them in place of the originals.
 from __future__ import annotations
 
 import os
+import struct
 from types import TracebackType
 from typing import Any
 
@@ -21,11 +22,21 @@ from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.pubsub import gossipsub, pubsub
 from libp2p.pubsub.utils import maybe_consume_signed_record
 from libp2p.stream_muxer import muxer_multistream
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+from libp2p.stream_muxer.yamux.yamux import (
+    HEADER_SIZE,
+    MAX_MESSAGE_SIZE,
+    TYPE_DATA,
+    YAMUX_HEADER_FORMAT,
+    Yamux,
+    YamuxStream,
+)
 from libp2p.transport.tcp import tcp
 
 _READ_BYTES = 64 * 1024
+_FRAME_BYTES = MAX_MESSAGE_SIZE - HEADER_SIZE
+_WINDOW_TIMEOUT_S = 5.0  # as the original
 _GRANT_BYTES = 64 * 1024  # window is granted in steps of a quarter of yamux's 256 KiB
 
 
@@ -102,12 +113,69 @@ def close_dead(socket: trio.socket.SocketType) -> None:
 
 
 class QuickYamuxStream(YamuxStream):
+    _send_window: int
+    _granted: trio.Event | None = None
+
     def __init__(self, stream_id: int, conn: Yamux, is_initiator: bool) -> None:
         super().__init__(stream_id, conn, is_initiator)
         self.rw_lock = QuickLock()  # type: ignore[assignment]
         self.window_lock = QuickLock()  # type: ignore[assignment]
         self.close_lock = QuickLock()  # type: ignore[assignment]
         self._ungranted = 0
+
+    async def write(self, data: bytes) -> None:
+        """As the original; one writer at a time, so that two messages never mix."""
+        async with self.rw_lock.write_lock():
+            sent = 0
+            while sent < len(data):
+                if self.send_closed or self.closed:
+                    raise MuxedStreamError("the stream is closed for sending")
+                size = min(self.send_window, _FRAME_BYTES, len(data) - sent)
+                if size <= 0:
+                    await self._wait_for_window()
+                    continue
+                self.send_window -= size
+                header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, self.stream_id, size)
+                await self.conn._write_frame(header + data[sent : sent + size])
+                sent += size
+
+    async def _wait_for_window(self) -> None:
+        self._granted = trio.Event()
+        with trio.move_on_after(_WINDOW_TIMEOUT_S):
+            await self._granted.wait()
+            return
+        raise MuxedStreamError("the peer granted no window in time")
+
+    @property
+    def send_window(self) -> int:
+        return self._send_window
+
+    @send_window.setter
+    def send_window(self, size: int) -> None:
+        """Written by yamux when the peer grants window: the writer waits for that."""
+        self._send_window = size
+        if self._granted is not None and size > 0:
+            self._granted.set()
+
+    async def read(self, n: int | None = -1) -> bytes:
+        """As the original, without its locks; what arrived before a reset is still read."""
+        conn, name = self.conn, self.stream_id
+        while not (buffer := conn.stream_buffers.get(name)):
+            if self.reset_received:
+                raise MuxedStreamReset("the stream was reset")
+            event = conn.stream_events.get(name)
+            if event is None or self.recv_closed or conn.event_shutting_down.is_set():
+                raise MuxedStreamEOF("the stream ended")
+            await event.wait()
+            if conn.stream_events.get(name) is event:
+                conn.stream_events[name] = trio.Event()
+        size = len(buffer) if n is None or n < 0 else min(n, len(buffer))
+        data = bytes(buffer[:size])
+        del buffer[:size]
+        if self.closed and not buffer:
+            await conn._finalize_stream(self, fully_closed=True)
+        await self._auto_tune_and_send_window_update(bytes_read=size)
+        return data
 
     async def _auto_tune_and_send_window_update(self, *, bytes_read: int = 0) -> None:
         self._ungranted += bytes_read
