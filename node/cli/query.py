@@ -95,7 +95,7 @@ def blocks(session: Session, limit: int) -> None:
         hash=lambda r: short(r["hash"]),
         time=lambda r: when(r["time_ms"]),
         view=lambda r: r["view"],
-        txs=lambda r: r["txs"] if isinstance(r["txs"], int) else len(r["txs"]),
+        txs=lambda r: r["tx_count"],
     )
     _show(session, lambda client: client.blocks(limit=limit), columns)
 
@@ -137,7 +137,7 @@ def account(session: Session, address: str) -> None:
 def validators(session: Session) -> None:
     """Who votes on blocks, with how much stake."""
     columns = _columns(
-        account=lambda r: r["address"],
+        account=lambda r: r["account"],
         stake=lambda r: bly(r["stake"]),
         node=lambda r: short(r["node_id"], 20),
     )
@@ -191,7 +191,8 @@ def rounds(session: Session) -> None:
     columns = _columns(
         round=lambda r: r["number"],
         phase=lambda r: r["phase"],
-        deltas=lambda r: r["deltas"] if isinstance(r["deltas"], int) else len(r["deltas"]),
+        deltas=lambda r: r["delta_count"],
+        accepted=lambda r: r["accepted_count"],
         loss_before=lambda r: _nats(r["loss_before"]),
         loss_after=lambda r: _nats(r["loss_after"]),
     )

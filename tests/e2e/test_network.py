@@ -202,6 +202,8 @@ def test_every_query_answers(network: Network, summary: dict[str, Any]) -> None:
         result = call("blyan", "query", *question.split(), "--home", home)
         assert result.returncode == 0, f"{question}: {result.stderr}"
         assert result.stdout.strip() not in ("", "none"), question
+        if question in ("blocks", "validators", "shards", "deltas", "datasets"):
+            assert "  -" not in result.stdout, f"{question}: a column that the API does not fill"
         parsed(call("blyan", "query", *question.split(), "--home", home, "--json"))
 
 
