@@ -32,7 +32,7 @@ from node.net.port import Network
 from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
-from node.services.consensus import ConsensusService, now_ms
+from node.services.consensus import ConsensusService
 from node.services.duties import Duties
 from node.services.sender import DutySender
 from node.services.sync import SyncService
@@ -58,7 +58,7 @@ class Node:
         self.account: PubKey = keys.account.public
         self.api_token = home.create_token()
         self.api_address = config.api_url
-        self.started_ms = now_ms()
+        self.started_ms = time.time_ns() // 1_000_000
         self.rules = ProtocolRules()
         self.halted: asyncio.Event = asyncio.Event()
         self.net = Network(keys.node.seed, listen=f"/ip4/{config.p2p_host}/tcp/{config.p2p_port}")

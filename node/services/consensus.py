@@ -71,6 +71,7 @@ from consensus.simplex.messages import (
     TimerKind,
     Validate,
 )
+from node.clock import Clock
 from node.mempool import Mempool
 from node.net.port import Network
 from node.services.chain import ChainService, vrf_input
@@ -84,10 +85,6 @@ MAX_EVIDENCE_HELD = 64
 GONE_S = 0.25  # how long a leader whose link broke is waited for: a short break mends by then
 ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
 _BLOCK_ROOM = limits.MAX_BLOCK_BYTES - 64 * 1024  # for the header, evidence and framing
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class ConsensusSigner:
@@ -133,6 +130,7 @@ class ConsensusService:
         self._on_sync, self._on_halt = on_sync, on_halt
         params = chain.genesis.params
         self._params = params
+        self._clock = Clock()
         self._wal = WriteAheadLog(wal_path)
         self._effects: deque[Effect] = deque()
         self._performing = False
@@ -149,7 +147,7 @@ class ConsensusService:
         config = Config(
             chain_id=chain.genesis.chain_id,
             is_last=lambda height: height % params.epoch_blocks == 0 and height > 0,
-            body_matches=_body_matches,
+            body_matches=body_matches,
             delta_floor_ms=params.delta_floor_ms,
             delta_cap_ms=params.delta_cap_ms,
             empty_interval_ms=params.empty_interval_ms,
@@ -214,7 +212,11 @@ class ConsensusService:
             self._refuse(peer, f"consensus message: {error}")
             return
         for message in envelope.messages:
-            self._perform(self._core.receive(peer, message))
+            effects = self._core.receive(peer, message)
+            refused = any(isinstance(effect, Refuse) for effect in effects)
+            self._perform(effects)
+            if refused:
+                return  # an honest peer sends nothing wrong: the rest is not worth its signatures
 
     def wake(self) -> None:
         """Transactions have come: a leader that waits for work proposes now."""
@@ -378,7 +380,7 @@ class ConsensusService:
         proof = vrf.prove(self._keys.vrf.seed, vrf_input(parent, build.view))
         ctx = Context(
             Height(parent.height + 1),
-            TimeMs(max(parent.time_ms + 1, now_ms())),
+            TimeMs(max(parent.time_ms + 1, self._clock.now_ms())),
             build.epoch,
             build.view,
             build.parent_hash,
@@ -412,7 +414,7 @@ class ConsensusService:
     def _validate(self, effect: Validate) -> None:
         self.counts["validated"] += 1
         header = effect.block.header
-        timely = header.time_ms <= now_ms() + self._params.clock_drift_ms
+        timely = header.time_ms <= self._clock.now_ms() + self._params.clock_drift_ms
         try:
             self._check_leader(header)
             self._chain.execute(effect.parent, effect.block)
@@ -463,7 +465,8 @@ class ConsensusService:
         task.add_done_callback(self._publishing.discard)
 
 
-def _body_matches(block: Block) -> bool:
+def body_matches(block: Block) -> bool:
+    """Whether transactions and evidence are those that the header, and so the hash, commits to."""
     header = block.header
     return (
         tx_root(block.txs) == header.tx_root
