@@ -5,6 +5,7 @@ Imported in libp2p's own thread only, since it imports libp2p (0.7 s, 74 MB).
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -298,16 +299,28 @@ class Host:
     async def _write_link(self, link: Link, stream: Any) -> None:
         next_ping = time.monotonic()
         while True:
+            await quick.flush(stream)
             if time.monotonic() >= next_ping:
                 next_ping = time.monotonic() + limits.PING_INTERVAL_S
                 link.ping()
-            data = link.outbox.take()
-            if data:
+            if data := link.take():
                 await streams.write(stream, data)
                 continue
-            with trio.move_on_after(max(0.0, next_ping - time.monotonic())):
-                await link.wake.wait()
+            link.write_now = functools.partial(self._write_now, link, stream)
+            try:
+                with trio.move_on_after(max(0.0, next_ping - time.monotonic())):
+                    await link.wake.wait()
+            finally:
+                link.write_now = None
             link.wake = trio.Event()
+
+    @staticmethod
+    def _write_now(link: Link, stream: Any, data: bytes) -> bool:
+        if not quick.write_now(stream, data):
+            return False
+        if quick.has_unsent(stream):
+            link.wake.set()
+        return True
 
     async def _read_link(self, stream: Any) -> None:
         """Handler of the peer's stream to us. What it raises is blamed on the peer."""

@@ -106,6 +106,8 @@ class Link:
         self.name = name  # the peer id as text
         self.outbox = Outbox(lambda: bridge.to_trio(self._rouse), metrics)
         self.wake = trio.Event()  # the writer sleeps on it
+        self.write_now: Callable[[bytes], bool] | None = None  # while the writer sleeps
+        self._unwritten = b""  # taken from the outbox; `write_now` could not
         self.scope = trio.CancelScope()  # of its writer
         self.is_closed = False  # no connection is left, or none is wanted
         self.gone = trio.Event()  # and the writer has ended
@@ -119,7 +121,22 @@ class Link:
         self._room = trio.Event()
 
     def _rouse(self) -> None:
+        """Something waits in the outbox: write it at once if that can be done, since waking
+        the writer costs as much again."""
+        while self.write_now is not None and not self._unwritten:
+            self._unwritten = self.outbox.take()
+            if not self._unwritten:
+                return
+            if self.write_now(self._unwritten):
+                self._unwritten = b""
+            else:
+                break
         self.wake.set()
+
+    def take(self) -> bytes:
+        """What the writer must write next."""
+        data, self._unwritten = self._unwritten, b""
+        return data or self.outbox.take()
 
     def close(self) -> None:
         self.is_closed = True

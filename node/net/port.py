@@ -29,7 +29,7 @@ from node.net.state import State
 
 log = logging.getLogger("blyan.net")
 
-GossipHandler = Callable[[str, bytes], Awaitable[bool]]
+GossipHandler = Callable[[str, bytes], Awaitable[bool | None]]
 RequestHandler = Callable[[str, bytes], Awaitable[bytes]]
 MessageHandler = Callable[[str, bytes], object]
 PeerHandler = Callable[[str, bool], object]
@@ -244,9 +244,9 @@ class Network:
     def subscribe(self, topic: str, handler: GossipHandler) -> None:
         """`await handler(peer, data)` judges each message of a topic before it is passed on.
 
-        False: invalid; it goes no further and the peer that brought it gets violation points.
-        An exception or more than 5 s: it goes no further and nobody is blamed. So judge
-        quickly and do the work later. Own publishes are not delivered. One handler a topic.
+        False: invalid, for any honest node; it goes no further and the peer that brought it gets
+        violation points. None, an exception or more than 5 s: it goes no further and nobody is
+        blamed. So judge quickly and do the work later. Own publishes are not delivered. One handler a topic.
         """
         if topic in self._gossip:
             raise InputError(f"topic {topic!r} has a handler already")

@@ -17,7 +17,7 @@ import trio
 from libp2p.io.trio import TrioTCPStream
 from libp2p.io.utils import read_exactly
 from libp2p.network.connection import swarm_connection
-from libp2p.network.stream.net_stream import NetStream
+from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.pubsub import gossipsub, pubsub
 from libp2p.pubsub.utils import maybe_consume_signed_record
@@ -54,6 +54,10 @@ class QuickLock:
         self._held = False
         self._waiting = trio.lowlevel.ParkingLot()
 
+    @property
+    def is_held(self) -> bool:
+        return self._held
+
     async def __aenter__(self) -> None:
         while self._held:
             await self._waiting.park()
@@ -84,11 +88,17 @@ class QuickTCPStream(TrioTCPStream):
         self.read_lock = QuickLock()  # type: ignore[assignment]
         self.write_lock = QuickLock()  # type: ignore[assignment]
         self._received = bytearray()
+        self.unsent = b""  # the rest of what `write_now` wrote: goes out before anything else
 
     async def close(self) -> None:
         if self._open is not None:
             self._open.discard(self)
         await super().close()
+
+    async def write(self, data: bytes) -> None:
+        if self.unsent:
+            data, self.unsent = self.unsent + data, b""
+        await super().write(data)
 
     async def read(self, n: int | None = None) -> bytes:
         if n == 0:
@@ -208,6 +218,60 @@ class QuickNetStream(NetStream):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._state_lock = QuickLock()  # type: ignore[assignment]
+
+
+def _tcp_of(conn: Any) -> QuickTCPStream:
+    tcp_stream: QuickTCPStream = conn.secured_conn.conn.read_writer.read_write_closer.stream
+    return tcp_stream
+
+
+def write_now(net_stream: Any, data: bytes) -> bool:
+    """Write a whole frame of a stream without yielding. False: nothing has happened; it must
+    wait for another writer, for window or for the socket.
+
+    Encrypting and sending happen in one go while yamux's write lock is free, so nonces keep
+    their order. What the socket does not take goes out first with the next write.
+    """
+    stream, size = net_stream.muxed_stream, len(data)
+    conn = stream.conn
+    if (
+        net_stream._state is not StreamState.OPEN
+        or stream.send_closed
+        or stream.closed
+        or conn.event_shutting_down.is_set()
+        or stream.rw_lock.is_held
+        or conn._write_lock.is_held
+        or size > min(stream.send_window, _FRAME_BYTES)
+    ):
+        return False
+    tcp_stream = _tcp_of(conn)
+    if tcp_stream.unsent:
+        return False
+    stream.send_window -= size
+    header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream.stream_id, size)
+    packet = conn.secured_conn.conn.encrypt(header + data)
+    packet = len(packet).to_bytes(2) + packet
+    try:
+        sent = os.write(tcp_stream.stream.socket.fileno(), packet)
+    except BlockingIOError:
+        sent = 0
+    except OSError:  # broken: whoever reads from this connection takes it down
+        return True
+    tcp_stream.unsent = packet[sent:]
+    return True
+
+
+def has_unsent(net_stream: Any) -> bool:
+    return bool(_tcp_of(net_stream.muxed_stream.conn).unsent)
+
+
+async def flush(net_stream: Any) -> None:
+    """Send what `write_now` could not."""
+    conn = net_stream.muxed_stream.conn
+    with trio.CancelScope(shield=True):
+        async with conn._write_lock:
+            if _tcp_of(conn).unsent:
+                await _tcp_of(conn).write(b"")
 
 
 _make_record = env_to_send_in_RPC
