@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import logging.handlers
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
-from chain import limits
-from chain.errors import BlyanError, DecodeError, TxError
+from chain.errors import BlyanError
 from chain.execute import Executed
 from chain.params import Genesis
 from chain.receipts import Receipt
@@ -37,13 +32,11 @@ from node.services.duties import Duties
 from node.services.sender import DutySender
 from node.services.sync import SyncService
 from node.services.tiles import TileService
+from node.services.tx_gossip import TxGossip
 from tiles.store import TileStore
 from wallet.keys import Keys
 
 log = logging.getLogger("blyan.node")
-TX_TOPIC = "blyan/tx/1"
-GOSSIP_PAUSE_S = 0.02  # transactions that come within it travel as one message
-GOSSIP_BYTES = 512 * 1024
 STOP_S = 4.0  # everything is ended by then, whatever hangs
 LOG_BYTES, LOG_FILES = 8 * 1024 * 1024, 3
 
@@ -64,8 +57,6 @@ class Node:
         self.net = Network(keys.node.seed, listen=f"/ip4/{config.p2p_host}/tcp/{config.p2p_port}")
         self.store = ChainStore(home.chain_db)
         self.chain = ChainService(start, self.store, self.rules)
-        self._outgoing: deque[bytes] = deque(maxlen=4096)
-        self._gossip_wake = asyncio.Event()
         self.pool = Mempool(self.genesis, self.rules, self.chain.state, self._announce)
         self.blobs = BlobService(home.blobs, self.net)
         self.tiles = TileService(
@@ -82,13 +73,12 @@ class Node:
             self.chain, self.pool, self.net, keys, home.wal, self.sync.want, self._halt
         )
         self.sync.attach(self.consensus)
+        self._txs = TxGossip(self.net, self.pool, self.consensus.wake)
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
         )
         self._duties = Duties(self)
         self._round_began = 0.0
-        self._counts: dict[str, int] = {"txs_refused_from_peers": 0}
-        self.net.subscribe(TX_TOPIC, self._txs)
         self.chain.finalized(self._committed)
 
     # --- what others ask ------------------------------------------------------------------
@@ -136,7 +126,8 @@ class Node:
             "tiles_damaged": self.tiles.damaged,
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
-            **self._counts,
+            "txs_refused_from_peers": self._txs.refused_total,
+            "txs_ignored_from_peers": self._txs.ignored_total,
             **self._duties.metrics(),
             **{f"net_{name}": value for name, value in self.net.metrics().items()},
         }
@@ -156,7 +147,7 @@ class Node:
             self.consensus.start()
             tasks += [asyncio.create_task(self._dial(a)) for a in self.config.bootstrap]
             tasks.append(asyncio.create_task(self.sync.run()))
-            tasks.append(asyncio.create_task(self._gossip_txs()))
+            tasks.append(asyncio.create_task(self._txs.run()))
             tasks.append(asyncio.create_task(self._duties.run()))
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
             watched = [*ends, *tasks[len(self.config.bootstrap) :]]
@@ -193,46 +184,8 @@ class Node:
         report_file.write_text(report + "\n")
         self.halted.set()
 
-    # --- transactions between nodes -----------------------------------------------------------
-
     def _announce(self, raw: bytes) -> None:
-        self._outgoing.append(raw)
-        self._gossip_wake.set()
-        self.consensus.wake()
-
-    async def _gossip_txs(self) -> None:
-        while True:
-            await self._gossip_wake.wait()
-            await asyncio.sleep(GOSSIP_PAUSE_S)
-            self._gossip_wake.clear()
-            while self._outgoing:
-                batch, size = [], 0
-                while self._outgoing and size + len(self._outgoing[0]) <= GOSSIP_BYTES:
-                    batch.append(self._outgoing.popleft())
-                    size += len(batch[-1]) + 8
-                with contextlib.suppress(BlyanError):  # said again while it waits
-                    await self.net.publish(TX_TOPIC, msgpack.packb(batch))
-
-    async def _txs(self, peer: str, data: bytes) -> bool:
-        """Transactions of a peer. What breaks a rule whatever the state is, is its fault."""
-        try:
-            batch = msgpack.unpackb(data, max_bin_len=limits.MAX_TX_BYTES, max_map_len=0)
-            if not isinstance(batch, list) or not all(isinstance(raw, bytes) for raw in batch):
-                raise DecodeError("not a list of transactions")
-        except (ValueError, msgpack.exceptions.UnpackException, DecodeError):
-            self._counts["txs_refused_from_peers"] += 1
-            return False
-        for raw in batch:
-            try:
-                self.pool.submit(raw, local=False)
-            except TxError as error:
-                if error.code in ("bad_signature", "wrong_chain", "bad_signer"):
-                    self._counts["txs_refused_from_peers"] += 1
-                    return False
-            except DecodeError:
-                self._counts["txs_refused_from_peers"] += 1
-                return False
-        return True
+        self._txs.announce(raw)
 
     def _committed(self, block: Block, done: Executed) -> None:
         self.pool.committed(done.receipts)

@@ -100,6 +100,7 @@ class GuardedPubsub(_GuardedService, Pubsub):
         self.metrics, self._judge, self._blame = metrics, judge, blame
         self._judging: dict[bytes, bool] = {}  # by id: did its signature hold?
         self._judging_by_peer: Counter[ID] = Counter()
+        self._judging_bytes: Counter[ID] = Counter()
         self._judged = trio.Event()  # wakes readers that wait for a verdict
         self._reads = 0
         self._rejected: OrderedDict[bytes, None] = OrderedDict()
@@ -128,7 +129,10 @@ class GuardedPubsub(_GuardedService, Pubsub):
         self._reads += 1
         if self._reads % 16 == 0:  # what was read becomes tasks only when we yield
             await trio.lowlevel.checkpoint()
-        while self._judging_by_peer[peer] >= limits.MAX_JUDGING_PER_PEER:
+        while (
+            self._judging_by_peer[peer] >= limits.MAX_JUDGING_PER_PEER
+            or self._judging_bytes[peer] >= limits.MAX_JUDGING_BYTES_PER_PEER
+        ):
             await self._judged.wait()
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
@@ -173,11 +177,15 @@ class GuardedPubsub(_GuardedService, Pubsub):
         if name in self._judging or self._is_msg_seen(msg):
             self.metrics.add("gossip_duplicates")
             return
-        if len(self._judging) >= limits.MAX_JUDGING:
+        if (
+            len(self._judging) >= limits.MAX_JUDGING
+            or self._judging_bytes.total() >= limits.MAX_JUDGING_BYTES
+        ):
             self.metrics.add("gossip_dropped")
             return
         self._judging[name] = False
         self._judging_by_peer[peer] += 1
+        self._judging_bytes[peer] += len(msg.data)
         try:
             await super().push_msg(peer, msg)
             if not self._judging[name]:  # `validate_msg` was not reached
@@ -187,8 +195,9 @@ class GuardedPubsub(_GuardedService, Pubsub):
             self._judged.set()
             self._judged = trio.Event()
             self._judging_by_peer[peer] -= 1
+            self._judging_bytes[peer] -= len(msg.data)
             if self._judging_by_peer[peer] <= 0:
-                del self._judging_by_peer[peer]
+                del self._judging_by_peer[peer], self._judging_bytes[peer]
 
     async def validate_msg(self, msg_forwarder: ID, msg: Any) -> None:
         """Called once the signature holds. Raises ValidationError unless it may be passed on."""

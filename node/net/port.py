@@ -246,7 +246,8 @@ class Network:
 
         False: invalid, for any honest node; it goes no further and the peer that brought it gets
         violation points. None, an exception or more than 5 s: it goes no further and nobody is
-        blamed. So judge quickly and do the work later. Own publishes are not delivered. One handler a topic.
+        blamed. So judge quickly and do the work later. Own publishes are not delivered. One
+        handler a topic.
         """
         if topic in self._gossip:
             raise InputError(f"topic {topic!r} has a handler already")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +21,12 @@ from chain.types import Block, Certificate, CertifiedBlock, Height, VoteKind
 from consensus.certificates import verify_certificate
 from node.net.port import Network
 from node.services.chain import ChainService
-from node.services.consensus import BLOCK_TOPIC, CERTIFICATE_TOPIC, ConsensusService
+from node.services.consensus import (
+    BLOCK_TOPIC,
+    CERTIFICATE_TOPIC,
+    ConsensusService,
+    body_matches,
+)
 
 log = logging.getLogger("blyan.sync")
 PROTOCOL = "/blyan/sync/1"
@@ -28,7 +34,7 @@ TIMEOUT_S = 15.0
 BATCH_BLOCKS = 256
 BATCH_BYTES = 4 * 1024 * 1024
 POLL_S = 2.0  # a quiet node asks a peer for its height this often
-MAX_ROUNDS = 100_000  # batches of one catch-up
+MAX_BATCHES = 100_000  # of one catch-up
 MAX_ASKED = 4  # peers asked in one catch-up
 
 
@@ -101,17 +107,25 @@ class SyncService:
     # --- asking ----------------------------------------------------------------------------
 
     async def _catch_up(self) -> None:
-        """Ask peers in random order until one is ahead; whoever is behind is passed over."""
+        """Ask peers, in random order but for the hint; whoever is behind or lies is passed over.
+
+        Those that are ahead serve a batch each, in turn: one that sends as little and as slowly
+        as it may must not hold us up.
+        """
         peers = [p.peer_id for p in self._net.peers() if p.connected]
         random.shuffle(peers)
         if self._hint in peers:
             peers.remove(self._hint)
             peers.insert(0, self._hint)
-        for peer in peers[:MAX_ASKED]:
+        asked = deque(peers[:MAX_ASKED])
+        for _ in range(MAX_BATCHES):
+            if not asked:
+                break
+            peer = asked.popleft()
             self.active = True
             try:
                 if await self._from(peer):
-                    return
+                    asked.append(peer)
             except UnreachableError as error:
                 log.debug("%s does not sync: %s", peer, error)
             except (VerifyError, BlockError, DecodeError) as error:
@@ -120,25 +134,27 @@ class SyncService:
                 self._net.report(peer, f"sync: {error}", 50)
             finally:
                 self.active = False
+        self.target = self._chain.tip.height  # a height without blocks is only a word
 
     async def _from(self, peer: str) -> bool:
-        """Take all that this peer has. True if it had any of it."""
-        for count in range(MAX_ROUNDS):
-            request = SyncRequest(Height(self._chain.tip.height + 1), 255)
-            raw = await self._net.request(
-                peer,
-                PROTOCOL,
-                encode(request),
-                timeout_s=TIMEOUT_S,
-                most=BATCH_BYTES + limits.MAX_MESSAGE_BYTES,
-            )
-            reply: SyncReply = decode(SyncReply, raw, most=len(raw))
-            if not reply.blocks:
-                self.target = self._chain.tip.height  # a height without blocks is only a word
-                return count > 0
-            self.target = max(self.target, reply.tip)
-            await self._take(reply.blocks)
-            self.batches += 1
+        """Take one batch. False if this peer has none."""
+        request = SyncRequest(Height(self._chain.tip.height + 1), 255)
+        raw = await self._net.request(
+            peer,
+            PROTOCOL,
+            encode(request),
+            timeout_s=TIMEOUT_S,
+            most=BATCH_BYTES + limits.MAX_MESSAGE_BYTES,
+        )
+        reply: SyncReply = decode(SyncReply, raw, most=len(raw))
+        if not reply.blocks:
+            return False
+        first, last = reply.blocks[0], reply.blocks[-1]
+        if first.block.header.height != request.first or last.finalization is None:
+            raise VerifyError("not the blocks asked for, up to a certified one")  # no progress
+        await self._take(reply.blocks)
+        self.target = max(self.target, reply.tip)
+        self.batches += 1
         return True
 
     async def _take(self, batch: tuple[CertifiedBlock, ...]) -> None:
@@ -198,46 +214,62 @@ class SyncService:
 
     # --- gossip: followers hear of final blocks --------------------------------------------
 
-    async def _block(self, peer: str, data: bytes) -> bool:
+    # A node passes on only what it has verified, and refuses only what every node refuses: what
+    # one accepts and another, who stands elsewhere, refuses would be blamed on who passed it on.
+
+    async def _block(self, peer: str, data: bytes) -> bool | None:
         try:
             item: CertifiedBlock = decode(CertifiedBlock, data)
         except DecodeError:
             return False
         header, certificate = item.block.header, item.finalization
-        if certificate is None or header.chain_id != self._chain.genesis.chain_id:
+        if certificate is None or certificate.block_hash != item.block.hash():
             return False
-        tip = self._chain.tip
-        if header.height <= tip.height:
-            return True
-        if header.height > tip.height + 1:
+        if epoch_of(self._chain.genesis, header.height) != certificate.epoch:
+            return False
+        holds = self._holds(peer, certificate)
+        if not holds:
+            return holds
+        if not body_matches(item.block):
+            return False
+        height = self._chain.tip.height
+        if header.height > height + 1:
             self.want(peer)
-            return True
-        if self._is_validator():
-            return True  # its votes are on their way; the store must not run ahead of the log
-        try:
-            self._commit([item.block], certificate)
-        except BlyanError as error:
-            log.info("a gossiped block does not hold: %s", error)
-            return False
+        elif header.height == height + 1 and not self._is_validator():
+            # (A validator's votes are on their way; its store must not run ahead of the log.)
+            try:
+                self._commit([item.block], certificate)
+            except BlyanError as error:
+                log.warning("a certified block that came by gossip does not hold: %s", error)
+                return None
         return True
 
-    async def _certificate(self, peer: str, data: bytes) -> bool:
+    async def _certificate(self, peer: str, data: bytes) -> bool | None:
         try:
             certificate: Certificate = decode(Certificate, data)
         except DecodeError:
             return False
+        holds = self._holds(peer, certificate)
+        if holds and not self._is_validator() and certificate.block_hash != self._chain.tip_hash:
+            self.want(peer)
+        return holds
+
+    def _holds(self, peer: str, certificate: Certificate) -> bool | None:
+        """Whether it finalizes something. None: of an epoch whose validators this node no longer
+        looks at, or does not know yet."""
         if certificate.kind != VoteKind.FINALIZE:
             return False
         epoch = epoch_of(self._chain.genesis, self._chain.tip.height + 1)
-        if certificate.epoch == epoch:
-            try:
-                verify_certificate(
-                    self._chain.genesis.chain_id, self._chain.validators(epoch), certificate
-                )
-            except VerifyError:
-                return False
-        if not self._is_validator() and certificate.block_hash != self._chain.tip_hash:
-            self.want(peer)
+        if certificate.epoch != epoch:
+            if certificate.epoch > epoch:
+                self.want(peer)
+            return None
+        try:
+            verify_certificate(
+                self._chain.genesis.chain_id, self._chain.validators(epoch), certificate
+            )
+        except VerifyError:
+            return False
         return True
 
     def _is_validator(self) -> bool:

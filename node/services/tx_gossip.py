@@ -1,0 +1,168 @@
+"""Transactions between nodes: those of a moment travel as one message (docs/spec/blocks.md).
+
+Whoever sends what is wrong for every node is charged. What only this node's state refuses is
+nobody's fault, but costs as much to judge: each peer has a budget for what is of no use here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+import msgpack
+
+from chain import limits
+from chain.errors import BlyanError, DecodeError, TxError
+from node.mempool import Mempool
+from node.net.port import Network
+
+TX_TOPIC = "blyan/tx/1"
+PAUSE_S = 0.02  # transactions that come within it travel as one message
+BATCH_BYTES = 512 * 1024
+MAX_BATCH_TXS = limits.MAX_BLOCK_TXS  # wire: transactions in one message
+MAX_OUTGOING = 4096  # waiting to be sent; the oldest goes first, its sender says it again
+SLICE_TXS = 32  # judged (some 10 ms) before others get a turn of the main loop
+USELESS_BURST = 4096.0  # refused or known transactions of one peer that are judged at once
+USELESS_PER_S = 256.0  # and in the long run; an honest peer's are a few after each block
+MAX_PEERS = 256  # peers whose budget is remembered
+# Wrong whatever the state is. (Not `bad_signer`: a node key may just have been replaced.)
+_WRONG_FOR_ALL = frozenset(("bad_signature", "wrong_chain"))
+
+
+class Budget:
+    """What each peer has left: a bucket that fills with time."""
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # peer -> left, as of
+
+    def has(self, peer: str, now: float) -> bool:
+        return self._of(peer, now) >= 1
+
+    def take(self, peer: str, now: float) -> None:
+        self._left[peer] = (self._of(peer, now) - 1, now)
+        self._left.move_to_end(peer)
+        if len(self._left) > MAX_PEERS:
+            self._left.popitem(last=False)
+
+    def _of(self, peer: str, now: float) -> float:
+        left, since = self._left.get(peer, (USELESS_BURST, now))
+        return min(USELESS_BURST, left + (now - since) * USELESS_PER_S)
+
+
+class TxGossip:
+    """`announce` is the mempool's way out; `wake` is called for each transaction that is new."""
+
+    def __init__(self, net: Network, pool: Mempool, wake: Callable[[], None]) -> None:
+        self._net, self._pool, self._wake = net, pool, wake
+        self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
+        self._waiting = asyncio.Event()
+        self._turn = asyncio.Lock()  # one message is judged at a time
+        self._budget = Budget()
+        self._submitting = False
+        self._new: list[bytes] = []  # taken from the message that is judged now
+        self.refused_total = 0
+        self.ignored_total = 0
+        net.subscribe(TX_TOPIC, self.judge)
+
+    def announce(self, raw: bytes) -> None:
+        if self._submitting:
+            self._new.append(raw)  # passed on with the message that brought it
+        else:
+            self._send(raw)
+        self._wake()
+
+    def _send(self, raw: bytes) -> None:
+        self._outgoing.append(raw)
+        self._waiting.set()
+
+    async def run(self) -> None:
+        """Until cancelled: send what was announced."""
+        while True:
+            await self._waiting.wait()
+            await asyncio.sleep(PAUSE_S)
+            self._waiting.clear()
+            while self._outgoing:
+                with contextlib.suppress(BlyanError):  # said again while it waits
+                    await self._net.publish(TX_TOPIC, msgpack.packb(self._batch()))
+
+    def _batch(self) -> list[bytes]:
+        batch: dict[bytes, None] = {}
+        size = 0
+        while self._outgoing and len(batch) < MAX_BATCH_TXS:
+            if batch and size + len(self._outgoing[0]) > BATCH_BYTES:
+                break
+            raw = self._outgoing.popleft()
+            batch[raw] = None
+            size += len(raw) + 8
+        return list(batch)
+
+    async def judge(self, peer: str, data: bytes) -> bool | None:
+        """A message of a peer. None: not all of it is of use here; what is, goes on by itself."""
+        try:
+            batch = _parse(data) if self._budget.has(peer, time.monotonic()) else None
+        except DecodeError:
+            self.refused_total += 1
+            return False
+        if batch is None:
+            self.ignored_total += 1
+            return None
+        async with self._turn:
+            self._new = []
+            verdict = await self._take(peer, batch)
+            if verdict is not True:
+                for raw in self._new:
+                    self._send(raw)
+            return verdict
+
+    async def _take(self, peer: str, batch: list[bytes]) -> bool | None:
+        all_fine = True
+        for index, raw in enumerate(batch, 1):
+            if index % SLICE_TXS == 0:
+                await asyncio.sleep(0)
+            taken = len(self._new)
+            try:
+                self._submit(raw)
+            except TxError as error:
+                if error.code in _WRONG_FOR_ALL:
+                    self.refused_total += 1
+                    return False
+                all_fine = False
+            except DecodeError:
+                self.refused_total += 1
+                return False
+            if len(self._new) == taken:
+                self._budget.take(peer, time.monotonic())
+                if not self._budget.has(peer, time.monotonic()):
+                    self.ignored_total += 1
+                    return None
+        return True if all_fine else None
+
+    def _submit(self, raw: bytes) -> None:
+        self._submitting = True
+        try:
+            self._pool.submit(raw, local=False)
+        finally:
+            self._submitting = False
+
+
+def _parse(data: bytes) -> list[bytes]:
+    """Raises DecodeError unless it is a list of different byte strings."""
+    try:
+        batch = msgpack.unpackb(
+            data,
+            max_bin_len=limits.MAX_TX_BYTES,
+            max_array_len=MAX_BATCH_TXS,
+            max_str_len=0,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise DecodeError(f"not a list of transactions: {error}") from None
+    if not isinstance(batch, list) or not all(isinstance(raw, bytes) for raw in batch):
+        raise DecodeError("not a list of transactions")
+    if len(set(batch)) != len(batch):
+        raise DecodeError("the same transaction twice in one message")
+    return batch
