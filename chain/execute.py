@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chain import datasets, ledger, phases, rounds
+from chain import datasets, ledger, limits, phases, rounds
 from chain import records as r
 from chain.codec import decode, encode
 from chain.crypto import verify
 from chain.errors import BlockError, DecodeError, TxError, VerifyError
-from chain.hashes import EVENT_SEED, EVIDENCE, ZERO_HASH, Hash32
+from chain.hashes import EVENT_SEED, EVIDENCE, TX, ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.rules import Rules
@@ -136,6 +136,7 @@ def genesis_tree(
                 v.account, 2, 2**16, v.node_key, v.consensus_key, v.vrf_key, v.node_id, ()
             ),
         )
+        state.put(r.consensus_key(v.consensus_key), r.KeyOwner(v.account))
     validators = genesis.validator_set
     for number in (0, 1):
         seed = EVENT_SEED.hash(genesis.chain_id, bytes([number]))
@@ -176,6 +177,8 @@ def check_header(genesis: Genesis, parent: Header, block: Block) -> None:
         raise BlockError("the epoch does not belong to the height")
     if header.time_ms <= parent.time_ms:
         raise BlockError("the time is not after the parent's")
+    if header.time_ms > limits.MAX_TIME_MS:
+        raise BlockError("the time is beyond the protocol's range")
     if header.tx_root != tx_root(block.txs):
         raise BlockError("the transactions are not those of the header")
     if header.evidence_root != evidence_root(block.evidence):
@@ -234,11 +237,9 @@ class Execution:
     def try_apply(self, raw: bytes) -> Receipt:
         """Execute one transaction; if it is refused nothing changes."""
         mark = self._state.mark()
-        tx_id = TxId(ZERO_HASH)
+        tx_id = TxId(TX.hash(raw))  # also of bytes that are no transaction: they are stored by it
         try:
-            tx: Transaction = decode(Transaction, raw)
-            tx_id = tx.id()
-            self._transaction(tx, tx_id)
+            self._transaction(decode(Transaction, raw), tx_id)
         except TxError as error:
             self._state.undo(mark)
             return Receipt(tx_id, error.code, str(error))
@@ -342,6 +343,8 @@ def _check_signer(state: State, tx: Transaction) -> None:
             raise TxError(
                 "bad_signer", "only the account key signs this, or its node key for duties"
             )
+        if tx.fee:
+            raise TxError("bad_fee", "the node key pays no fee: it has no say over grains")
     if not verify(tx.signer, tx.digest(), tx.signature):
         raise TxError("bad_signature", "the signature is not the signer's over this transaction")
 

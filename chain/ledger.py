@@ -9,6 +9,7 @@ from chain.codec import decode
 from chain.crypto import verify
 from chain.errors import TxError
 from chain.hashes import EPOCH_SEED, Hash32
+from chain.limits import MAX_VALIDATORS
 from chain.params import Params
 from chain.rules import Rules
 from chain.state import REWARD_POOL, State
@@ -74,10 +75,13 @@ def announce(state: State, chain_id: ChainId, sender: PubKey, tx: Announce) -> N
         raise TxError("bad_signature", "node_signature does not show that the node key is held")
     if not verify(tx.consensus_key, digest, tx.consensus_signature):
         raise TxError("bad_signature", "consensus_signature does not show that the key is held")
-    for key, raw in state.items(b"node/"):
-        other = decode(r.NodeRecord, raw)
-        if key != r.node_key(sender) and tx.consensus_key == other.consensus_key:
-            raise TxError("key_taken", "another account has announced this consensus key")
+    owner = state.get(r.KeyOwner, r.consensus_key(tx.consensus_key))
+    if owner is not None and owner.account != sender:
+        raise TxError("key_taken", "another account has announced this consensus key")
+    old = state.get(r.NodeRecord, r.node_key(sender))
+    if old is not None and old.consensus_key != tx.consensus_key:
+        state.delete(r.consensus_key(old.consensus_key))
+    state.put(r.consensus_key(tx.consensus_key), r.KeyOwner(sender))
     state.put(
         r.node_key(sender),
         r.NodeRecord(
@@ -109,17 +113,28 @@ def slash(
     held = state.account(account)
     lost = held.bonded * params.slash_permille // 1000
     state.put_account(account, bonded=held.bonded - lost, jailed=1)
+    lost += _slash_unbonding(state, params, account)
     state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
     state.put(key, r.EvidenceRecord(account, Grains(lost), state.head.height))
     state.emit("slash", account, lost=lost)
 
 
+def _slash_unbonding(state: State, params: Params, account: PubKey) -> int:
+    """What is on its way out stays at stake, or whoever leaves could sign anything."""
+    lost = 0
+    for key, raw in list(state.items(r.UNBONDING)):
+        if key.endswith(account):
+            waiting = decode(r.Unbonding, raw)
+            part = waiting.amount * params.slash_permille // 1000
+            state.put(key, replace(waiting, amount=Grains(waiting.amount - part)))
+            lost += part
+    return lost
+
+
 def release_unbonded(state: State) -> None:
-    """Pay out what has waited long enough; keys are in order of height."""
-    for key, raw in list(state.items(b"unbd/")):
+    """Pay out what is due at this very height; nothing is ever due at one that has passed."""
+    for key, raw in list(state.items(r.unbonding_prefix(state.head.height))):
         waiting = decode(r.Unbonding, raw)
-        if waiting.release > state.head.height:
-            break
         state.delete(key)
         state.put_account(
             waiting.account, balance=state.account(waiting.account).balance + waiting.amount
@@ -127,7 +142,8 @@ def release_unbonded(state: State) -> None:
 
 
 def freeze_set(state: State, params: Params, epoch: int) -> ValidatorSet:
-    """The set of `epoch`, two epochs ahead, from stakes and keys as they are now.
+    """The set of `epoch`, two epochs ahead, from stakes and keys as they are now: the largest
+    stakes if more stand than a set holds.
 
     Without anyone eligible the last set goes on: an empty set could never finalize again.
     """
@@ -147,7 +163,9 @@ def freeze_set(state: State, params: Params, epoch: int) -> ValidatorSet:
             )
     if not members:
         return state.epoch(epoch - 1).validators
-    return ValidatorSet(tuple(sorted(members, key=lambda v: v.consensus_key)))
+    members.sort(key=lambda v: (-v.stake, v.consensus_key))
+    chosen = members[:MAX_VALIDATORS]
+    return ValidatorSet(tuple(sorted(chosen, key=lambda v: v.consensus_key)))
 
 
 def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:

@@ -49,6 +49,10 @@ MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody challenge
 MAX_LIST_LEAVES = 16_777_216  # hashes under one list root (batches, parts of a training state)
 MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
 
+# --- time and money ----------------------------------------------------------
+MAX_TIME_MS = 2**53 - 1  # of a block: exact in any language, and deadlines after it fit 64 bits
+MAX_GRAINS = 2**62  # in all of a genesis: no balance, bond or sum of them leaves 64 bits
+
 # --- text (bytes of UTF-8) ---------------------------------------------------
 MAX_NAME = 128  # shard names, titles
 MAX_DOCUMENT_NAME = 512  # path of one document in a dataset

@@ -12,6 +12,7 @@ from typing import Any
 
 from chain.errors import GenesisError
 from chain.hashes import GENESIS
+from chain.limits import MAX_GRAINS, MAX_TIME_MS
 from chain.types import ChainId, Grains, PubKey, Stake, TimeMs, Validator, ValidatorSet
 
 
@@ -51,6 +52,22 @@ class Params:
     settle: Window
     round_reward_grains: int
     dataset_bytes_most: int
+
+
+# What execution can bear: outside of these a block could not be executed at all.
+_BOUNDS = {
+    "epoch_blocks": (4, 10**9),
+    "stamp_bits": (0, 64),
+    "stamp_new_account_bits": (0, 64),
+    "stamp_window_blocks": (0, 200),
+    "min_bond_grains": (1, MAX_GRAINS),
+    "unbonding_blocks": (1, 10**12),
+    "slash_permille": (0, 1000),
+    "seed_blocks": (1, 32),
+    "jury_size": (1, 64),
+    "auditors": (0, 64),
+    "ranks": (1, 64),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +150,16 @@ def parse_genesis(text: str) -> Genesis:
     for name in ("model", "training"):
         if not isinstance(top[name], dict):
             raise GenesisError(f"{name}: expected an object")
+    pool = _int(top["reward_pool_grains"], "reward_pool_grains")
+    if pool + sum(a.grains for a in accounts) + sum(v.stake for v in validators) > MAX_GRAINS:
+        raise GenesisError(f"accounts, stakes and reward pool: more than {MAX_GRAINS} grains")
     return Genesis(
         network=_name(top["network"]),
-        time_ms=TimeMs(_int(top["time_ms"], "time_ms")),
+        time_ms=TimeMs(_int(top["time_ms"], "time_ms", most=MAX_TIME_MS)),
         params=params,
         accounts=accounts,
         validators=validators,
-        reward_pool_grains=_int(top["reward_pool_grains"], "reward_pool_grains"),
+        reward_pool_grains=pool,
         model=top["model"],
         training=top["training"],
         chain_id=chain_id_of(document),
@@ -203,17 +223,11 @@ def _params(value: Any) -> Params:
         else:
             out[name] = _int(top[name], f"params.{name}")
     params = Params(**out)
-    for name, least in (("epoch_blocks", 4), ("seed_blocks", 1), ("jury_size", 1), ("ranks", 1)):
-        if getattr(params, name) < least:
-            raise GenesisError(f"params.{name}: expected at least {least}")
-    if params.seed_blocks > 32:
-        raise GenesisError("params.seed_blocks: expected at most 32")
-    if params.jury_size > 64 or params.auditors > 64:
-        raise GenesisError("params.jury_size, params.auditors: expected at most 64")
-    if params.stamp_window_blocks > 200:
-        raise GenesisError("params.stamp_window_blocks: expected at most 200")
-    if params.unbonding_blocks <= 2 * params.epoch_blocks:
-        raise GenesisError("params.unbonding_blocks: must exceed two epochs (2 * epoch_blocks)")
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= getattr(params, name) <= most:
+            raise GenesisError(f"params.{name}: expected {least} to {most}")
+    if params.unbonding_blocks <= 3 * params.epoch_blocks:
+        raise GenesisError("params.unbonding_blocks: must exceed three epochs (3 * epoch_blocks)")
     return params
 
 

@@ -301,10 +301,19 @@ class EvidenceRecord:
     height: Height
 
 
+@wire(148)
+@dataclass(frozen=True, slots=True)
+class KeyOwner:
+    """Which account has announced a consensus key: one key belongs to one account."""
+
+    account: PubKey
+
+
 # --- keys ---------------------------------------------------------------------------
 
 HEAD = b"head"
 MODEL = b"model"
+UNBONDING = b"unbd/"
 
 
 def _be4(value: int) -> bytes:
@@ -323,8 +332,16 @@ def node_key(account: PubKey) -> bytes:
     return b"node/" + account
 
 
+def consensus_key(key: PubKey) -> bytes:
+    return b"cons/" + key
+
+
+def unbonding_prefix(release: int) -> bytes:
+    return UNBONDING + _be8(release)
+
+
 def unbonding_key(release: int, account: PubKey) -> bytes:
-    return b"unbd/" + _be8(release) + account
+    return unbonding_prefix(release) + account
 
 
 def epoch_key(epoch: int) -> bytes:

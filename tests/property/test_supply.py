@@ -73,13 +73,13 @@ def test_the_sum_of_all_grains_never_changes(
     blocks: list[list[tuple[str, Payload, int]]],
 ) -> None:
     machine = Machine(
-        funded=NAMES, epoch_blocks=4, unbonding_blocks=9, min_bond_grains=2, seed_blocks=1
+        funded=NAMES, epoch_blocks=4, unbonding_blocks=13, min_bond_grains=2, seed_blocks=1
     )
     total = machine.grains()
     for block in blocks:
         raws = [encode(machine.tx(key(n), payload, fee=fee)) for n, payload, fee in block]
         machine.block(*raws)
         assert machine.grains() == total
-    for _ in range(12):
+    for _ in range(16):
         machine.block()
     assert machine.grains() == total
