@@ -12,14 +12,18 @@ from chain import records as r
 from chain.codec import decode
 from chain.errors import TxError
 from chain.hashes import DATASET, EVENT_SEED, ZERO_HASH, Hash32
+from chain.limits import MAX_DATASETS
 from chain.params import Params
 from chain.state import State
 from chain.transactions import AuditReport, DatasetSubmit, Verdict
 from chain.types import Height, PubKey, u64_be
 
+AUDIT_PATIENCE_BLOCKS = 1024  # pending for longer, a dataset may lose its slot to another
+
 
 def submit(state: State, params: Params, sender: PubKey, tx: DatasetSubmit) -> None:
-    if state.get(r.DatasetRecord, r.dataset_key(tx.dataset)) is not None:
+    known = state.get(r.DatasetRecord, r.dataset_key(tx.dataset))
+    if known is not None and known.status != r.DatasetStatus.REJECTED:
         raise TxError("known_dataset", f"dataset {tx.dataset.hex()} is on the chain already")
     if not tx.license:
         raise TxError("no_license", "a dataset needs a licence (an SPDX expression)")
@@ -30,8 +34,8 @@ def submit(state: State, params: Params, sender: PubKey, tx: DatasetSubmit) -> N
             "dataset_too_large",
             f"{tx.size_bytes} bytes where at most {params.dataset_bytes_most} are allowed",
         )
-    if sum(1 for _ in state.items(b"data/")) >= 256:
-        raise TxError("no_slot", "the network holds 256 datasets, its limit for now")
+    if known is None:
+        _make_room(state)
     record = r.DatasetRecord(
         tx.dataset,
         sender,
@@ -49,6 +53,24 @@ def submit(state: State, params: Params, sender: PubKey, tx: DatasetSubmit) -> N
     )
     state.put(r.dataset_key(tx.dataset), record)
     state.emit("dataset", tx.dataset, status="pending")
+
+
+def _make_room(state: State) -> None:
+    """A slot for one more; the oldest that is rejected, or that nobody could audit for long, gives
+    its own up. Otherwise 256 names of nothing would keep everyone out for ever."""
+    held = all_datasets(state)
+    if len(held) < MAX_DATASETS:
+        return
+    lapsed = state.head.height - AUDIT_PATIENCE_BLOCKS
+    vacant = [
+        d
+        for d in held
+        if d.status == r.DatasetStatus.REJECTED
+        or (d.status == r.DatasetStatus.PENDING and d.height < lapsed)
+    ]
+    if not vacant:
+        raise TxError("no_slot", f"the network holds {MAX_DATASETS} datasets, its limit for now")
+    state.delete(r.dataset_key(min(vacant, key=lambda d: (d.height, d.id)).id))
 
 
 def audit(state: State, sender: PubKey, tx: AuditReport) -> None:

@@ -221,7 +221,7 @@ def _screen_reveal(state: State, params: Params, current: r.RoundRecord) -> None
     if not (opened and audited) and not _passed(state, current):
         return
     verdicts = {d: _judge(state, current, d) for d in revealed}
-    for delta in _unhelpful(state, verdicts):
+    for delta in _unhelpful(state, current, verdicts):
         verdicts[delta] = DeltaStatus.UNHELPFUL
     for delta, status in verdicts.items():
         _mark(state, delta, status)
@@ -258,19 +258,26 @@ def _gain(record: r.DeltaRecord) -> int:
     return gains[len(gains) // 2] if gains else 0
 
 
-def _unhelpful(state: State, verdicts: dict[TxId, DeltaStatus]) -> list[TxId]:
+def _unhelpful(
+    state: State, current: r.RoundRecord, verdicts: dict[TxId, DeltaStatus]
+) -> list[TxId]:
     """Accepted deltas without proof that reach less than a quarter of what proven ones gain: half
     of all small random directions lower the loss a little, and significantly so (ADR 5)."""
     accepted = [state.delta(d) for d, v in verdicts.items() if v == DeltaStatus.ACCEPTED]
-    proven = sorted(_gain(d) for d in accepted if d.manifest and d.manifest.proven)
+    proven = [d for d in accepted if d.manifest and d.manifest.proven and _stands(current, d.id)]
     if not proven:
         return []
-    usual = proven[len(proven) // 2]
-    return [
-        d.id
-        for d in accepted
-        if d.manifest and not d.manifest.proven and UNPROVEN_SHARE * _gain(d) < usual
-    ]
+    gains = sorted(map(_gain, proven))
+    usual = gains[len(gains) // 2]
+    return [d.id for d in accepted if d not in proven and UNPROVEN_SHARE * _gain(d) < usual]
+
+
+def _stands(current: r.RoundRecord, delta: TxId) -> bool:
+    """Whether a manifest's claim holds up: the audited one's only if more than half of its auditors
+    have replayed it. Whoever serves them nothing has proven nothing."""
+    if delta != current.audited or not current.auditors:
+        return True
+    return 2 * sum(v.verdict == Verdict.YES for v in current.audit_votes) > len(current.auditors)
 
 
 def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecord) -> None:
@@ -285,7 +292,10 @@ def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecor
     if any(slot.provisional for _, _, slot in rounds.slots(state, current.number)):
         for delta in current.accepted:
             _mark(state, delta, DeltaStatus.MERGED)
-    _enter(state, replace(current, result_root=root), RoundPhase.SETTLE, params.settle)
+    known = state.get(r.EvalRecord, r.eval_key(root, current.holdout))  # if nothing has changed
+    loss = known.loss if known is not None else 0
+    current = replace(current, result_root=root, loss_after=loss)
+    _enter(state, current, RoundPhase.SETTLE, params.settle)
 
 
 def _apply_slots(state: State, rules: Rules, number: int) -> Hash32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from chain import datasets
 from chain import records as r
@@ -111,6 +112,8 @@ def manifest(state: State, sender: PubKey, tx: PodlManifest) -> None:
         raise TxError("wrong_manifest", "the manifest is not the one that the commit named")
     if tx.base_root != record.base_root:
         raise TxError("stale_base", "the manifest names another base than its commit")
+    if any(a >= b for a, b in pairwise((*tx.shards, state.model.shards))):
+        raise TxError("bad_manifest", "shards of the model in ascending order, each once")
     if tx.proven:
         _check_proven(state, current, sender, tx)
     state.put(r.delta_key(record.id), replace(record, manifest=tx))
@@ -127,6 +130,8 @@ def _check_proven(state: State, current: r.RoundRecord, sender: PubKey, tx: Podl
         raise TxError("bad_manifest", "steps must be a positive multiple of segment_steps")
     if len(tx.state_hashes) != tx.steps // tx.segment_steps + 1:
         raise TxError("bad_manifest", "one state hash a segment and one for the start")
+    if ZERO_HASH in tx.state_hashes:  # an auditor's word for 'none': nobody could contradict it
+        raise TxError("bad_manifest", "a state hash is not zero")
     before = state.get(r.LearnerRecord, r.learner_key(sender))
     if tx.residual_before not in (ZERO_HASH, before.residual if before else ZERO_HASH):
         raise TxError("broken_chain", "residual_before is neither zero nor the last one's after")
@@ -210,6 +215,8 @@ def tile_update(state: State, rules: Rules, tx_id: TxId, sender: PubKey, tx: Til
         raise TxError("not_your_turn", f"rank {current.rank} is the last that may aggregate now")
     if not tx.changes:
         raise TxError("empty_update", "an update changes at least one tile")
+    if len({(c.shard, c.tile) for c in tx.changes}) != len(tx.changes):
+        raise TxError("duplicate", "an update changes each of its tiles once")
     for change in tx.changes:
         _check_change(state, rules, current, sender, tx.rank, change)
     for change in tx.changes:
@@ -282,7 +289,8 @@ def _make_provisional(state: State, record: r.UpdateRecord) -> None:
     state.put(r.update_key(record.id), replace(record, provisional=1))
     current = state.round()
     put_round(state, replace(current, tiles_open=current.tiles_open - count))
-    state.put_account(record.primary, merit=state.account(record.primary).merit + 1)
+    if count:  # else a later rank has replaced all of it meanwhile
+        state.put_account(record.primary, merit=state.account(record.primary).merit + 1)
 
 
 # --- attestations -----------------------------------------------------------------------------
@@ -340,9 +348,9 @@ def _attest_replay(state: State, sender: PubKey, tx: Attest) -> None:
 def _attest_eval(state: State, sender: PubKey, tx: Attest) -> None:
     key = r.eval_key(tx.subject, tx.evidence)
     current = state.round(tx.round) if tx.round <= state.head.round else None
-    if current is None or tx.evidence != current.holdout:
+    if current is None or tx.evidence != current.holdout or tx.evidence == ZERO_HASH:
         raise TxError("unknown_holdout", "the holdout is not this round's")
-    if tx.subject not in (current.base_root, current.result_root):
+    if tx.subject not in (current.base_root, current.result_root) or tx.subject == ZERO_HASH:
         raise TxError("unknown_model", "the model root is neither the round's base nor its result")
     record = state.get(r.EvalRecord, key) or r.EvalRecord(tx.subject, tx.evidence, (), 0)
     if any(v.validator == sender for v in record.votes):
@@ -357,11 +365,16 @@ def _attest_eval(state: State, sender: PubKey, tx: Attest) -> None:
         record = replace(record, loss=values[len(values) // 2])
     state.put(key, record)
     if record.loss:
-        note_loss(state, current, record)
+        last = state.head.round
+        for number in sorted({tx.round, last, max(0, last - 1)}):
+            note_loss(state, state.round(number), record)
 
 
 def note_loss(state: State, current: r.RoundRecord, record: r.EvalRecord) -> None:
-    """Write a measured loss into the round that it belongs to."""
+    """Write a measured loss into a round that it belongs to: the result of one round is the base
+    of the next."""
+    if record.holdout != current.holdout:
+        return
     if record.model_root == current.base_root and record.loss != current.loss_before:
         current = replace(current, loss_before=record.loss)
         put_round(state, current)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from chain import datasets
 from chain import records as r
 from chain.codec import encode
 from chain.hashes import BLOB, DATASET, ZERO_HASH, Hash32
@@ -87,7 +88,7 @@ class RoundRun:
 
     def manifest(self, name: str, *, proven: bool = True) -> PodlManifest:
         current = self.round
-        hashes = tuple(Hash32(bytes([i]) * 32) for i in range(5)) if proven else ()
+        hashes = tuple(Hash32(bytes([i + 1]) * 32) for i in range(5)) if proven else ()
         return PodlManifest(
             current.number,
             key(name).public,
@@ -153,7 +154,7 @@ class RoundRun:
             )
         return self.send_duty(validator, opened)
 
-    def screen(self, verdicts: dict[str, Verdict]) -> None:
+    def screen(self, verdicts: dict[str, Verdict], replay: Verdict = Verdict.YES) -> None:
         for phase, state in (
             (Phase.COMMIT, RoundPhase.SCREEN_COMMIT),
             (Phase.REVEAL, RoundPhase.SCREEN_REVEAL),
@@ -163,7 +164,7 @@ class RoundRun:
                 for name, verdict in verdicts.items():
                     assert self.vote(validator, name, verdict, phase) == "ok"
             if phase == Phase.COMMIT:
-                self.audit(Verdict.YES)
+                self.audit(replay)
 
     def audit(self, verdict: Verdict) -> None:
         current = self.round
@@ -420,3 +421,157 @@ def test_strangers_have_no_duties() -> None:
     forged = run.m.tx(stranger, said, account=PubKey(validator.account.public))
     (receipt,) = run.m.block(encode(forged))
     assert receipt.code == "bad_signer"
+
+
+# --- what hostile or slow participants might try ---------------------------------------------
+
+
+@pytest.mark.parametrize("replay", [Verdict.YES, Verdict.UNAVAILABLE])
+def test_an_audited_delta_that_nobody_could_replay_has_proven_nothing(replay: Verdict) -> None:
+    """A noise maker who claims a proof and serves no state would share every reward."""
+    run = RoundRun()
+    run.to_reveal(ann=True, ben=True, eve=True)
+    run.until(RoundPhase.SCREEN_COMMIT)
+    audited = next(n for n, d in run.deltas.items() if d == run.round.audited)
+    run.gains[audited] = 10**5  # a hundredth of what the others gain
+    run.screen(dict.fromkeys(run.deltas, Verdict.YES), replay)
+    run.aggregate()
+    run.until(RoundPhase.OPEN)
+    usual, idle = DeltaStatus.MERGED, DeltaStatus.UNHELPFUL
+    for name, delta in run.deltas.items():
+        wanted = idle if name == audited and replay != Verdict.YES else usual
+        assert run.m.state.delta(delta).status == wanted
+
+
+def test_a_useful_delta_that_nobody_could_replay_still_counts() -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True, ben=True)
+    run.screen({"ann": Verdict.YES, "ben": Verdict.YES}, Verdict.UNAVAILABLE)
+    run.aggregate()
+    run.until(RoundPhase.OPEN)
+    for delta in run.deltas.values():
+        assert run.m.state.delta(delta).status == DeltaStatus.MERGED
+
+
+def test_a_manifest_is_no_place_to_store_things_or_to_hide() -> None:
+    run = RoundRun()
+    run.dataset()
+    run.join("ann")
+    run.until(RoundPhase.TRAIN)
+    right = run.manifest("ann")
+    for name, spoiled in (
+        ("ben", replace(run.manifest("ben", proven=False), shards=(ShardIndex(2),))),
+        ("ann", replace(right, shards=(ShardIndex(0),) * 3)),
+    ):
+        assert run.commit(name, spoiled) == "ok"
+        assert run.send(name, spoiled) == "bad_manifest"
+    other = RoundRun()
+    other.dataset()
+    other.join("ann")
+    other.until(RoundPhase.TRAIN)
+    hidden = replace(other.manifest("ann"), state_hashes=(Hash32(ZERO_HASH),) * 5)
+    assert other.commit("ann", hidden) == "ok"
+    assert other.send("ann", hidden) == "bad_manifest"
+
+
+def test_a_tile_stands_once_in_an_update() -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True)
+    run.screen({"ann": Verdict.YES})
+    run.until(RoundPhase.AGGREGATE)
+    primary, _ = primaries(run)
+    made = run.update(primary)
+    assert made is not None
+    change = made[0].changes[0]
+    twice = replace(made[0], changes=(change, replace(change, new_root=Hash32(b"n" * 32))))
+    assert run.send_duty(primary, twice) == "duplicate"
+
+
+def test_late_approval_of_a_replaced_update_changes_nothing() -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True)
+    run.screen({"ann": Verdict.YES})
+    run.until(RoundPhase.AGGREGATE)
+    first, second = primaries(run)
+    update = TileUpdate(0, 0, run.round.base_root, (run.change(0),))
+    old = run.m.tx(first.node, update, account=first.account.public).id()
+    assert run.send_duty(first, update) == "ok"
+    while run.round.rank == 0:
+        run.m.block()
+    update = TileUpdate(0, 1, run.round.base_root, (run.change(0),))
+    new = run.m.tx(second.node, update, account=second.account.public).id()
+    assert run.send_duty(second, update) == "ok"
+    total, merit = run.round.tiles_open, run.m.state.account(first.account.public).merit
+    for subject, open_after in ((old, total), (new, total - 1)):
+        said = Attest(AttestKind.UPDATE, 0, Hash32(subject), Verdict.YES, 0, ZERO_HASH)
+        for validator in run.m.validators:
+            assert run.send_duty(validator, said) in ("ok", "own_work")
+        assert run.round.tiles_open == open_after
+    assert run.m.state.account(first.account.public).merit == merit
+    assert run.m.state.account(second.account.public).merit == 1
+
+
+def measure(run: RoundRun, number: int, root: Hash32, value: int) -> None:
+    holdout = run.m.state.round(number).holdout
+    said = Attest(AttestKind.EVAL, number, root, Verdict.YES, value, holdout)
+    for validator in run.m.validators:
+        assert run.send_duty(validator, said) == "ok"
+
+
+def test_a_round_that_changed_nothing_waits_for_no_loss() -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True)
+    measure(run, 0, run.round.base_root, 7 * 10**8)
+    run.screen({"ann": Verdict.YES})
+    run.until(RoundPhase.SETTLE)
+    assert run.round.loss_before == run.round.loss_after == 7 * 10**8
+    run.until(RoundPhase.OPEN, most=run.m.genesis.params.settle.blocks + 1)
+
+
+def test_a_loss_that_comes_late_is_noted_in_both_rounds() -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True)
+    run.screen({"ann": Verdict.YES})
+    run.aggregate()
+    run.until(RoundPhase.OPEN)
+    run.join("ann")
+    run.until(RoundPhase.TRAIN)
+    measure(run, 0, run.m.state.model.root, 6 * 10**8)
+    assert run.m.state.round(0).loss_after == run.round.loss_before == 6 * 10**8
+
+
+def test_nothing_is_measured_before_there_is_a_holdout_and_a_result() -> None:
+    run = RoundRun()
+    said = Attest(AttestKind.EVAL, 0, run.round.base_root, Verdict.YES, 5, ZERO_HASH)
+    assert run.send_duty(run.m.validators[0], said) == "unknown_holdout"
+    run.dataset()
+    run.join("ann")
+    run.until(RoundPhase.TRAIN)
+    nothing = replace(said, subject=ZERO_HASH, evidence=run.round.holdout)
+    assert run.send_duty(run.m.validators[0], nothing) == "unknown_model"
+
+
+def test_names_of_nothing_do_not_keep_datasets_out_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datasets, "MAX_DATASETS", 8)
+    monkeypatch.setattr(datasets, "AUDIT_PATIENCE_BLOCKS", 20)
+    run = RoundRun()
+
+    def submit(i: int) -> str:
+        name = DATASET.hash(bytes([i % 256, i // 256]))
+        blob = BlobId(BLOB.hash(b"m"))
+        return run.send("ann", DatasetSubmit(name, blob, 10, 1000, 3, "CC0-1.0", str(i)))
+
+    for i in range(8):
+        assert submit(i) == "ok"
+    assert submit(300) == "no_slot"
+    report = AuditReport(DATASET.hash(bytes([5, 0])), Verdict.NO, 0, (64,), Hash32(b"r" * 32))
+    for validator in run.m.validators[:3]:
+        assert run.send_duty(validator, report) == "ok"
+    assert submit(5) == "ok"  # who names another's dataset falsely does not block it
+    assert submit(300) == "no_slot"
+    while run.m.height <= 21:
+        run.m.block()
+    assert submit(300) == "ok"
+    assert len(list(run.m.tree.items(b"data/"))) == 8
