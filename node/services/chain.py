@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from chain.errors import BlockError, StorageError, invariant
-from chain.execute import Executed, check_and_execute
+from chain.execute import Executed, check_and_execute, check_header
 from chain.hashes import VRF_INPUT, Hash32
 from chain.params import Genesis
 from chain.rules import Rules
@@ -74,7 +74,10 @@ class ChainService:
         if block_hash == self.tip_hash:
             return self._tree
         done = self._overlays.get(block_hash)
-        return done.tree if done else None
+        if done is None:
+            return None
+        self._overlays.move_to_end(block_hash)  # what others build on is not pushed out by them
+        return done.tree
 
     def executed(self, block_hash: Hash32) -> Executed | None:
         return self._overlays.get(block_hash)
@@ -93,6 +96,7 @@ class ChainService:
         block_hash = block.hash()
         known = self._overlays.get(block_hash)
         if known is not None:
+            check_header(self.genesis, parent, block)  # this body may be another than that one's
             return known
         tree = self.tree_after(block.header.parent)
         if tree is None:
@@ -121,13 +125,11 @@ class ChainService:
     # --- committing -----------------------------------------------------------------------
 
     def commit(self, block: Block, certificate: Certificate | None) -> None:
-        """Make an executed block the tip, durably, and tell everyone."""
+        """Make a final block the tip, durably, and tell everyone. It has been executed, and is
+        once more if too many others were since. Raises BlockError for a body of another block."""
         block_hash = block.hash()
-        done = self._overlays.get(block_hash)
-        invariant(done is not None, "a block is executed before it is committed")
         invariant(block.header.parent == self.tip_hash, "a final block extends the tip")
-        if done is None:
-            return
+        done = self.execute(self.tip, block)
         self.store.commit(block, block_hash, certificate, done.receipts, done.changes, done.events)
         self.tip, self.tip_hash, self._tree = block.header, block_hash, done.tree
         self._remember()

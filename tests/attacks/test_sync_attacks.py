@@ -195,3 +195,55 @@ def test_gossip_moves_a_follower_and_refuses_what_does_not_hold(case: Case) -> N
 
     asyncio.run(play())
     assert case.chain.tip.height == 0
+
+
+def test_a_body_of_another_block_is_refused_after_the_block_was_executed(case: Case) -> None:
+    """The hash is the header's alone: what was executed under it says nothing of this body."""
+    first = case.source.store.block(Height(1))
+    assert first is not None
+    case.chain.execute(case.chain.tip, first)
+    case.server("liar", LIES["dropped transaction"])
+    case.run()
+    assert case.wire.reported == ["liar"]
+    assert case.chain.tip.height == 0
+    case.server("honest")
+    case.run()
+    assert case.chain.tip_hash == case.source.chain.tip_hash
+
+
+def test_more_blocks_under_one_certificate_than_results_are_kept(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.services.chain.MAX_OVERLAYS", 4)
+
+    def bare(reply: SyncReply) -> SyncReply:
+        inner = tuple(replace(b, finalization=None) for b in reply.blocks[:-1])
+        return replace(reply, blocks=inner + reply.blocks[-1:])
+
+    case.server("terse", bare)
+    case.run()
+    assert case.wire.reported == []
+    assert case.chain.tip_hash == case.source.chain.tip_hash
+    assert case.chain.state().tree.root == case.source.state.tree.root
+
+
+def test_the_state_that_others_build_on_is_kept(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long partition makes many rivals of one parent, which must be there when it ends."""
+    monkeypatch.setattr("node.services.chain.MAX_OVERLAYS", 4)
+    first = case.source.store.block(Height(1))
+    assert first is not None
+    done = case.chain.execute(case.chain.tip, first)
+    for i in range(20):
+        assert case.chain.tree_after(first.hash()) is done.tree
+        case.chain.keep(Hash32(bytes([i]) * 32), done)
+
+
+def test_bytes_that_are_no_transaction_do_not_stop_those_who_store_them(case: Case) -> None:
+    case.source.block(b"\xff" * 40, b"\xff" * 40)
+    case.server("honest")
+    case.run()
+    assert case.chain.tip_hash == case.source.chain.tip_hash
+    (row, _) = case.chain.store.txs_in(case.chain.tip.height)
+    assert (row.code, row.kind) == ("bad_encoding", 0)

@@ -19,7 +19,19 @@ from chain.records import Account
 from chain.state import REWARD_POOL
 from chain.store_rows import tx_columns
 from chain.transactions import Attest, AttestKind, SubmitEvidence, Unbond
-from chain.types import Block, Epoch, Grains, PubKey, TimeMs, View, Vote, VoteKind, tx_root
+from chain.types import (
+    Block,
+    Epoch,
+    Grains,
+    Height,
+    PubKey,
+    TimeMs,
+    TxId,
+    View,
+    Vote,
+    VoteKind,
+    tx_root,
+)
 from consensus.evidence import double_vote
 from tests.kit.machine import STAKE, TEMPLATE, Machine, key, keys
 from wallet.keys import Keys
@@ -33,7 +45,7 @@ def test_bytes_that_are_no_transaction_can_be_stored_with_their_receipt() -> Non
     machine = Machine()
     for raw in (b"", b"\xff" * 40, encode(machine.tx(ANN, Unbond(Grains(1))))[:-1]):
         (receipt,) = machine.block(raw)
-        assert (receipt.tx_id, receipt.code) == (TX.hash(raw), "bad_encoding")
+        assert (receipt.tx_id, receipt.code) == (TxId(TX.hash(raw)), "bad_encoding")
         assert tx_columns(raw, receipt)[0] == TX.hash(raw)
 
 
@@ -65,8 +77,8 @@ def test_a_time_beyond_all_clocks_is_refused_before_execution() -> None:
     parent = machine.genesis_header
     header = replace(
         parent,
-        height=1,
-        view=1,
+        height=Height(1),
+        view=View(1),
         parent=parent.hash(),
         time_ms=TimeMs(limits.MAX_TIME_MS + 1),
         tx_root=tx_root(()),
