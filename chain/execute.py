@@ -248,6 +248,10 @@ class Execution:
             return Receipt(tx_id, error.code, str(error))
         return Receipt(tx_id, "ok", "")
 
+    def next_nonce(self, account: PubKey) -> int:
+        """The nonce that an account's next transaction in this block has."""
+        return self._state.account(account).nonce
+
     def keep(self, receipt: Receipt) -> None:
         """Count a receipt of `try_apply` into the block (the proposer's choice)."""
         self._receipts.append(receipt)

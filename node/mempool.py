@@ -1,5 +1,7 @@
 """Transactions that wait for a block: checked on entry, in nonce order for each sender, bounded.
 
+Duties of validators come first and have room of their own: rounds and audits go on however many
+strangers wait. What waits for an earlier nonce may never pay, so it has the first half of the room.
 What a block took or a rule refused leaves; why something was refused stays known for a while,
 so that whoever asks for it gets an answer.
 """
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from chain import limits
 from chain.codec import decode
 from chain.errors import TxError
-from chain.execute import Context, Execution, check_transaction
+from chain.execute import DUTIES, Context, Execution, check_transaction
 from chain.hashes import ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
@@ -23,8 +25,8 @@ from chain.state import State
 from chain.transactions import Transaction
 from chain.types import Height, PubKey, TimeMs, TxId
 
-MAX_TXS = 10_000  # transactions held
-MAX_BYTES = 64 * 1024 * 1024  # bytes held
+MAX_TXS = 10_000  # transactions held; as many again if they are duties
+MAX_BYTES = 64 * 1024 * 1024  # bytes held; as many again of duties
 MAX_PER_SENDER = 64  # transactions of one sender
 MAX_GAP = 32  # nonces a sender may be ahead
 MAX_REPLACED = 16  # transactions of one sender and nonce, one after the other
@@ -42,6 +44,7 @@ class _Waiting:
     nonce: int
     height: int  # of the chain when it came
     replaces: int  # how many of this sender and nonce came before it
+    duty: bool
 
 
 class Mempool:
@@ -87,20 +90,25 @@ class Mempool:
             raise TxError("nonce_taken", f"nonce {tx.nonce} was replaced {MAX_REPLACED} times")
         if replaced is None and len(waiting) >= MAX_PER_SENDER:
             raise TxError("mempool_full", f"{MAX_PER_SENDER} transactions of this sender wait")
-        if self.size >= MAX_TXS or self.bytes + len(raw) > MAX_BYTES:
-            raise TxError("mempool_full", "the mempool is full; try again later")
+        duty = isinstance(tx.payload, DUTIES)
+        self._check_room(tx, len(raw), duty)
         count = 0
         if replaced is not None:  # only its own signer can replace it; bounded against chatter
             count = replaced.replaces + 1
             self._forget(tx.sender, replaced)
         self._senders.setdefault(tx.sender, {})[tx.nonce] = _Waiting(
-            tx_id, raw, tx.nonce, state.head.height, count
+            tx_id, raw, tx.nonce, state.head.height, count, duty
         )
         self._ids[tx_id] = tx.sender
         self._refused.pop(tx_id, None)
         self.bytes += len(raw)
         self._announce(raw)
         return tx_id
+
+    def _check_room(self, tx: Transaction, size: int, duty: bool) -> None:
+        room = 4 if duty else 2 if tx.nonce <= self.next_nonce(tx.sender) else 1  # halves
+        if 2 * self.size >= room * MAX_TXS or 2 * (self.bytes + size) > room * MAX_BYTES:
+            raise TxError("mempool_full", "the mempool is full; try again later")
 
     def _try(self, state: State, raw: bytes) -> None:
         head = state.head
@@ -149,21 +157,31 @@ class Mempool:
         return None if reason is None else f"dropped:{reason}"
 
     def fill(self, execution: Execution, most_bytes: int) -> tuple[bytes, ...]:
-        """Execute waiting transactions into a leader's block; refused ones leave the pool."""
+        """Execute waiting transactions into a leader's block, duties first; refused ones leave the
+        pool. Senders take turns, and what waits for an earlier nonce costs no time."""
         txs: list[bytes] = []
         room, until = most_bytes, time.monotonic() + BUILD_BUDGET_S
-        for tx_id, raw in list(self.pending()):
-            if len(txs) >= limits.MAX_BLOCK_TXS or time.monotonic() > until:
-                break
-            if len(raw) > room:
-                continue
-            receipt = execution.try_apply(raw)
-            if receipt.ok:
-                execution.keep(receipt)
-                txs.append(raw)
-                room -= len(raw)
-            elif receipt.code not in _EARLY:
-                self.refuse(tx_id, receipt)
+        for duties in (True, False):
+            for sender, waiting in list(self._senders.items()):
+                if duties and not any(w.duty for w in waiting.values()):
+                    continue
+                nonce = first = execution.next_nonce(sender)
+                while (found := waiting.get(nonce)) is not None and (found.duty or not duties):
+                    if len(txs) >= limits.MAX_BLOCK_TXS or time.monotonic() > until:
+                        return tuple(txs)
+                    if len(found.raw) > room:
+                        break
+                    receipt = execution.try_apply(found.raw)
+                    if not receipt.ok:
+                        if receipt.code not in _EARLY:
+                            self.refuse(found.tx_id, receipt)
+                        break
+                    execution.keep(receipt)
+                    txs.append(found.raw)
+                    room -= len(found.raw)
+                    nonce += 1
+                if nonce > first:
+                    self._senders.move_to_end(sender)
         return tuple(txs)
 
     def reannounce(self, tx_id: TxId) -> None:

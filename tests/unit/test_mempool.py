@@ -9,13 +9,17 @@ import pytest
 from chain.codec import encode
 from chain.errors import DecodeError, TxError
 from chain.execute import Context, Execution
-from chain.transactions import JoinRound, Transfer
-from chain.types import Epoch, Grains, Height, PubKey, Signature, TimeMs, TxId, View
+from chain.hashes import BLOB, DATASET, Hash32
+from chain.receipts import Receipt
+from chain.transactions import AuditReport, DatasetSubmit, JoinRound, Transfer, Verdict
+from chain.types import BlobId, Epoch, Grains, Height, PubKey, Signature, TimeMs, TxId, View
 from node import mempool
 from node.mempool import Mempool
 from tests.kit.machine import Machine, key
+from wallet.keys import KeyPair
 
 ALICE, BOB, CAROL = key("alice"), key("bob"), key("carol")
+DATASET_ID = DATASET.hash(b"a dataset")
 
 
 class Pool:
@@ -153,3 +157,73 @@ def test_committed_transactions_leave(pool: Pool) -> None:
     pool.pool.committed(receipts)
     assert [raw for _, raw in pool.pool.pending()] == [raws[1]]
     assert pool.pool.bytes == len(raws[1])
+
+
+# --- strangers who would keep others out --------------------------------------------------------
+
+
+def junk(pool: Pool, sender: KeyPair, nonce: int) -> bytes:
+    return encode(pool.machine.tx(sender, Transfer(CAROL.public, Grains(5)), nonce=nonce))
+
+
+def duty(pool: Pool, validator: int = 0) -> bytes:
+    """A duty that is in order: the report on a dataset that waits."""
+    report = AuditReport(DATASET_ID, Verdict.YES, 90, (), Hash32(b"r" * 32))
+    return pool.machine.duty(pool.machine.validators[validator], report)
+
+
+def with_dataset(pool: Pool) -> Pool:
+    blob = BlobId(BLOB.hash(b"m"))
+    submit = DatasetSubmit(DATASET_ID, blob, 10, 1000, 3, "CC0-1.0", "a dataset")
+    pool.machine.ok(encode(pool.machine.tx(BOB, submit)))
+    return pool
+
+
+def test_what_waits_for_an_earlier_nonce_takes_no_time_of_a_block(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for nonce in range(1, 20):
+        pool.pool.submit(junk(pool, ALICE, nonce), local=False)
+    own = junk(pool, BOB, 0)
+    pool.pool.submit(own)
+    tried: list[bytes] = []
+    execute = Execution.try_apply
+
+    def counted(self: Execution, raw: bytes) -> Receipt:
+        tried.append(raw)
+        return execute(self, raw)
+
+    monkeypatch.setattr(Execution, "try_apply", counted)
+    assert pool.fill() == (own,)
+    assert tried == [own]
+
+
+def test_a_full_pool_takes_duties_and_no_gaps(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_dataset(pool)
+    monkeypatch.setattr(mempool, "MAX_TXS", 8)
+    for nonce in range(1, 5):
+        pool.pool.submit(junk(pool, ALICE, nonce), local=False)
+    with pytest.raises(TxError, match="full"):
+        pool.pool.submit(junk(pool, ALICE, 9), local=False)
+    for nonce in range(1, 5):
+        pool.pool.submit(junk(pool, BOB, nonce), local=False)
+    with pytest.raises(TxError, match="full"):
+        pool.pool.submit(junk(pool, BOB, 5), local=False)
+    pool.pool.submit(duty(pool), local=False)
+    assert pool.pool.size == 9
+
+
+def test_duties_come_first_and_others_take_turns(pool: Pool) -> None:
+    with_dataset(pool)
+    alice = [junk(pool, ALICE, nonce) for nonce in range(3)]
+    for raw in alice:
+        pool.pool.submit(raw)
+    bob = junk(pool, BOB, 1)
+    pool.pool.submit(bob)
+    said = [duty(pool, i) for i in range(2)]
+    for raw in said:
+        pool.pool.submit(raw)
+    assert pool.fill() == (*said, *alice, bob)
+    room = len(said[0]) + len(said[1]) + len(alice[0])
+    assert pool.fill(room) == (*said, alice[0])
+    assert pool.fill(room) == (*said, bob)
