@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from node.net import limits
 
 T = TypeVar("T")
 log = logging.getLogger("blyan.net")
-_BATCH = 256  # callbacks run before asyncio gets to do something else
+_BATCH, _BATCH_S = 256, 0.02  # callbacks run before asyncio gets to do something else
 
 
 class Metrics:
@@ -239,6 +240,7 @@ class Bridge:
             log.debug("asyncio has ended; %d posts dropped", len(self._posts))
 
     def _drain(self) -> None:
+        until = time.monotonic() + _BATCH_S
         for _ in range(_BATCH):
             with self._drain_lock:
                 if not self._posts:
@@ -250,4 +252,6 @@ class Bridge:
             except Exception:
                 log.exception("a network handler raised")
                 self.metrics.add("handler_errors")
+            if time.monotonic() > until:
+                break
         self._schedule()

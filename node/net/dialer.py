@@ -86,7 +86,7 @@ class Dialer:
     async def _dial_any(self, known: peers.Known, peer: ID) -> bool:
         """Try the addresses, the newest first. `dial_addr` rather than libp2p's `dial_peer`:
         that refuses a peer for a minute after one failure."""
-        for address in reversed(list(known.addresses)):
+        for address in known.to_dial():
             if self._host.is_connected(peer):
                 break
             self._host.metrics.add("dials")
@@ -95,6 +95,8 @@ class Dialer:
                     await self._host.swarm.dial_addr(Multiaddr(str(address)), peer)
                 except Exception as error:
                     log.debug("dialling %s failed: %r", address, error)
+                else:
+                    known.learn(address, sure=True)
         if not self._host.is_connected(peer):
             return False
         self._host.link_of(peer)
@@ -108,7 +110,9 @@ class Dialer:
             return
         loopback = all(address.is_loopback for address in known.addresses)
         jitter = self._random.random()
-        delay = peers.backoff_s(known.failures, loopback=loopback, jitter=jitter)
+        delay = peers.backoff_s(
+            known.failures, loopback=loopback, hearsay=known.is_hearsay, jitter=jitter
+        )
         await self._pause(known.name, delay)
 
     async def _pause(self, name: str, seconds: float) -> None:
@@ -143,8 +147,13 @@ class Dialer:
             return
         if host is not None:
             self._learn(name, answer.own, host)
-            for told in answer.peers:
-                self._learn(told.peer_id, told.addresses, host)
+            told = list(answer.peers)
+            self._random.shuffle(told)
+            news = 0
+            for one in told:
+                news += one.peer_id not in self._book.known
+                if one.peer_id in self._book.known or news <= limits.MAX_NEWS:
+                    self._learn(one.peer_id, one.addresses, host)
 
     def _learn(self, name: str, texts: tuple[str, ...], host: str) -> None:
         """Addresses of `name` as told by a peer that we see at `host`."""

@@ -53,16 +53,30 @@ class Known:
     """A peer that may be dialled."""
 
     name: str
-    addresses: OrderedDict[Address, None] = field(default_factory=OrderedDict)
+    addresses: OrderedDict[Address, bool] = field(default_factory=OrderedDict)  # is it sure?
     wanted: bool = False  # asked for by the operator: never given up
     failures: int = 0  # since it was last connected
     lost_at: float = 0.0  # when the first of them happened
 
-    def learn(self, address: Address) -> None:
-        self.addresses[address] = None
+    def learn(self, address: Address, *, sure: bool = False) -> None:
+        """`sure`: the operator named it, or the peer was met there. Others' word does not
+        displace that, or a liar could part peers who know each other."""
+        self.addresses[address] = sure or self.addresses.get(address, False)
         self.addresses.move_to_end(address)
         while len(self.addresses) > limits.MAX_ADDRESSES:
-            self.addresses.popitem(last=False)
+            doubtful = (a for a, is_sure in self.addresses.items() if not is_sure)
+            del self.addresses[next(doubtful, next(iter(self.addresses)))]
+
+    def to_dial(self) -> list[Address]:
+        """The sure ones, then the newest of the others; few of these, since they may be lies."""
+        newest = list(self.addresses)[::-1]
+        doubtful = [a for a in newest if not self.addresses[a]]
+        return [a for a in newest if self.addresses[a]] + doubtful[: limits.MAX_DOUBTFUL]
+
+    @property
+    def is_hearsay(self) -> bool:
+        """Known by others' word alone."""
+        return not any(self.addresses.values())
 
 
 class Violations:
@@ -116,7 +130,7 @@ class Book:
                 return None
             known = self.known[name] = Known(name)
         for address in addresses:
-            known.learn(address.with_peer(name))
+            known.learn(address.with_peer(name), sure=wanted)
         known.wanted = known.wanted or wanted
         return known
 
@@ -135,10 +149,14 @@ class Book:
         return True
 
 
-def backoff_s(failures: int, *, loopback: bool, jitter: float) -> float:
+def backoff_s(failures: int, *, loopback: bool, hearsay: bool, jitter: float) -> float:
     """Seconds until the next attempt; `jitter` in [0, 1) spreads it over 75 to 100 %."""
-    most = limits.BACKOFF_LOOPBACK_S if loopback else limits.BACKOFF_MOST_S
-    delay = min(most, limits.BACKOFF_FIRST_S * 2.0 ** min(failures, 16))
+    first, most = limits.BACKOFF_FIRST_S, limits.BACKOFF_MOST_S
+    if hearsay:
+        first, most = limits.BACKOFF_HEARSAY_FIRST_S, limits.BACKOFF_HEARSAY_MOST_S
+    elif loopback:
+        most = limits.BACKOFF_LOOPBACK_S
+    delay = min(most, first * 2.0 ** min(failures, 16))
     return delay * (0.75 + 0.25 * jitter)
 
 

@@ -315,6 +315,8 @@ class Network:
 
     def _deliver(self, link: Link, messages: list[bytes]) -> None:
         for data in messages:
+            if link.is_closed:
+                break  # thrown out for what came before
             for handler in self._on_message:
                 try:
                     handler(link.name, data)

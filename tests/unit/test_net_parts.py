@@ -185,11 +185,33 @@ def test_the_book_is_bounded_and_keeps_what_is_wanted():
 
 
 def test_backoff_grows_to_its_cap():
-    delays = [peers.backoff_s(n, loopback=True, jitter=1.0) for n in range(40)]
+    delays = [peers.backoff_s(n, loopback=True, hearsay=False, jitter=1.0) for n in range(40)]
     assert delays == sorted(delays)
     assert delays[0] == limits.BACKOFF_FIRST_S
     assert delays[-1] == limits.BACKOFF_LOOPBACK_S
-    assert peers.backoff_s(40, loopback=False, jitter=0.0) == limits.BACKOFF_MOST_S * 0.75
+    assert (
+        peers.backoff_s(40, loopback=False, hearsay=False, jitter=0.0)
+        == limits.BACKOFF_MOST_S * 0.75
+    )
+    slow = peers.backoff_s(40, loopback=True, hearsay=True, jitter=1.0)
+    assert slow == limits.BACKOFF_HEARSAY_MOST_S
+
+
+def test_hearsay_does_not_displace_where_a_peer_was_met():
+    """A liar who names eight wrong addresses must not part peers who know each other."""
+    book = peers.Book(A)
+    sure = Address("ip4", "127.0.0.1", 1)
+    known = book.learn(B, [sure], wanted=True)
+    assert known is not None and not known.is_hearsay
+    for port in range(2, 2 + 3 * limits.MAX_ADDRESSES):
+        book.learn(B, [Address("ip4", "127.0.0.1", port)])
+    assert len(known.addresses) == limits.MAX_ADDRESSES
+    assert known.to_dial()[:2] == [
+        sure.with_peer(B),
+        Address("ip4", "127.0.0.1", port).with_peer(B),
+    ]
+    other = book.learn("12D3KooW" + "C" * 44, [sure])
+    assert other is not None and other.is_hearsay
 
 
 def test_message_ids_tell_topic_and_content_apart():
