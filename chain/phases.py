@@ -12,6 +12,7 @@ from dataclasses import replace
 from chain import datasets, rounds
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
+from chain.limits import MAX_DELTAS
 from chain.params import Params, Window
 from chain.records import DeltaStatus, RoundPhase
 from chain.rules import Rules
@@ -159,7 +160,8 @@ def _seed(state: State, params: Params, current: r.RoundRecord) -> None:
 
 def _train(state: State, params: Params, current: r.RoundRecord) -> None:
     committed = {state.delta(d).sender for d in current.deltas}
-    if _passed(state, current) or all(j in committed for j in current.joined):
+    full = len(current.deltas) >= MAX_DELTAS or all(j in committed for j in current.joined)
+    if full or _passed(state, current):
         _enter(state, current, RoundPhase.REVEAL, params.reveal)
 
 

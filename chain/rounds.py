@@ -31,6 +31,8 @@ from chain.transactions import (
 )
 from chain.types import ChainId, PubKey, TxId, Validator
 
+UNDECLARED_DELTAS = MAX_DELTAS // 4  # slots of a round for those who have not joined it
+
 
 def manifest_root(manifest: PodlManifest) -> Hash32:
     return MANIFEST.hash(encode(manifest))
@@ -80,6 +82,13 @@ def commit(state: State, tx_id: TxId, sender: PubKey, tx: DeltaCommit) -> None:
         raise TxError("duplicate", f"this account has a delta in round {tx.round} already")
     if len(current.deltas) >= MAX_DELTAS:
         raise TxError("no_slot", f"round {tx.round} has {MAX_DELTAS} deltas, its limit")
+    others = [d for d in current.deltas if state.delta(d).sender not in current.joined]
+    if sender not in current.joined and len(others) >= UNDECLARED_DELTAS:
+        raise TxError(
+            "no_slot",
+            f"round {tx.round} has {UNDECLARED_DELTAS} deltas of accounts that did not join, their "
+            "limit: join the next round while it is open",
+        )
     record = r.DeltaRecord(
         tx_id,
         tx.round,
