@@ -266,7 +266,8 @@ class Simplex(Supply):
         if earlier.block_hash != seal.block_hash:
             self._equivocated.add(view)  # R4: no finalize in this view
             self._out.effect(Evidence(double_proposal(earlier, seal)))
-        elif view not in self._rejected:
+        elif view not in self._rejected and sender == self.leader_node(view):
+            # Only from the leader: the seal does not cover the proof, which a copy may lack.
             self._proposals[view] = (sender, proposal)
             while len(self._proposals) > MAX_PROPOSALS:
                 del self._proposals[min(self._proposals)]

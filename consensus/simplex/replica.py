@@ -135,6 +135,10 @@ class Replica:
         """The consensus key that may propose in a view of the current epoch."""
         return self._context.validators.members[self._context.leader_of(view)].consensus_key
 
+    def leader_node(self, view: View) -> str:
+        """The node id of that leader."""
+        return self._context.validators.members[self._context.leader_of(view)].node_id
+
     def snapshot(self) -> tuple[bytes, ...]:
         """The records that a rotated log must hold; every `Persist` so far must be performed."""
         kept: list[Record] = [*self._signs.records()]

@@ -131,6 +131,21 @@ def test_r3_a_vote_follows_execution_and_its_record() -> None:
     assert encode(bench.vote(0, VoteKind.NOTARIZE, 1, block.hash())) in effects[0].records
 
 
+def test_r3_a_copy_of_a_proposal_does_not_stand_for_the_leader_s_own() -> None:
+    """The seal does not cover the proof: a forwarder could strip it and have the block rejected."""
+    bench = Bench()
+    first = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(first, 1, None)))
+    proof = bench.certificate(VoteKind.NOTARIZE, 1, first.hash())
+    bench.hear(proof)
+    second = bench.block(first.header, 2)
+    copied = bench.hear(bench.proposal(second, 2, None), sender=3)
+    assert not find(copied, m.Rejected)
+    assert not find(copied, m.Validate)
+    effects = bench.validate(bench.hear(bench.proposal(second, 2, proof), sender=2))
+    assert ("NOTARIZE", 2) in said(effects)
+
+
 def test_r3_an_invalid_or_untimely_block_gets_no_vote() -> None:
     for verdict in ({"ok": False}, {"ok": True, "timely": False}):
         bench = Bench()
@@ -159,7 +174,7 @@ def test_r3_a_parent_needs_its_notarization_and_the_views_between() -> None:
     bench.hear(bench.certificate(VoteKind.NULLIFY, 2))
     assert bench.core.view == 3
     third = bench.block(first.header, 3)
-    effects = bench.hear(bench.proposal(third, 3, None))
+    effects = bench.hear(bench.proposal(third, 3, None), sender=3)
     assert "no notarization" in find(effects, m.Rejected)[0].reason
 
     bench = Bench()
