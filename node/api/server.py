@@ -13,6 +13,7 @@ import uvicorn
 
 from chain.errors import ConfigError
 from node.api.app import create_app
+from node.api.connection import Connection
 from node.net.identity import PortInUseError
 from node.seam import NodeSeam
 
@@ -60,6 +61,7 @@ class ApiServer:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
+            http=Connection,
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,

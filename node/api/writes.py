@@ -11,9 +11,11 @@ import hmac
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from chain import limits
+from chain.errors import InputError
 from chain.hashes import Hash32
 from chain.types import BlobId
 from node.api import resources as res
@@ -22,6 +24,7 @@ from node.api.routes import BYTES, Ask, Name, node_of
 from node.query.base import unhex
 from node.seam import NodeSeam
 
+BODY_S, BODY_BYTES_PER_S = 10.0, 1024 * 1024  # a body comes within this and its size at this
 router = APIRouter(prefix="/api/v1", responses={400: {"model": res.Error}})
 Node = Annotated[NodeSeam, Depends(node_of)]
 _BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string"}}}}}
@@ -36,10 +39,17 @@ async def body_of(request: Request, most: int) -> bytes:
     if told.isdigit() and int(told) > most:
         raise TooLarge(f"{told} bytes where at most {most} are allowed")
     parts = bytearray()
-    async for part in request.stream():
-        parts += part
-        if len(parts) > most:
-            raise TooLarge(f"more than {most} bytes, the limit")
+    seconds = BODY_S + most / BODY_BYTES_PER_S
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                parts += part
+                if len(parts) > most:
+                    raise TooLarge(f"more than {most} bytes, the limit")
+    except TimeoutError:
+        raise InputError(f"the body did not come within {seconds:.0f} s") from None
+    except ClientDisconnect:
+        raise InputError("the client went away before its body was here") from None
     return bytes(parts)
 
 
