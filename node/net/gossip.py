@@ -203,10 +203,11 @@ class GuardedPubsub(_GuardedService, Pubsub):
         """Called once the signature holds. Raises ValidationError unless it may be passed on."""
         if msg_forwarder == self.my_id:
             return
-        if ID(msg.from_id) == self.my_id:
-            raise ValidationError("own message come back")
         name = _id_of(msg)
         self._judging[name] = True
+        if ID(msg.from_id) == self.my_id:
+            # After a restart neighbours may offer what this node said before it.
+            raise ValidationError("own message come back")
         if name in self._rejected:
             verdict = Verdict.REJECT
         else:

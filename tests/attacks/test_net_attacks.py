@@ -331,3 +331,34 @@ def test_garbage_on_the_socket(data):
             assert "restarts" not in a.net.metrics()
 
     asyncio.run(scenario())
+
+
+def test_own_gossip_that_comes_back_after_a_restart_is_nobody_s_fault():
+    """Neighbours offer a restarted node what it said before the restart."""
+
+    async def scenario():
+        async with stations("a", "b") as (a, b):
+            await exchange(a, b)
+            pubsub = a.net._host.pubsub
+
+            def forget() -> None:
+                pubsub.seen_messages.cache.clear()
+
+            own = []
+            inner = pubsub.push_msg
+
+            async def note(forwarder: Any, msg: Any) -> None:
+                if forwarder == pubsub.my_id:
+                    own.append(msg)
+                await inner(forwarder, msg)
+
+            pubsub.push_msg = note
+            await a.net.publish("news", b"said before")
+            await b.until_gossip(b"said before")
+            forget()
+            other = next(iter(pubsub.peers))
+            a.net._bridge.to_trio(pubsub.manager.run_task, inner, other, own[0])
+            await exchange(a, b)
+            assert a.net.peers()[0].violations == 0
+
+    asyncio.run(scenario())
