@@ -247,3 +247,25 @@ def test_bytes_that_are_no_transaction_do_not_stop_those_who_store_them(case: Ca
     assert case.chain.tip_hash == case.source.chain.tip_hash
     (row, _) = case.chain.store.txs_in(case.chain.tip.height)
     assert (row.code, row.kind) == ("bad_encoding", 0)
+
+
+def test_one_old_block_again_and_again_is_no_progress(case: Case) -> None:
+    """It is certified, but was not asked for: its sender is charged and others are asked."""
+    first = case.source.store.blocks(1, 12, 255, 1 << 22)[:3]
+    case.server("again", lambda reply: SyncReply(Height(2**60), tuple(first)))
+    case.server("honest")
+    case.run()
+    case.run()
+    assert case.chain.tip_hash == case.source.chain.tip_hash
+    assert case.sync.info()["synced"]
+    assert set(case.wire.reported) <= {"again"}
+
+
+def test_a_peer_that_serves_little_takes_turns_with_the_others(case: Case) -> None:
+    """One group at a time from the miser; the honest one brings us to the tip meanwhile."""
+    case.server("miser", lambda reply: SyncReply(reply.tip, reply.blocks[:3]))
+    case.server("honest")
+    case.run()
+    assert case.chain.tip_hash == case.source.chain.tip_hash
+    assert case.wire.servers["miser"].asked <= 2
+    assert not case.wire.reported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,3 +20,19 @@ def until(condition: Callable[[], T | None], timeout_s: float, what: str) -> T:
             return value
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s (last: {value!r})"
         time.sleep(POLL_S)
+
+
+async def reached(condition: Callable[[], T | None], timeout_s: float, what: str) -> T:
+    """`until` in asyncio: others run meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s (last: {value!r})"
+        await asyncio.sleep(POLL_S)
+
+
+async def paused(seconds: float) -> None:
+    """An attacker's own pacing, which no event ends."""
+    await asyncio.sleep(seconds)
