@@ -135,7 +135,10 @@ class ChainService:
         self._remember()
         self._drop_rivals()
         for listener in self._listeners:
-            listener(block, done)
+            try:
+                listener(block, done)
+            except Exception:  # the block is final whatever a listener makes of it
+                log.exception("a listener of final blocks failed at height %d", self.tip.height)
 
     def _remember(self) -> None:
         self._trees[self.tip.height] = self._tree
