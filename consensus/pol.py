@@ -45,9 +45,7 @@ def verdict(base: Sequence[int], delta: Sequence[int], proven: bool) -> Decision
     total = sum(gains)
     spread = n * sum(g * g for g in gains) - total * total  # n (n-1) s**2
     significant = 10_000 * total * total * (n - 1) > Z_HUNDREDTHS**2 * spread
-    if proven:
-        passes = not (total < 0 and significant)
-    else:
-        passes = total > 0 and significant
+    harms, helps = total < 0 and significant, total > 0 and significant
+    passes = not harms if proven else helps
     margin = isqrt(Z_HUNDREDTHS**2 * spread // (10_000 * (n - 1)))  # z * s * sqrt(n), floor
     return Decision(Verdict.YES if passes else Verdict.NO, total // n, (total - margin - 1) // n)

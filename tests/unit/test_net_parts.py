@@ -202,7 +202,8 @@ def test_hearsay_does_not_displace_where_a_peer_was_met():
     book = peers.Book(A)
     sure = Address("ip4", "127.0.0.1", 1)
     known = book.learn(B, [sure], wanted=True)
-    assert known is not None and not known.is_hearsay
+    assert known is not None
+    assert not known.is_hearsay
     for port in range(2, 2 + 3 * limits.MAX_ADDRESSES):
         book.learn(B, [Address("ip4", "127.0.0.1", port)])
     assert len(known.addresses) == limits.MAX_ADDRESSES
@@ -211,7 +212,8 @@ def test_hearsay_does_not_displace_where_a_peer_was_met():
         Address("ip4", "127.0.0.1", port).with_peer(B),
     ]
     other = book.learn("12D3KooW" + "C" * 44, [sure])
-    assert other is not None and other.is_hearsay
+    assert other is not None
+    assert other.is_hearsay
 
 
 def test_message_ids_tell_topic_and_content_apart():
