@@ -95,7 +95,7 @@ def test_a_stamp_is_bound_to_block_and_payload(machine: Machine) -> None:
     codes = set()
     for amount in range(1, 40):  # 1 in 32 of other payloads fits by chance
         moved = replace(tx, payload=Transfer(ALICE.public, Grains(amount)))
-        codes.add(Machine.block.__get__(machine)(encode(resigned(moved)))[0].code)
+        codes.add(machine.block(encode(resigned(moved)))[0].code)
         if machine.state.account(BOB.public).nonce:
             break
     assert "weak_stamp" in codes
