@@ -24,6 +24,8 @@ MERKLE_ARITY = 8  # fewer levels and hash calls; proofs are larger than binary o
 CHUNK_ELEMENTS = 4096  # elements that share centroids and a top-k count; 16 make a subtile
 MAX_DENSITY = CHUNK_ELEMENTS  # kept entries a chunk: all of them
 MAX_DELTA_HEADER_BYTES = 1024 * 1024  # lengths of 200,000 sections; parsing costs 10 times that
+MAX_SECTION_BYTES = SUBTILE_BYTES // 2 + SUBTILE_BYTES // 4 // CHUNK_ELEMENTS  # a dense one
+MAX_STEP_BYTES = TILE_BYTES  # one tile's step on disk; a longer one is worth less than its tile
 DELTA_UNIT_BITS = 28  # a delta value is an integer of units of 2**-28, so below 1.0 in size
 
 # --- counts ------------------------------------------------------------------

@@ -209,6 +209,21 @@ def delta_header(payload: bytes) -> DeltaHeader:
     return _split(payload)[0]
 
 
+def payload_sections(
+    payload: bytes, specs: Sequence[ShardSpec]
+) -> tuple[DeltaHeader, dict[int, tuple[memoryview, ...]]]:
+    """The header, and each shard's sections, one a subtile, without a copy and not decoded.
+
+    Raises DecodeError unless header, lengths and model agree.
+    """
+    header, body = _split(payload)
+    _matched(header, specs)
+    shards: dict[int, list[memoryview]] = {entry.shard: [] for entry in header.shards}
+    for shard, _, section in _cut(header, body):
+        shards[shard].append(section)
+    return header, {shard: tuple(parts) for shard, parts in shards.items()}
+
+
 def payload_root(payload: bytes) -> Hash32:
     """List root over the header and every section, so that one subtile's can be shown alone."""
     return merkle.merkle_root(payload_leaves(payload))
