@@ -2,5 +2,6 @@
 
 from node.net.identity import Address, PortInUseError, peer_id_of
 from node.net.port import Network, PeerInfo
+from node.net.priority import Priority
 
-__all__ = ["Address", "Network", "PeerInfo", "PortInUseError", "peer_id_of"]
+__all__ = ["Address", "Network", "PeerInfo", "PortInUseError", "Priority", "peer_id_of"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import trio
 from libp2p.abc import INetConn, INotifee
@@ -29,6 +29,9 @@ from node.net.state import State
 
 log = logging.getLogger("blyan.net")
 LINK_PROTOCOL = TProtocol("/blyan/consensus/1")
+T = TypeVar("T")
+Ask = Callable[[Any], Awaitable[T]]  # what one request does with its stream
+Take = Callable[[bytes], Coroutine[Any, Any, None]]  # run in the asyncio thread
 
 
 class Host:
@@ -366,23 +369,39 @@ class Host:
     async def request(
         self, name: str, protocol: str, data: bytes, timeout_s: float, most: int
     ) -> bytes:
+        async def ask(stream: Any) -> bytes:
+            return await requests.ask(stream, data, most)
+
+        return await self._exchange(name, protocol, timeout_s, ask)
+
+    async def fetch(
+        self, name: str, protocol: str, data: bytes, timeout_s: float, most: int, take: Take
+    ) -> int:
+        async def ask(stream: Any) -> int:
+            return await requests.fetch(
+                stream, data, most, functools.partial(self.state.bridge.ask, take)
+            )
+
+        return await self._exchange(name, protocol, timeout_s, ask)
+
+    async def _exchange(self, name: str, protocol: str, timeout_s: float, ask: Ask[T]) -> T:
         peer = ID.from_string(name)
         if not self.is_connected(peer):
             raise UnreachableError(f"not connected to {name}")
         self.metrics.add("requests_sent")
         try:
             with trio.fail_after(timeout_s):
-                return await self._ask(peer, protocol, data, most)
+                return await self._ask(peer, protocol, ask)
         except trio.TooSlowError:
             self.metrics.add("requests_timeout")
             message = f"{name} did not answer {protocol} within {timeout_s:g} s"
             raise UnreachableError(message) from None
 
-    async def _ask(self, peer: ID, protocol: str, data: bytes, most: int) -> bytes:
+    async def _ask(self, peer: ID, protocol: str, ask: Ask[T]) -> T:
         stream = None
         try:
             stream = await self.host.new_stream(peer, [TProtocol(protocol)])
-            answer = await requests.ask(stream, data, most)
+            answer = await ask(stream)
             await stream.close()
             stream = None
         except UnreachableError:

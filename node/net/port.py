@@ -24,13 +24,15 @@ from node.net.bridge import Bridge, Metrics
 from node.net.identity import Address, check_port_free, own_host, peer_id_of
 from node.net.link import MESSAGE, Link
 from node.net.peers import Book
-from node.net.requests import Service
+from node.net.priority import Priority
+from node.net.requests import Content, Service
 from node.net.state import State
 
 log = logging.getLogger("blyan.net")
 
 GossipHandler = Callable[[str, bytes], Awaitable[bool | None]]
-RequestHandler = Callable[[str, bytes], Awaitable[bytes]]
+RequestHandler = Callable[[str, bytes], Awaitable[Content]]
+Progress = Callable[[int], object]
 MessageHandler = Callable[[str, bytes], object]
 PeerHandler = Callable[[str, bool], object]
 
@@ -270,30 +272,78 @@ class Network:
     # --- requests -------------------------------------------------------------------
 
     def serve(
-        self, protocol: str, handler: RequestHandler, *, most: int, concurrent: int = 8
+        self,
+        protocol: str,
+        handler: RequestHandler,
+        *,
+        most: int,
+        concurrent: int = 8,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         """Answer requests of at most `most` bytes with `await handler(peer, data)`, at most
-        `concurrent` at a time (one peer: half of them). A BlyanError's text is sent to the
-        asker as the reason; any other exception is logged and answered 'internal error'."""
+        `concurrent` at a time (one peer: half of them). The answer is bytes, or a sequence of
+        buffers that are sent one after another and must not change meanwhile; `priority` is the
+        answer's. A BlyanError's text is sent to the asker as the reason; any other exception is
+        logged and answered 'internal error'."""
         if protocol in self._services:
             raise InputError(f"protocol {protocol!r} is served already")
         self._services[protocol] = handler
 
-        async def answer(peer: str, data: bytes) -> bytes:
+        async def answer(peer: str, data: bytes) -> Content:
             return await self._bridge.ask(self._state.answer, protocol, peer, data)
 
-        service = Service(protocol, answer, most, concurrent)
+        service = Service(protocol, answer, most, concurrent, priority)
         self._state.services[protocol] = service
         self._bridge.to_trio(self._serve, service)
 
     async def request(
-        self, peer: str, protocol: str, data: bytes, *, timeout_s: float, most: int
+        self,
+        peer: str,
+        protocol: str,
+        data: bytes,
+        *,
+        timeout_s: float,
+        most: int,
+        priority: Priority = Priority.NORMAL,
     ) -> bytes:
         """The peer's answer, of at most `most` bytes. Raises UnreachableError if there is none:
-        not connected, too slow, too busy, refused (with its reason), or too much."""
+        not connected, too slow, too busy, refused (with its reason), or too much. `priority` is
+        the request's own; the peer's service sets the answer's."""
         ask = self._host_method("request")
         answer: bytes = await self._bridge.call(ask, peer, protocol, data, timeout_s, most)
         return answer
+
+    async def fetch(
+        self,
+        peer: str,
+        protocol: str,
+        data: bytes,
+        *,
+        into: memoryview,
+        progress: Progress | None = None,
+        timeout_s: float,
+        priority: Priority = Priority.NORMAL,
+    ) -> int:
+        """As `request`, with the answer written into `into` (writable, contiguous bytes) as it
+        arrives; returns its length, at most `len(into)`.
+
+        `progress(n)` is called in this thread whenever more has arrived: the first n bytes are
+        there, and nothing writes to them again. An exception from it ends the transfer and is
+        raised here. Once this returns or raises, nothing writes to `into` any more.
+        """
+        transfer = _Transfer(into.cast("B"), progress)
+        fetch = self._host_method("fetch")
+        try:
+            size: int = await self._bridge.call(
+                fetch, peer, protocol, data, timeout_s, into.nbytes, transfer.take
+            )
+        except UnreachableError:
+            if transfer.failure is not None:
+                raise transfer.failure from None
+            raise
+        finally:
+            transfer.is_over = True
+        return size
 
     # --- consensus messages -----------------------------------------------------------
 
@@ -346,7 +396,7 @@ class Network:
             self._metrics.add("handler_errors")
             return None
 
-    async def _answer(self, protocol: str, peer: str, data: bytes) -> bytes:
+    async def _answer(self, protocol: str, peer: str, data: bytes) -> Content:
         return await self._services[protocol](peer, data)
 
     # --- called in the trio thread ------------------------------------------------------
@@ -370,3 +420,27 @@ class Network:
 
     def _blame(self, peer: str, reason: str, weight: float) -> None:
         self._host.blame(peer, reason, weight)
+
+
+class _Transfer:
+    """An answer on its way into the asker's buffer, written in the asyncio thread alone."""
+
+    def __init__(self, into: memoryview, progress: Progress | None) -> None:
+        self._into, self._progress = into, progress
+        self._filled = 0
+        self.failure: Exception | None = None  # raised by `progress`
+        self.is_over = False  # the caller has its buffer back
+
+    async def take(self, part: bytes) -> None:
+        if self.is_over:
+            raise UnreachableError("the transfer has ended")
+        end = self._filled + len(part)
+        self._into[self._filled : end] = part
+        self._filled = end
+        if self._progress is None:
+            return
+        try:
+            self._progress(end)
+        except Exception as error:
+            self.failure = error
+            raise UnreachableError("the asker refused what arrived") from None

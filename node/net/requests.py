@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,21 +18,28 @@ from chain import limits as protocol_limits
 from chain.errors import BlyanError, UnreachableError
 from node.net import limits, streams
 from node.net.bridge import Metrics
+from node.net.priority import Priority
 
 log = logging.getLogger("blyan.net")
 
 OK, FAILED, BUSY = 0, 1, 2
-Answer = Callable[[str, bytes], Awaitable[bytes]]  # awaited in the trio thread
+Buffer = bytes | bytearray | memoryview
+Content = Buffer | Sequence[Buffer]  # an answer, whole or in parts that nobody joins
+Answer = Callable[[str, bytes], Awaitable[Content]]  # awaited in the trio thread
+Take = Callable[[bytes], Awaitable[None]]  # gets an answer part by part
+_PART_BYTES = 256 * 1024  # handed on at a time: waking the other thread costs as much as 10 KiB
 
 
 @dataclass(slots=True)
 class Service:
-    """One served protocol. `most`: bytes of a request; `concurrent`: requests at a time."""
+    """One served protocol. `most`: bytes of a request; `concurrent`: requests at a time;
+    `priority`: of its answers."""
 
     protocol: str
     answer: Answer
     most: int
     concurrent: int
+    priority: Priority = Priority.NORMAL
     running: int = 0
     by_peer: Counter[str] = field(default_factory=Counter)
 
@@ -42,12 +49,36 @@ class Service:
         return max(1, (self.concurrent + 1) // 2)
 
 
+def parts_of(content: Content) -> list[memoryview]:
+    """The parts of an answer as bytes, empty ones left out. Raises TypeError for what is none."""
+    parts = [content] if isinstance(content, bytes | bytearray | memoryview) else content
+    views = (memoryview(part) for part in parts)
+    return [v if v.format == "B" and v.ndim == 1 else v.cast("B") for v in views if v.nbytes]
+
+
 async def ask(stream: Any, data: bytes, most: int) -> bytes:
     """Send one request on a fresh stream and return the answer of at most `most` bytes."""
+    await _send(stream, data)
+    return await streams.read_frame(stream, most)
+
+
+async def fetch(stream: Any, data: bytes, most: int, take: Take) -> int:
+    """As `ask`, but `take` gets the answer as it arrives; returns its length in bytes."""
+    await _send(stream, data)
+    size = int.from_bytes(await streams.read_exactly(stream, 4))
+    if size > most:
+        raise streams.TooLargeError(f"a frame of {size} bytes where at most {most} are allowed")
+    for start in range(0, size, _PART_BYTES):
+        await take(await streams.read_exactly(stream, min(_PART_BYTES, size - start)))
+    return size
+
+
+async def _send(stream: Any, data: bytes) -> None:
+    """Send the request; returns when an answer follows. Raises UnreachableError if none does."""
     await streams.write(stream, streams.frame(data))
     status = (await streams.read_exactly(stream, 1))[0]
     if status == OK:
-        return await streams.read_frame(stream, most)
+        return
     if status not in (FAILED, BUSY):
         raise streams.StreamError(f"unknown status {status}")
     reason = await streams.read_frame(stream, protocol_limits.MAX_REASON)
@@ -66,14 +97,14 @@ class Server:
         service = self.service
         if service.running >= service.concurrent or service.by_peer[peer] >= service.per_peer:
             self.metrics.add("requests_busy")
-            await self._reply(stream, BUSY, b"too many requests at a time")
+            await self._reply(stream, BUSY, [memoryview(b"too many requests at a time")])
             return
         service.running += 1
         service.by_peer[peer] += 1
         try:
             with trio.fail_after(limits.READ_TIMEOUT_S):
                 data = await streams.read_frame(stream, service.most)
-            answered: list[tuple[int, bytes]] = []  # empty if the asker went away
+            answered: list[tuple[int, list[memoryview]]] = []  # empty if the asker went away
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
                 answered.append(await self._answer(peer, data))
@@ -89,10 +120,10 @@ class Server:
             if service.by_peer[peer] <= 0:
                 del service.by_peer[peer]
 
-    async def _answer(self, peer: str, data: bytes) -> tuple[int, bytes]:
+    async def _answer(self, peer: str, data: bytes) -> tuple[int, list[memoryview]]:
         try:
             with trio.fail_after(limits.SERVE_TIMEOUT_S):
-                answer = await self.service.answer(peer, data)
+                parts = parts_of(await self.service.answer(peer, data))
         except BlyanError as error:
             reason = str(error)
         except trio.TooSlowError:
@@ -102,15 +133,17 @@ class Server:
             self.metrics.add("handler_errors")
             reason = "internal error"
         else:
-            if len(answer) <= limits.MAX_RESPONSE_BYTES:
-                return OK, answer
-            reason = f"an answer of {len(answer)} bytes, over the limit"
+            size = sum(part.nbytes for part in parts)
+            if size <= limits.MAX_RESPONSE_BYTES:
+                return OK, parts
+            reason = f"an answer of {size} bytes, over the limit"
             log.error("the handler of %s made %s", self.service.protocol, reason)
-        return FAILED, reason.encode()[: protocol_limits.MAX_REASON]
+        return FAILED, [memoryview(reason.encode()[: protocol_limits.MAX_REASON])]
 
-    async def _reply(self, stream: Any, status: int, data: bytes) -> None:
+    async def _reply(self, stream: Any, status: int, parts: list[memoryview]) -> None:
+        size = sum(part.nbytes for part in parts)
         with trio.fail_after(limits.REPLY_TIMEOUT_S):
-            await streams.write(stream, bytes([status]), streams.frame(data))
+            await streams.write(stream, bytes([status]), size.to_bytes(4), *parts)
             await stream.close()
 
 

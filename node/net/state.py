@@ -10,13 +10,13 @@ from node.net.bridge import Bridge, Metrics
 from node.net.identity import Address
 from node.net.link import Link
 from node.net.peers import Book
-from node.net.requests import Service
+from node.net.requests import Content, Service
 
 # Run in the asyncio thread, whoever calls them.
 Deliver = Callable[[Link, list[bytes]], None]
 PeerChange = Callable[[str, bool], None]
 JudgeGossip = Callable[[str, str, bytes], Coroutine[Any, Any, bool | None]]
-AnswerRequest = Callable[[str, str, bytes], Coroutine[Any, Any, bytes]]
+AnswerRequest = Callable[[str, str, bytes], Coroutine[Any, Any, Content]]
 
 
 @dataclass(slots=True)

@@ -46,10 +46,17 @@ async def read_frame(stream: Stream, most: int) -> bytes:
     return await read_exactly(stream, size)
 
 
-async def write(stream: Stream, *parts: bytes) -> None:
-    data = b"".join(parts)
-    for start in range(0, len(data), limits.WRITE_BYTES):
-        await stream.write(data[start : start + limits.WRITE_BYTES])
+async def write(stream: Stream, *parts: bytes | memoryview) -> None:
+    """In writes of WRITE_BYTES: small parts are joined, large ones are never copied whole."""
+    waiting = bytearray()
+    for part in parts:
+        for start in range(0, len(part), limits.WRITE_BYTES):
+            waiting += part[start : start + limits.WRITE_BYTES]
+            if len(waiting) >= limits.WRITE_BYTES:
+                await stream.write(bytes(waiting[: limits.WRITE_BYTES]))
+                del waiting[: limits.WRITE_BYTES]
+    if waiting:
+        await stream.write(bytes(waiting))
 
 
 def frame(data: bytes) -> bytes:
