@@ -12,6 +12,7 @@ from blake3 import blake3
 Hash32 = NewType("Hash32", bytes)
 
 ZERO_HASH: Final = Hash32(bytes(32))
+_WIDE_BYTES = 16 * 1024  # what BLAKE3 hashes at once with the widest registers there are
 
 
 class Context:
@@ -28,6 +29,18 @@ class Context:
         hasher = self._base.copy()
         for part in parts:
             hasher.update(part)
+        return Hash32(hasher.digest())
+
+    def hash_behind(self, prefix: bytes, data: bytes | bytearray | memoryview) -> Hash32:
+        """`hash(prefix, data)`, quicker for long data: BLAKE3 works on 16 chunks of 1024 bytes at
+        once only where an update starts on a multiple of 16 chunks, which a short prefix alone
+        would spoil for half of a subtile. So the prefix goes in with the data's beginning."""
+        head = _WIDE_BYTES - len(prefix)
+        view = memoryview(data)
+        hasher = self._base.copy()
+        hasher.update(b"".join((prefix, view[:head])))
+        if len(view) > head:
+            hasher.update(view[head:])
         return Hash32(hasher.digest())
 
     def xof(self, length: int, *parts: bytes) -> bytes:

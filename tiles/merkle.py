@@ -2,13 +2,12 @@
 (docs/spec/tiles.md).
 
     subtile hash = H_subtile(index, length, bytes)
-    node         = H_c(level, position, children)         1 to 8 children, levels from 1
-    root         = H_c(0xff, leaf count, size, top node)  a single leaf is its own top
 
-One context c for each kind of tree: tile (leaves are subtile hashes, size in bytes), shard
-(leaves are tile roots, size in bytes), model (leaves are shard roots, size 0) and list (any
-hashes, size 0). So no node can stand for a leaf, for a node of another level or place, or for a
-tree of another length. Integers are 8 bytes big-endian, the level is one byte.
+Nodes and roots above the leaves are those of `tiles.hash_tree`. One context c for each kind of
+tree: tile (leaves are subtile hashes, size in bytes), shard (leaves are tile roots, size in
+bytes), model (leaves are shard roots, size 0) and list (any hashes, size 0). So no node can stand
+for a leaf, for a node of another level or place, or for a tree of another length. Proofs here show
+one leaf; ranges and sets are in `tiles.multiproof`.
 
 Functions that verify return nothing and raise VerifyError; what they are given may be hostile.
 """
@@ -22,33 +21,16 @@ from typing import Annotated
 from chain import limits
 from chain.codec import U32, U64, Seq, wire
 from chain.errors import InputError, VerifyError, invariant
-from chain.hashes import LIST, MODEL, SHARD, SUBTILE, TILE_NODE, Context, Hash32
-from chain.types import u64_be
+from chain.hashes import LIST, MODEL, SHARD, SUBTILE, TILE_NODE, Hash32
+from tiles.hash_tree import climb, root_of, siblings_most, siblings_of
 from tiles.layout import subtile_count
-
-ARITY = limits.MERKLE_ARITY
-_ROOT_LEVEL = b"\xff"  # above any level that a tree of 2**64 leaves can have
 
 Buffer = bytes | bytearray | memoryview
 
-
-def _levels(count: int) -> int:
-    """Levels above the leaves of a tree of `count` leaves."""
-    levels = 0
-    while count > 1:
-        count = -(-count // ARITY)
-        levels += 1
-    return levels
-
-
-def _siblings_most(count: int) -> int:
-    return (ARITY - 1) * _levels(count)
-
-
-_TILE_SIBLINGS = _siblings_most(limits.TILE_BYTES // limits.SUBTILE_BYTES)
-_SHARD_SIBLINGS = _siblings_most(limits.MAX_TILES_PER_SHARD)
-_MODEL_SIBLINGS = _siblings_most(limits.MAX_SHARDS)
-_LIST_SIBLINGS = _siblings_most(limits.MAX_LIST_LEAVES)
+_TILE_SIBLINGS = siblings_most(limits.TILE_BYTES // limits.SUBTILE_BYTES)
+_SHARD_SIBLINGS = siblings_most(limits.MAX_TILES_PER_SHARD)
+_MODEL_SIBLINGS = siblings_most(limits.MAX_SHARDS)
+_LIST_SIBLINGS = siblings_most(limits.MAX_LIST_LEAVES)
 
 
 # --- proofs ----------------------------------------------------------------------
@@ -112,7 +94,7 @@ class SubtilePath:
 
 def subtile_hash(index: int, data: Buffer) -> Hash32:
     """Leaf hash of subtile `index` of its tile; 1 to SUBTILE_BYTES bytes."""
-    return SUBTILE.hash(u64_be(index), u64_be(len(data)), data)
+    return SUBTILE.hash_behind((index << 64 | len(data)).to_bytes(16, "big"), data)
 
 
 def subtiles(data: Buffer) -> Iterator[memoryview]:
@@ -134,7 +116,7 @@ def tile_root_of(hashes: Sequence[Hash32], tile_bytes: int) -> Hash32:
     """Root of a tile from its subtile hashes. Raises VerifyError if their number is wrong."""
     if not 0 < tile_bytes <= limits.TILE_BYTES or len(hashes) != subtile_count(tile_bytes):
         raise VerifyError(f"{len(hashes)} subtile hashes do not make a tile of {tile_bytes} bytes")
-    return _root(TILE_NODE, hashes, tile_bytes)
+    return root_of(TILE_NODE, hashes, tile_bytes)
 
 
 def tile_root(data: Buffer) -> Hash32:
@@ -144,8 +126,13 @@ def tile_root(data: Buffer) -> Hash32:
 
 def prove_subtile(data: Buffer, index: int) -> SubtileProof:
     """Proof of subtile `index` of the tile with these bytes."""
-    hashes = subtile_hashes(data)
-    return SubtileProof(index, len(data), _prove(TILE_NODE, hashes, index))
+    return prove_subtile_of(subtile_hashes(data), len(data), index)
+
+
+def prove_subtile_of(hashes: Sequence[Hash32], tile_bytes: int, index: int) -> SubtileProof:
+    """Proof of subtile `index` of the tile with these subtile hashes; nothing else is hashed."""
+    tile_root_of(hashes, tile_bytes)  # refuses a wrong number of hashes
+    return SubtileProof(index, tile_bytes, siblings_of(TILE_NODE, hashes, index))
 
 
 def verify_subtile(root: Hash32, proof: SubtileProof, data: Buffer) -> None:
@@ -163,7 +150,7 @@ def _subtile_climb(proof: SubtileProof, data: Buffer) -> Hash32:
     if len(data) != expected:
         raise VerifyError(f"subtile {proof.index}: {len(data)} bytes where {expected} belong")
     leaf = subtile_hash(proof.index, data)
-    return _climb(TILE_NODE, leaf, proof.index, count, proof.tile_bytes, proof.siblings)
+    return climb(TILE_NODE, leaf, proof.index, count, proof.tile_bytes, proof.siblings)
 
 
 # --- shards and models -------------------------------------------------------------
@@ -177,16 +164,16 @@ def tile_roots(shard_data: Buffer) -> tuple[Hash32, ...]:
 
 
 def shard_root(roots: Sequence[Hash32], data_bytes: int) -> Hash32:
-    """Root of a shard from its tile roots and the size of its data section."""
-    if data_bytes < 1 or len(roots) != -(-data_bytes // limits.TILE_BYTES):
+    """Root of a shard from its tile roots and the size of its data section, which may be 0."""
+    if data_bytes < 0 or len(roots) != -(-data_bytes // limits.TILE_BYTES):
         raise VerifyError(f"{len(roots)} tile roots do not make a shard of {data_bytes} bytes")
-    return _root(SHARD, roots, data_bytes)
+    return root_of(SHARD, roots, data_bytes)
 
 
 def prove_tile(roots: Sequence[Hash32], data_bytes: int, index: int) -> TileProof:
     """Proof of tile `index` of the shard with these tile roots."""
     shard_root(roots, data_bytes)  # refuses a wrong number of roots
-    return TileProof(index, data_bytes, _prove(SHARD, roots, index))
+    return TileProof(index, data_bytes, siblings_of(SHARD, roots, index))
 
 
 def verify_tile(root: Hash32, proof: TileProof, tile: Hash32) -> None:
@@ -199,24 +186,24 @@ def _tile_climb(proof: TileProof, tile: Hash32) -> Hash32:
     count = -(-proof.shard_bytes // limits.TILE_BYTES)
     if not 0 < count <= limits.MAX_TILES_PER_SHARD:
         raise VerifyError(f"a shard of {proof.shard_bytes} bytes cannot exist")
-    return _climb(SHARD, tile, proof.index, count, proof.shard_bytes, proof.siblings)
+    return climb(SHARD, tile, proof.index, count, proof.shard_bytes, proof.siblings)
 
 
 def model_root(roots: Sequence[Hash32]) -> Hash32:
     """Root of a model from its shard roots in order of shard index."""
     if not 0 < len(roots) <= limits.MAX_SHARDS:
         raise InputError(f"a model of {len(roots)} shards, expected 1 to {limits.MAX_SHARDS}")
-    return _root(MODEL, roots, 0)
+    return root_of(MODEL, roots, 0)
 
 
 def prove_shard(roots: Sequence[Hash32], index: int) -> ShardProof:
     """Proof of shard `index` of the model with these shard roots."""
-    return ShardProof(index, len(roots), _prove(MODEL, roots, index))
+    return ShardProof(index, len(roots), siblings_of(MODEL, roots, index))
 
 
 def verify_shard(root: Hash32, proof: ShardProof, shard: Hash32) -> None:
     """Check a shard root against its model's root."""
-    if _climb(MODEL, shard, proof.index, proof.shard_count, 0, proof.siblings) != root:
+    if climb(MODEL, shard, proof.index, proof.shard_count, 0, proof.siblings) != root:
         raise VerifyError(f"shard {proof.index} is not the one under model root {root.hex()}")
 
 
@@ -236,76 +223,17 @@ def merkle_root(leaves: Sequence[Hash32], most: int = limits.MAX_LIST_LEAVES) ->
     """Root of a list of at most `most` hashes; the empty list has one too."""
     if len(leaves) > most:
         raise InputError(f"a list of {len(leaves)} hashes, at most {most} are allowed")
-    return _root(LIST, leaves, 0)
+    return root_of(LIST, leaves, 0)
 
 
 def merkle_proof(leaves: Sequence[Hash32], index: int) -> MerkleProof:
     """Proof of entry `index` of a list."""
-    return MerkleProof(index, len(leaves), _prove(LIST, leaves, index))
+    return MerkleProof(index, len(leaves), siblings_of(LIST, leaves, index))
 
 
 def verify_merkle(root: Hash32, proof: MerkleProof, leaf: Hash32) -> None:
     """Check one entry of a list against the list's root."""
     if proof.count > limits.MAX_LIST_LEAVES:
         raise VerifyError(f"a list of {proof.count} hashes cannot exist")
-    if _climb(LIST, leaf, proof.index, proof.count, 0, proof.siblings) != root:
+    if climb(LIST, leaf, proof.index, proof.count, 0, proof.siblings) != root:
         raise VerifyError(f"entry {proof.index} is not the one under list root {root.hex()}")
-
-
-# --- the tree ----------------------------------------------------------------------
-
-
-def _node(context: Context, level: int, position: int, children: Sequence[Hash32]) -> Hash32:
-    return context.hash(bytes([level]), u64_be(position), *children)
-
-
-def _parents(context: Context, level: int, nodes: Sequence[Hash32]) -> list[Hash32]:
-    groups = range(0, len(nodes), ARITY)
-    return [_node(context, level, i // ARITY, nodes[i : i + ARITY]) for i in groups]
-
-
-def _root(context: Context, leaves: Sequence[Hash32], size: int) -> Hash32:
-    nodes, level = leaves, 0
-    while len(nodes) > 1:
-        level += 1
-        nodes = _parents(context, level, nodes)
-    return context.hash(_ROOT_LEVEL, u64_be(len(leaves)), u64_be(size), *nodes)
-
-
-def _prove(context: Context, leaves: Sequence[Hash32], index: int) -> tuple[Hash32, ...]:
-    if not 0 <= index < len(leaves):
-        raise InputError(f"no entry {index} among {len(leaves)}")
-    siblings: list[Hash32] = []
-    nodes, level = leaves, 0
-    while len(nodes) > 1:
-        first = index - index % ARITY
-        siblings += [*nodes[first:index], *nodes[index + 1 : first + ARITY]]
-        level += 1
-        nodes, index = _parents(context, level, nodes), index // ARITY
-    return tuple(siblings)
-
-
-def _climb(
-    context: Context,
-    node: Hash32,
-    index: int,
-    count: int,
-    size: int,
-    siblings: tuple[Hash32, ...],
-) -> Hash32:
-    """The root that a leaf and its siblings lead to. Raises VerifyError on a wrong shape."""
-    if not 0 <= index < count:
-        raise VerifyError(f"no entry {index} among {count}")
-    leaves, level, taken = count, 0, 0
-    while count > 1:
-        slot = index % ARITY
-        width = min(ARITY, count - (index - slot)) - 1  # siblings at this level
-        group = siblings[taken : taken + width]
-        if len(group) != width:
-            raise VerifyError(f"a proof of {len(siblings)} hashes is too short")
-        taken += width
-        level, index, count = level + 1, index // ARITY, -(-count // ARITY)
-        node = _node(context, level, index, [*group[:slot], node, *group[slot:]])
-    if taken != len(siblings):
-        raise VerifyError(f"a proof of {len(siblings)} hashes, expected {taken}")
-    return context.hash(_ROOT_LEVEL, u64_be(leaves), u64_be(size), node)

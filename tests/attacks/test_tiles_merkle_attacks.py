@@ -9,8 +9,9 @@ import pytest
 from chain import limits
 from chain.codec import decode, encode
 from chain.errors import DecodeError, VerifyError
+from chain.hashes import LIST
 from tests.reference.merkle_ref import noise
-from tiles import merkle
+from tiles import hash_tree, merkle
 
 DATA = noise("attack", 10 * limits.SUBTILE_BYTES + 100)
 ROOT = merkle.tile_root(DATA)
@@ -81,7 +82,7 @@ def test_lies_about_index_and_count_of_a_list() -> None:
 def test_an_inner_node_is_no_leaf() -> None:
     """A proof cut off at an inner node, with counts that would fit, leads elsewhere."""
     proof = merkle.merkle_proof(LEAVES, 3)
-    node = merkle._node(merkle.LIST, 1, 0, LEAVES[:8])
+    node = hash_tree.node(LIST, 1, 0, b"".join(LEAVES[:8]))
     cut = merkle.MerkleProof(0, 10, proof.siblings[7:])
     with pytest.raises(VerifyError):
         merkle.verify_merkle(LIST_ROOT, cut, node)
