@@ -39,6 +39,31 @@ def ranks(seed: Hash32, subject: bytes, candidates: Sequence[Candidate]) -> tupl
     return _by_wait(digests)
 
 
+def ahead(
+    seed: Hash32, subject: bytes, candidates: Sequence[Candidate], account: PubKey, most: int
+) -> tuple[PubKey, ...] | None:
+    """Who stands before `account` in `ranks`, in the candidates' order; None if `most` or more do,
+    or if it is no candidate with weight.
+
+    The same order at a fraction of its cost: about `most * (1 + ln(n / most))` of n candidates are
+    looked at on average, since the search ends with the `most`-th that stands before it.
+    """
+    own = next((c for c in candidates if c.account == account and c.weight > 0), None)
+    if own is None:
+        return None
+    place = (_wait(RANK.hash(seed, account, subject), own.weight), account)
+    found: list[PubKey] = []
+    for other in candidates:
+        if other.weight <= 0 or other.account == account:
+            continue
+        wait = _wait(RANK.hash(seed, other.account, subject), other.weight)
+        if (wait, other.account) < place:
+            found.append(other.account)
+        if len(found) >= most:
+            return None
+    return tuple(found) if most > 0 else None
+
+
 def draw(seed: Hash32, candidates: Sequence[Candidate], size: int) -> tuple[PubKey, ...]:
     """A committee of `size` by weight without replacement; all with weight if they are fewer."""
     invariant(size >= 0, "a committee has no negative size")

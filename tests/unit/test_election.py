@@ -17,7 +17,16 @@ import pytest
 from chain.errors import InvariantError
 from chain.hashes import Hash32
 from chain.types import PubKey, ShardIndex, Stake, TileIndex, Validator, ValidatorSet, View
-from consensus.election import LOG_BITS, Candidate, draw, leader, log2_fixed, ranks, tile_subject
+from consensus.election import (
+    LOG_BITS,
+    Candidate,
+    ahead,
+    draw,
+    leader,
+    log2_fixed,
+    ranks,
+    tile_subject,
+)
 from tests.reference import election as reference
 
 VECTORS: list[dict[str, Any]] = json.loads(reference.VECTORS.read_text())
@@ -39,6 +48,23 @@ def _set(stakes: list[int]) -> ValidatorSet:
 
 CANDIDATES = [Candidate(_account(i), 100 * (1 + i % 5)) for i in range(20)]
 SUBJECTS = [tile_subject(ShardIndex(i // 50), TileIndex(i % 50)) for i in range(1500)]
+
+
+def test_who_stands_before_one_is_the_beginning_of_the_order() -> None:
+    for subject in SUBJECTS[:60]:
+        order = ranks(SEED, subject, CANDIDATES)
+        for candidate in CANDIDATES:
+            place = order.index(candidate.account)
+            found = ahead(SEED, subject, CANDIDATES, candidate.account, 4)
+            if place < 4:
+                assert found is not None
+                assert set(found) == set(order[:place])
+            else:
+                assert found is None
+    assert ahead(SEED, b"", CANDIDATES, _account(99), 4) is None
+    assert ahead(SEED, b"", CANDIDATES, order[0], 0) is None
+    weightless = [*CANDIDATES, Candidate(_account(50), 0)]
+    assert ahead(SEED, b"", weightless, _account(50), 30) is None
 
 
 def _within(count: int, draws: int, chance: float) -> bool:
