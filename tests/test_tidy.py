@@ -27,10 +27,11 @@ LAYERS = {
 }
 # What only some modules may import, outside node/.
 DISK = {"os", "pathlib", "sqlite3", "mmap", "shutil", "tempfile", "fcntl", "threading"}
+TILE_STORE = ("catalog", "disk", "mapping", "reader", "store", "upkeep", "writer")
 ON_DISK = {
     "chain/store.py",
     "chain/store_rows.py",
-    "tiles/store.py",
+    *(f"tiles/store/{name}.py" for name in TILE_STORE),
     "tiles/shardfile.py",  # maps the store's files
     "wallet/keystore.py",
     "corpus/ingest.py",  # reads what a contributor names
@@ -45,7 +46,11 @@ HEAVY = {"torch": {"learning", "node/worker"}, "libp2p": {"node/net"}, "trio": {
 BANNED_NAMES = re.compile(r"(^|_)(utils?|helpers?|managers?|processors?|misc|common)(_|$)")
 INTEGER_ONLY = ("chain", "consensus", "tiles")
 # Encoding a delta is the learner's business: nobody recomputes its choice of centroids.
-MAY_USE_FLOATS = {"chain/store.py", "tiles/delta.py", "tiles/store.py"}
+MAY_USE_FLOATS = {
+    "chain/store.py",
+    "tiles/delta.py",
+    *(f"tiles/store/{name}.py" for name in TILE_STORE),  # paths: / joins them
+}
 MACHINE_PATHS = re.compile(r"(?<![\w.$~])/(home|root|work|Users)/[\w.-]+")
 REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|download\.pytorch\.org")
 

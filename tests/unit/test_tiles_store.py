@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from chain import limits
 from chain.errors import InputError, StorageError, VerifyError
-from tiles import merkle, store
+from tiles import merkle
 from tiles.layout import ShardSpec, TensorSpec
-from tiles.store import Damage, TileStore
+from tiles.store import Damage, TileStore, store
 
 SMALL = ShardSpec(
     0, "small", "dense", (TensorSpec("w", "F32", (300, 7)), TensorSpec("b", "F32", (7,)))

@@ -15,11 +15,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
+from chain import limits
 from chain.errors import InputError, StorageError, VerifyError, invariant
 from chain.hashes import ZERO_HASH, Hash32
 from tiles import merkle
@@ -83,7 +85,37 @@ class TileStore:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._load(spec, folder)
 
+    def close(self) -> None:
+        """Let another writer open the directory. What was mapped stays mapped."""
+
+    def __enter__(self) -> TileStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
     # --- entering ------------------------------------------------------------------
+
+    def writer(self, shard: int) -> ShardWriter:
+        """Take a shard's data section in sequential parts, as an import reads it."""
+        return ShardWriter(self, self._spec(shard))
+
+    def apply(self, shard: int, base_root: Hash32, tiles: Mapping[int, Buffer]) -> Hash32:
+        """The base version with these whole tiles replaced, as a new version; its root."""
+        spec, data = self._spec(shard), bytearray(self.read_shard(shard, base_root))
+        for tile, new in tiles.items():
+            start, end = spec.tile_range(tile)
+            if len(new) != end - start:
+                raise VerifyError(f"tile {tile}: {len(new)} bytes, expected {end - start}")
+            data[start:end] = new
+        root = merkle.shard_root(merkle.tile_roots(data), spec.data_bytes)
+        self.put_shard(shard, data, root)
+        return root
 
     def put_shard(self, shard: int, data: Buffer, expected_root: Hash32) -> None:
         """Store a whole version, atomically. Raises VerifyError if `data` is not `expected_root`.
@@ -171,6 +203,15 @@ class TileStore:
         """Tile roots of a version, whole or partial. Raises InputError for an unknown one."""
         return self._version(shard, shard_root).tile_roots
 
+    def subtile_hashes(self, shard: int, shard_root: Hash32, tile: int) -> tuple[Hash32, ...]:
+        """Leaf hashes of a tile that is here. Raises InputError if it is not."""
+        version = self._version(shard, shard_root)
+        version.spec.tile_range(tile)
+        hashes = version.hashes[tile]
+        if hashes is None:
+            raise InputError(f"tile {tile} of shard {version.spec.name} is not held here")
+        return hashes
+
     def path(self, shard: int, shard_root: Hash32) -> Path:
         """The .safetensors file of a whole version, for readers that map it themselves."""
         with self._lock:
@@ -197,15 +238,22 @@ class TileStore:
             )
         return data
 
+    def read_subtiles(
+        self, shard: int, shard_root: Hash32, tile: int, first: int, count: int
+    ) -> bytes:
+        """Verified bytes of `count` subtiles of a tile from subtile `first`; fewer at its end."""
+        data = self.read_tile(shard, shard_root, tile)
+        return data[first * limits.SUBTILE_BYTES : (first + count) * limits.SUBTILE_BYTES]
+
     def read_shard(self, shard: int, shard_root: Hash32) -> bytes:
         """The verified data section of a whole version. Raises as `read_tile` does."""
         tiles = range(self._version(shard, shard_root).spec.tile_count)
         return b"".join(self.read_tile(shard, shard_root, tile) for tile in tiles)
 
-    def open(self, shard: int, shard_root: Hash32) -> ShardFile:
+    def open(self, shard: int, shard_root: Hash32, verify: bool = True) -> ShardFile:
         """Map a whole version without a copy, after one pass that verifies it."""
         spec = self._spec(shard)
-        for tile in range(spec.tile_count):
+        for tile in range(spec.tile_count) if verify else ():
             self.read_tile(shard, shard_root, tile)
         return open_shard(self.path(shard, shard_root), spec)
 
@@ -366,6 +414,34 @@ class TileStore:
             version.hashes[tile] = None
             at, leaves = version.record(tile)
             _write_at(version.path(_ROOTS), at, ZERO_HASH * leaves)
+
+
+class ShardWriter:
+    """Sequential bytes of a data section; `finish` makes them a version."""
+
+    def __init__(self, store: TileStore, spec: ShardSpec) -> None:
+        self._store, self._spec, self._data = store, spec, bytearray()
+
+    def write(self, data: Buffer) -> None:
+        """The next bytes. Raises VerifyError if there are more than the shard has."""
+        self._data += data
+        if len(self._data) > self._spec.data_bytes:
+            raise VerifyError(f"shard {self._spec.name}: more than {self._spec.data_bytes} bytes")
+
+    def finish(self) -> Hash32:
+        """Store the version durably; its root."""
+        if len(self._data) != self._spec.data_bytes:
+            raise VerifyError(
+                f"shard {self._spec.name}: {len(self._data)} bytes, "
+                f"expected {self._spec.data_bytes}"
+            )
+        root = merkle.shard_root(merkle.tile_roots(self._data), self._spec.data_bytes)
+        self._store.put_shard(self._spec.index, self._data, root)
+        return root
+
+    def abort(self) -> None:
+        """Forget what was written."""
+        self._data.clear()
 
 
 def _tile_ranges(spec: ShardSpec) -> list[tuple[int, int]]:
