@@ -234,7 +234,7 @@ def _to_plain(kind: Any, value: Any, where: str) -> Any:
         item, most = spec
         if len(value) > most:
             raise DecodeError(f"{where}: {len(value)} items where at most {most} are allowed")
-        if _are_integers(item, value):
+        if _are_scalars(item, value):
             return list(value)
         return [_to_plain(item, v, where) for v in value]
     if form == "option":
@@ -266,7 +266,7 @@ def _from_plain(kind: Any, plain: Any, where: str, depth: int) -> Any:
         item, most = spec
         if len(plain) > most:
             raise DecodeError(f"{where}: {len(plain)} items where at most {most} are allowed")
-        if _are_integers(item, plain):
+        if _are_scalars(item, plain):
             return tuple(plain)
         return tuple(_from_plain(item, v, where, depth - 1) for v in plain)
     if form == "option":
@@ -278,13 +278,19 @@ def _from_plain(kind: Any, plain: Any, where: str, depth: int) -> Any:
     return _from_plain(spec[plain[0]], plain, where, depth)
 
 
-def _are_integers(kind: Any, values: Sequence[Any]) -> bool:
-    """Whether all `values` are unsigned integers as `kind` wants them. A list of 60,000 fits a
-    transaction, and looking at each by itself would cost every node a fifth of a second."""
+def _are_scalars(kind: Any, values: Sequence[Any]) -> bool:
+    """Whether all `values` are unsigned integers, or byte strings, as `kind` wants them. A list of
+    60,000 fits a transaction, and looking at each by itself would cost every node a fifth of a
+    second; a Merkle proof is 50 hashes, and is had in the time of ten."""
     form, spec = _plan(kind)
-    if form != "scalar" or type(spec) is not UInt or not values:
+    if form != "scalar" or not values:
         return False
-    return set(map(type, values)) == {int} and min(values) >= 0 and max(values) < 1 << spec.bits
+    if type(spec) is UInt:
+        return set(map(type, values)) == {int} and min(values) >= 0 and max(values) < 1 << spec.bits
+    if type(spec) is Bytes:
+        sizes = set(map(len, values)) if set(map(type, values)) == {bytes} else set()
+        return bool(sizes) and min(sizes) >= spec.least and max(sizes) <= spec.most
+    return False
 
 
 def _check_scalar(kind: Any, value: Any, where: str) -> None:

@@ -18,15 +18,16 @@ _WIDE_BYTES = 16 * 1024  # what BLAKE3 hashes at once with the widest registers 
 class Context:
     """A kind of thing that is hashed. The string is `blyan/1/<name>`."""
 
-    __slots__ = ("_base", "name")
+    __slots__ = ("fresh", "name")
 
     def __init__(self, name: str) -> None:
         self.name = f"blyan/1/{name}"
-        self._base = blake3(derive_key_context=self.name)
+        self.fresh = blake3(derive_key_context=self.name).copy
+        """A new hasher of this kind: for the few places where a call more is too many."""
 
     def hash(self, *parts: bytes | bytearray | memoryview) -> Hash32:
         """BLAKE3-256 of the concatenated parts. Parts must be fixed-width or self-delimiting."""
-        hasher = self._base.copy()
+        hasher = self.fresh()
         for part in parts:
             hasher.update(part)
         return Hash32(hasher.digest())
@@ -35,20 +36,24 @@ class Context:
         """`hash(prefix, data)`, quicker for long data: BLAKE3 works on 16 chunks of 1024 bytes at
         once only where an update starts on a multiple of 16 chunks, which a short prefix alone
         would spoil for half of a subtile. So the prefix goes in with the data's beginning."""
-        head = _WIDE_BYTES - len(prefix)
-        view = memoryview(data)
-        hasher = self._base.copy()
-        hasher.update(b"".join((prefix, view[:head])))
+        head, view = _WIDE_BYTES - len(prefix), memoryview(data)
+        hasher = self.fresh().update(prefix + view[:head])
         if len(view) > head:
             hasher.update(view[head:])
         return Hash32(hasher.digest())
 
     def xof(self, length: int, *parts: bytes) -> bytes:
         """`length` bytes of BLAKE3's extendable output over the parts."""
-        hasher = self._base.copy()
+        hasher = self.fresh()
         for part in parts:
             hasher.update(part)
         return hasher.digest(length=length)
+
+
+def keyed_hash(key: Hash32, data: bytes | bytearray | memoryview) -> Hash32:
+    """BLAKE3-256 of `data` in keyed mode: the key enters every block of it, so that nothing can be
+    worked out before the key is known. A prefix enters the first chunk alone."""
+    return Hash32(blake3(data, key=key).digest())
 
 
 GENESIS: Final = Context("genesis")
@@ -67,6 +72,7 @@ STATE_NODE: Final = Context("state-node")
 VRF_INPUT: Final = Context("vrf-input")
 EPOCH_SEED: Final = Context("epoch-seed")
 EVENT_SEED: Final = Context("event-seed")
+CUSTODY: Final = Context("custody")
 COMMITTEE: Final = Context("committee")
 DELTA_COMMIT: Final = Context("delta-commit")
 DELTA_KEY: Final = Context("delta-key")
