@@ -9,6 +9,7 @@ from __future__ import annotations
 # --- bytes -------------------------------------------------------------------
 MAX_BLOCK_BYTES = 2 * 1024 * 1024  # one block; larger payloads travel as blobs
 MAX_TX_BYTES = 64 * 1024  # one transaction; a manifest of a 1,000-shard delta fits
+MAX_OPENING_TX_BYTES = 260 * 1024  # a custody_opening: one subtile and its path; no other kind
 MAX_MESSAGE_BYTES = MAX_BLOCK_BYTES + 256 * 1024  # a proposal: block plus certificates
 MAX_BLOB_BYTES = 64 * 1024 * 1024  # a delta payload, a checkpoint or one dataset chunk
 MAX_CHUNK_BYTES = 1024 * 1024  # one dataset chunk: a fetch is retried in this unit
@@ -18,6 +19,8 @@ MAX_NEWCOMER_DATASET_BYTES = 64 * 1024 * 1024  # one dataset, hosted by its subm
 TILE_BYTES = 4 * 1024 * 1024  # unit of ownership, aggregation and transfer
 SUBTILE_BYTES = 256 * 1024  # unit of proof, custody challenge and fraud proof
 MAX_SHARD_HEADER_BYTES = 1024 * 1024  # JSON before a shard file's data; thousands of tensors fit
+MAX_PROOF_SUBTILES = 4096  # shown by one set proof: 1 GiB of data, checked in a third of a second
+MAX_SET_NODES_BYTES = 2 * 1024 * 1024  # of one set proof: 65,536 hashes, and it fits a message
 MERKLE_ARITY = 8  # fewer levels and hash calls; proofs are larger than binary ones
 
 # --- deltas (docs/spec/delta.md) ------------------------------------------------
@@ -47,7 +50,10 @@ MAX_SLICES = 128  # loss slices in one PoL vote
 MAX_FINDINGS = 64  # findings in one audit report
 MAX_DATASET_DOCUMENTS = 65_536  # documents in one dataset manifest
 MAX_DATASET_CHUNKS = 65_536  # chunks in one dataset manifest
-MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody challenge
+MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody event
+MAX_SUBTILE_SIBLINGS = 14  # of a subtile's path to its tile's root: two levels of 16 leaves
+MAX_REPLICAS = 16  # custodians of one tile that a custody event asks
+MAX_CUSTODY_DISPUTES = 8  # open at once: all can be answered in time with one or two a block
 MAX_LIST_LEAVES = 16_777_216  # hashes under one list root (batches, parts of a training state)
 MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
 
