@@ -13,7 +13,7 @@ import numpy as np
 from chain.hashes import PRF
 from chain.prf import Prf
 from learning.spec import ModelSpec
-from tiles.layout import TensorSpec
+from tiles.layout import ShardSpec, TensorSpec
 
 _SCALE_BITS = 20  # the scale is an integer times 2**-20
 _DRAW_BITS = 24  # signed draws, so one half is 2**-23
@@ -21,14 +21,16 @@ _DRAW_BITS = 24  # signed draws, so one half is 2**-23
 
 def initial_shards(spec: ModelSpec) -> list[bytes]:
     """Data sections of all shards, in shard order."""
+    return [initial_shard(spec, shard) for shard in spec.shards()]
+
+
+def initial_shard(spec: ModelSpec, shard: ShardSpec) -> bytes:
+    """The data section of one shard, without the others."""
     seed = PRF.hash(spec.init_seed.encode())
-    return [
-        b"".join(
-            _tensor(Prf(seed, "init", shard.index, j), tensor, _fan_in(spec, shard.name, tensor))
-            for j, tensor in enumerate(shard.tensors)
-        )
-        for shard in spec.shards()
-    ]
+    return b"".join(
+        _tensor(Prf(seed, "init", shard.index, j), tensor, _fan_in(spec, shard.name, tensor))
+        for j, tensor in enumerate(shard.tensors)
+    )
 
 
 def _tensor(prf: Prf, tensor: TensorSpec, fan_in: int) -> bytes:
