@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chain import datasets, ledger, limits, phases, rounds
+from chain import custody, datasets, ledger, limits, phases, rounds
 from chain import records as r
-from chain.codec import decode, encode
+from chain.codec import encode
 from chain.crypto import verify
 from chain.errors import BlockError, DecodeError, TxError, VerifyError
 from chain.hashes import EVENT_SEED, EVIDENCE, TX, ZERO_HASH, Hash32
@@ -25,11 +25,14 @@ from chain.transactions import (
     AuditReport,
     Bond,
     Custody,
+    CustodyDispute,
+    CustodyOpening,
     DatasetSubmit,
     DeltaCommit,
     DeltaReveal,
     FraudProof,
     JoinRound,
+    Payload,
     PodlManifest,
     PolVote,
     SubmitEvidence,
@@ -38,6 +41,7 @@ from chain.transactions import (
     Transfer,
     Unbond,
     Unjail,
+    decode_transaction,
     stamp_digest,
 )
 from chain.tree import StateTree
@@ -55,7 +59,8 @@ from chain.types import (
     tx_root,
 )
 
-DUTIES = (PolVote, TileUpdate, Attest, AuditReport, Custody, FraudProof)
+DUTIES = (PolVote, TileUpdate, Attest, AuditReport, Custody, CustodyOpening, FraudProof)
+OPENING_WEIGHT = 8  # what an opening costs who owes none, in ordinary transactions: it is large
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +122,12 @@ def genesis_tree(
         r.Head(Height(0), genesis.time_ms, Epoch(0), View(0), 0, (), ()),
     )
     state.put(r.MODEL, r.ModelRecord(root, 0, Height(0), len(shards)))
+    subtiles = 0
     for index, shard in enumerate(shards):
         record = r.ShardRecord(
-            ShardIndex(index), shard.name, shard.data_bytes, shard.root, 0, Height(0)
+            ShardIndex(index), shard.name, shard.data_bytes, shard.root, 0, Height(0), subtiles
         )
+        subtiles += custody.subtile_count(shard.data_bytes)
         state.put(r.shard_key(index), record)
         state.put(r.tiles_key(index), r.TileRoots(shard.tile_roots))
     rounds.put_round(state, phases.first_round(root))
@@ -239,7 +246,7 @@ class Execution:
         mark = self._state.mark()
         tx_id = TxId(TX.hash(raw))  # also of bytes that are no transaction: they are stored by it
         try:
-            self._transaction(decode(Transaction, raw), tx_id)
+            self._transaction(decode_transaction(raw), tx_id)
         except TxError as error:
             self._state.undo(mark)
             return Receipt(tx_id, error.code, str(error))
@@ -261,6 +268,7 @@ class Execution:
         state, params = self._state, self._genesis.params
         ledger.release_unbonded(state)
         ledger.turn_epoch(state, params, self._vrf)
+        custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)
         epoch = self._ctx.epoch
         tree = state.commit()
@@ -316,6 +324,12 @@ class Execution:
                 datasets.submit(state, params, sender, p)
             case AuditReport() as p:
                 datasets.audit(state, sender, p)
+            case Custody() as p:
+                custody.commit(state, sender, p)
+            case CustodyDispute() as p:
+                custody.dispute(state, params, sender, p)
+            case CustodyOpening() as p:
+                custody.opening(state, params, rules, sender, p)
             case SubmitEvidence() as p:
                 ledger.slash(state, params, chain_id, rules, p.evidence)
             case other:
@@ -356,16 +370,14 @@ def _check_signer(state: State, tx: Transaction) -> None:
 def _check_price(state: State, genesis: Genesis, tx: Transaction) -> None:
     """A fee, a stamp, or a duty of a validator (bounded by the round's slots)."""
     params = genesis.params
-    if isinstance(tx.payload, DUTIES):
-        if state.validator(tx.sender) is None:
-            raise TxError("not_a_validator", "only validators of this epoch do this")
+    if is_free_duty(state, tx):
         return
+    if isinstance(tx.payload, DUTIES) and not isinstance(tx.payload, CustodyOpening):
+        raise TxError("not_a_validator", "only validators of this epoch do this")
     if tx.stamp is None:
-        if tx.fee < params.min_fee_grains:
-            raise TxError(
-                "fee_too_low",
-                f"the fee is {tx.fee} grains; pay {params.min_fee_grains} or add a stamp",
-            )
+        least = params.min_fee_grains * _weight(tx.payload)
+        if tx.fee < least:
+            raise TxError("fee_too_low", f"the fee is {tx.fee} grains; pay {least} or add a stamp")
         return
     head = state.head
     age = head.height - tx.stamp.height
@@ -373,9 +385,21 @@ def _check_price(state: State, genesis: Genesis, tx: Transaction) -> None:
         raise TxError("stale_stamp", "the stamp's block is not among the recent ones; stamp anew")
     parent = head.recent_parents[-age]
     digest = stamp_digest(tx.chain_id, tx.sender, tx.nonce, parent, tx.payload, tx.stamp.work)
-    bits = stamp_bits(state, genesis, tx.sender)
+    bits = stamp_bits(state, genesis, tx.sender) + _weight(tx.payload).bit_length() - 1
     if int.from_bytes(digest, "big") >> (256 - bits):
         raise TxError("weak_stamp", f"the stamp needs {bits} leading zero bits")
+
+
+def is_free_duty(state: State, tx: Transaction) -> bool:
+    """Whether the sender owes this to the chain, which then asks nothing for it."""
+    if not isinstance(tx.payload, DUTIES):
+        return False
+    return state.validator(tx.sender) is not None or custody.is_asked(state, tx.sender, tx.payload)
+
+
+def _weight(payload: Payload) -> int:
+    """What a payload costs, in ordinary transactions; a power of two."""
+    return OPENING_WEIGHT if isinstance(payload, CustodyOpening) else 1
 
 
 def stamp_bits(state: State, genesis: Genesis, sender: PubKey) -> int:

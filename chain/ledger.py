@@ -12,7 +12,7 @@ from chain.hashes import EPOCH_SEED, Hash32
 from chain.limits import MAX_VALIDATORS
 from chain.params import Params
 from chain.rules import Rules
-from chain.state import REWARD_POOL, State
+from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Announce, Bond, Transfer, Unbond, announce_digest
 from chain.types import (
     ChainId,
@@ -31,8 +31,8 @@ from chain.types import (
 def transfer(state: State, sender: PubKey, tx: Transfer) -> None:
     if tx.amount == 0:
         raise TxError("zero_amount", "a transfer moves at least one grain")
-    if tx.to == REWARD_POOL:
-        raise TxError("bad_recipient", "the reward pool takes no transfers")
+    if tx.to in (REWARD_POOL, CUSTODY_BONDS):
+        raise TxError("bad_recipient", "the chain's own accounts take no transfers")
     state.move(sender, tx.to, tx.amount)
 
 
@@ -110,22 +110,23 @@ def slash(
         raise TxError("expired_evidence", f"epoch {item.first.epoch} is not kept any more")
     guilty = rules.check_evidence(chain_id, epoch.validators, item)
     account = next(v.account for v in epoch.validators.members if v.consensus_key == guilty)
-    held = state.account(account)
-    lost = held.bonded * params.slash_permille // 1000
-    state.put_account(account, bonded=held.bonded - lost, jailed=1)
-    lost += _slash_unbonding(state, params, account)
+    lost = forfeit(state, account, params.slash_permille)
+    state.put_account(account, jailed=1)
     state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
     state.put(key, r.EvidenceRecord(account, Grains(lost), state.head.height))
     state.emit("slash", account, lost=lost)
 
 
-def _slash_unbonding(state: State, params: Params, account: PubKey) -> int:
-    """What is on its way out stays at stake, or whoever leaves could sign anything."""
-    lost = 0
+def forfeit(state: State, account: PubKey, permille: int) -> int:
+    """Take a part of an account's stake; the caller gives the grains to someone. What is on its way
+    out stays at stake, or whoever leaves could sign anything."""
+    held = state.account(account)
+    lost = held.bonded * permille // 1000
+    state.put_account(account, bonded=held.bonded - lost)
     for key, raw in list(state.items(r.UNBONDING)):
         if key.endswith(account):
             waiting = decode(r.Unbonding, raw)
-            part = waiting.amount * params.slash_permille // 1000
+            part = waiting.amount * permille // 1000
             state.put(key, replace(waiting, amount=Grains(waiting.amount - part)))
             lost += part
     return lost

@@ -12,7 +12,7 @@ from typing import Any
 
 from chain.errors import GenesisError
 from chain.hashes import GENESIS
-from chain.limits import MAX_GRAINS, MAX_TIME_MS
+from chain.limits import MAX_GRAINS, MAX_REPLICAS, MAX_TIME_MS
 from chain.types import ChainId, Grains, PubKey, Stake, TimeMs, Validator, ValidatorSet
 
 
@@ -52,6 +52,12 @@ class Params:
     settle: Window
     round_reward_grains: int
     dataset_bytes_most: int
+    custody_interval_blocks: int
+    custody_replicas: int
+    custody_commit: Window
+    custody_open: Window
+    custody_slash_permille: int
+    custody_bond_grains: int
 
 
 # What execution can bear: outside of these a block could not be executed at all.
@@ -67,6 +73,10 @@ _BOUNDS = {
     "jury_size": (1, 64),
     "auditors": (0, 64),
     "ranks": (1, 64),
+    "custody_interval_blocks": (1, 10**12),
+    "custody_replicas": (1, MAX_REPLICAS),
+    "custody_slash_permille": (0, 1000),
+    "custody_bond_grains": (1, MAX_GRAINS),
 }
 
 

@@ -30,6 +30,16 @@ class Rules(Protocol):
 
     def model_root(self, shard_roots: Sequence[Hash32]) -> Hash32: ...
 
+    def check_subtile(
+        self,
+        tile_root: Hash32,
+        tile_bytes: int,
+        subtile: int,
+        siblings: Sequence[Hash32],
+        data: bytes,
+    ) -> str | None:
+        """Why `data` is not this subtile of a tile with this root and size, or None."""
+
     def check_evidence(
         self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
     ) -> PubKey:

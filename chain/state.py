@@ -22,6 +22,8 @@ T = TypeVar("T")
 EMPTY_ACCOUNT = r.Account(Grains(0), Grains(0), 0, 0, 0)
 # Nobody holds a key whose encoding is this text, so nobody can sign for the pool.
 REWARD_POOL = PubKey(b"blyan reward pool".ljust(32, b"\xff"))
+# Bonds of custody disputes that are open; nobody has this key either.
+CUSTODY_BONDS = PubKey(b"blyan custody bonds".ljust(32, b"\xff"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from enum import IntEnum
 from typing import Annotated
 
 from chain import limits
-from chain.codec import I64, U8, U16, U32, U64, Bytes, Seq, Text, encode, wire
+from chain.codec import I64, U8, U16, U32, U64, Bytes, Seq, Text, decode, encode, wire
+from chain.errors import DecodeError
 from chain.hashes import ANNOUNCE, DELTA_COMMIT, POL_COMMIT, STAMP, TX, TX_SIGN, Hash32
 from chain.types import (
     BlobId,
@@ -262,10 +263,35 @@ class FraudProof:
 @wire(51)
 @dataclass(frozen=True, slots=True)
 class Custody:
-    """Commitments H(node, seed, subtile) to the subtiles that an event seed named."""
+    """A custodian's commitments to the subtiles of an event that it has to hold, in the order of
+    their places (docs/spec/custody.md). `event` is the event's seed."""
 
     event: Hash32
     commitments: Annotated[tuple[Hash32, ...], Seq(limits.MAX_SUBTILES_PER_CHALLENGE)]
+
+
+@wire(52)
+@dataclass(frozen=True, slots=True)
+class CustodyDispute:
+    """Claims that a custodian's commitment at a place of the event is wrong."""
+
+    event: Hash32
+    custodian: PubKey
+    position: U8
+    bond: Grains  # goes to the custodian if the commitment is right
+
+
+@wire(53)
+@dataclass(frozen=True, slots=True)
+class CustodyOpening:
+    """A named subtile with its path to the tile's root (a SubtileProof's siblings): shows whether
+    a custodian's commitment is right. The one kind that may exceed MAX_TX_BYTES."""
+
+    event: Hash32
+    custodian: PubKey
+    position: U8
+    siblings: Annotated[tuple[Hash32, ...], Seq(limits.MAX_SUBTILE_SIBLINGS)]
+    subtile: Annotated[bytes, Bytes(limits.SUBTILE_BYTES)]
 
 
 # --- datasets -----------------------------------------------------------------------
@@ -347,6 +373,8 @@ Payload = (
     | Attest
     | FraudProof
     | Custody
+    | CustodyDispute
+    | CustodyOpening
     | DatasetSubmit
     | AuditReport
     | DatasetVote
@@ -385,6 +413,14 @@ class Transaction:
     def digest(self) -> Hash32:
         """What `signer` signs."""
         return tx_digest(self)
+
+
+def decode_transaction(raw: bytes) -> Transaction:
+    """The transaction in `raw`, or DecodeError; also if it is too large for its kind."""
+    tx: Transaction = decode(Transaction, raw, most=limits.MAX_OPENING_TX_BYTES)
+    if len(raw) > limits.MAX_TX_BYTES and not isinstance(tx.payload, CustodyOpening):
+        raise DecodeError(f"{len(raw)} bytes where at most {limits.MAX_TX_BYTES} are allowed")
+    return tx
 
 
 def tx_digest(tx: Transaction) -> Hash32:

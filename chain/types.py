@@ -172,7 +172,7 @@ class Block:
 
     header: Header
     txs: Annotated[
-        tuple[Annotated[bytes, Bytes(limits.MAX_TX_BYTES)], ...], Seq(limits.MAX_BLOCK_TXS)
+        tuple[Annotated[bytes, Bytes(limits.MAX_OPENING_TX_BYTES)], ...], Seq(limits.MAX_BLOCK_TXS)
     ]
     evidence: Annotated[tuple[EvidenceItem, ...], Seq(limits.MAX_EVIDENCE)]
 

@@ -13,16 +13,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chain import limits
-from chain.codec import decode
+from chain import custody, limits
 from chain.errors import TxError
-from chain.execute import DUTIES, Context, Execution, check_transaction
+from chain.execute import Context, Execution, check_transaction, is_free_duty
 from chain.hashes import ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.rules import Rules
 from chain.state import State
-from chain.transactions import Transaction
+from chain.transactions import CustodyOpening, Transaction, decode_transaction
 from chain.types import Height, PubKey, TimeMs, TxId
 
 MAX_TXS = 10_000  # transactions held; as many again if they are duties
@@ -32,6 +31,7 @@ MAX_GAP = 32  # nonces a sender may be ahead
 MAX_REPLACED = 16  # transactions of one sender and nonce, one after the other
 MAX_AGE_BLOCKS = 200  # what no block took by then leaves
 MAX_REMEMBERED = 4096  # refused transactions whose reason is kept
+LARGE_BYTES = 800 * 1024  # of a block for openings of custody: three, so that gossip bears it
 BUILD_BUDGET_S = 0.25  # a leader's time for filling a block
 # Refused now, but right in a block to come: the sender's view may be ahead of ours.
 _EARLY = {"bad_nonce"}
@@ -76,12 +76,15 @@ class Mempool:
         wrong; a peer's is only checked for form, signature, nonce and price, since our state may
         be older than the peer's.
         """
-        tx: Transaction = decode(Transaction, raw, most=limits.MAX_TX_BYTES)
+        tx = decode_transaction(raw)
         tx_id = tx.id()
         if tx_id in self._ids:
             return tx_id
         state = self._state()
         check_transaction(state, self._genesis, tx, gap=MAX_GAP)
+        duty = is_free_duty(state, tx)
+        if isinstance(tx.payload, CustodyOpening):
+            self._check_opening(state, tx, duty)
         waiting = self._senders.get(tx.sender, {})
         if local and tx.nonce == state.account(tx.sender).nonce:
             self._try(state, raw)
@@ -90,7 +93,6 @@ class Mempool:
             raise TxError("nonce_taken", f"nonce {tx.nonce} was replaced {MAX_REPLACED} times")
         if replaced is None and len(waiting) >= MAX_PER_SENDER:
             raise TxError("mempool_full", f"{MAX_PER_SENDER} transactions of this sender wait")
-        duty = isinstance(tx.payload, DUTIES)
         self._check_room(tx, len(raw), duty)
         count = 0
         if replaced is not None:  # only its own signer can replace it; bounded against chatter
@@ -104,6 +106,14 @@ class Mempool:
         self.bytes += len(raw)
         self._announce(raw)
         return tx_id
+
+    def _check_opening(self, state: State, tx: Transaction, duty: bool) -> None:
+        """It is large, so it is taken, and passed on, only while it decides something, and from
+        whoever owes none only if nothing stands before it."""
+        if not duty and tx.nonce != state.account(tx.sender).nonce:
+            raise TxError("bad_nonce", "an opening that pays is taken with the next nonce only")
+        if isinstance(tx.payload, CustodyOpening):
+            custody.judge(state, self._rules, tx.payload)
 
     def _check_room(self, tx: Transaction, size: int, duty: bool) -> None:
         room = 4 if duty else 2 if tx.nonce <= self.next_nonce(tx.sender) else 1  # halves
@@ -161,6 +171,7 @@ class Mempool:
         pool. Senders take turns, and what waits for an earlier nonce costs no time."""
         txs: list[bytes] = []
         room, until = most_bytes, time.monotonic() + BUILD_BUDGET_S
+        large = LARGE_BYTES
         for duties in (True, False):
             for sender, waiting in list(self._senders.items()):
                 if duties and not any(w.duty for w in waiting.values()):
@@ -169,7 +180,8 @@ class Mempool:
                 while (found := waiting.get(nonce)) is not None and (found.duty or not duties):
                     if len(txs) >= limits.MAX_BLOCK_TXS or time.monotonic() > until:
                         return tuple(txs)
-                    if len(found.raw) > room:
+                    is_large = len(found.raw) > limits.MAX_TX_BYTES
+                    if len(found.raw) > (min(room, large) if is_large else room):
                         break
                     receipt = execution.try_apply(found.raw)
                     if not receipt.ok:
@@ -179,6 +191,7 @@ class Mempool:
                     execution.keep(receipt)
                     txs.append(found.raw)
                     room -= len(found.raw)
+                    large -= len(found.raw) if is_large else 0
                     nonce += 1
                 if nonce > first:
                     self._senders.move_to_end(sender)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from chain.errors import VerifyError
 from chain.hashes import Hash32
 from chain.transactions import GRAM_BYTES, LossSlice, TileChange
 from chain.types import (
@@ -51,6 +52,21 @@ class ProtocolRules:
 
     def model_root(self, shard_roots: Sequence[Hash32]) -> Hash32:
         return merkle.model_root(shard_roots)
+
+    def check_subtile(
+        self,
+        tile_root: Hash32,
+        tile_bytes: int,
+        subtile: int,
+        siblings: Sequence[Hash32],
+        data: bytes,
+    ) -> str | None:
+        proof = merkle.SubtileProof(subtile, tile_bytes, tuple(siblings))
+        try:
+            merkle.verify_subtile(tile_root, proof, data)
+        except VerifyError as error:
+            return str(error)
+        return None
 
     def check_evidence(
         self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem

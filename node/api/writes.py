@@ -67,7 +67,7 @@ def needs_token(request: Request, node: Node) -> None:
 @router.post("/txs", status_code=202, response_model=res.Id, tags=["chain"], openapi_extra=_BODY)
 async def submit(request: Request, ask: Ask) -> Response:
     """Hand in a signed transaction (encode(Transaction), docs/spec/transactions.md)."""
-    raw = await body_of(request, limits.MAX_TX_BYTES)
+    raw = await body_of(request, limits.MAX_OPENING_TX_BYTES)
     return JSONResponse(ask.submit(raw), status_code=202)
 
 

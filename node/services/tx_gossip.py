@@ -27,6 +27,7 @@ MAX_OUTGOING = 4096  # waiting to be sent; the oldest goes first, its sender say
 SLICE_TXS = 32  # judged (some 10 ms) before others get a turn of the main loop
 USELESS_BURST = 4096.0  # refused or known transactions of one peer that are judged at once
 USELESS_PER_S = 256.0  # and in the long run; an honest peer's are a few after each block
+LARGE_COST = 16.0  # what one of them costs that is an opening of custody: a quarter of a MiB
 MAX_PEERS = 256  # peers whose budget is remembered
 # Wrong whatever the state is. (Not `bad_signer`: a node key may just have been replaced.)
 _WRONG_FOR_ALL = frozenset(("bad_signature", "wrong_chain"))
@@ -41,8 +42,8 @@ class Budget:
     def has(self, peer: str, now: float) -> bool:
         return self._of(peer, now) >= 1
 
-    def take(self, peer: str, now: float) -> None:
-        self._left[peer] = (self._of(peer, now) - 1, now)
+    def take(self, peer: str, now: float, cost: float = 1) -> None:
+        self._left[peer] = (self._of(peer, now) - cost, now)
         self._left.move_to_end(peer)
         if len(self._left) > MAX_PEERS:
             self._left.popitem(last=False)
@@ -134,7 +135,8 @@ class TxGossip:
                 self.refused_total += 1
                 return False
             if len(self._new) == taken:
-                self._budget.take(peer, time.monotonic())
+                large = len(raw) > limits.MAX_TX_BYTES
+                self._budget.take(peer, time.monotonic(), LARGE_COST if large else 1)
                 if not self._budget.has(peer, time.monotonic()):
                     self.ignored_total += 1
                     return None
@@ -153,7 +155,7 @@ def _parse(data: bytes) -> list[bytes]:
     try:
         batch = msgpack.unpackb(
             data,
-            max_bin_len=limits.MAX_TX_BYTES,
+            max_bin_len=limits.MAX_OPENING_TX_BYTES,
             max_array_len=MAX_BATCH_TXS,
             max_str_len=0,
             max_map_len=0,

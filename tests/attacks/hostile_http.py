@@ -75,7 +75,7 @@ async def wrong_bodies(victims: Victims, chance: random.Random) -> None:
         for body in bodies:
             answer = await http.post("/api/v1/txs", content=body, headers=OCTETS)
             assert 400 <= answer.status_code < 500, answer.text
-        huge = bytes(limits.MAX_TX_BYTES + 1)
+        huge = bytes(limits.MAX_OPENING_TX_BYTES + 1)
         assert (await http.post("/api/v1/txs", content=huge, headers=OCTETS)).status_code == 413
         for path in ("/api/v1/blobs", "/api/v1/checkpoints/" + "00" * 32):
             for token in ({}, {"authorization": "Bearer x"}, {"authorization": "Bearer é"}):

@@ -238,7 +238,9 @@ class LocalChain:
         document = json.loads(TEMPLATE.read_text())
         document["time_ms"] = start_ms
         document["model"] = model
-        document["params"].update({"stamp_bits": 4, "seed_blocks": 4, **params})
+        document["params"].update(
+            {"stamp_bits": 4, "seed_blocks": 4, "custody_interval_blocks": 10**9} | params
+        )
         document["validators"] = [
             {
                 "account": k.account.public.hex(),

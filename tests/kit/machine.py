@@ -40,10 +40,19 @@ class Machine:
     """`block(payloads)` executes one block and moves time on by `step_ms`."""
 
     def __init__(
-        self, validators: int = 4, funded: tuple[str, ...] = (), step_ms: int = 1000, **params: Any
+        self,
+        validators: int = 4,
+        funded: tuple[str, ...] = (),
+        step_ms: int = 1000,
+        shards: tuple[bytes, ...] = (bytes(64 * 4), bytes(range(256)) * 4),
+        **params: Any,
     ) -> None:
+        """Custody events come only if `custody_interval_blocks` is given."""
         document = json.loads(TEMPLATE.read_text())
-        document["params"].update(stamp_bits=4, stamp_new_account_bits=1, **params)
+        document["params"].update(
+            {"stamp_bits": 4, "stamp_new_account_bits": 1, "custody_interval_blocks": 10**9}
+            | params
+        )
         self.validators = [keys(f"validator-{i}") for i in range(validators)]
         document["validators"] = [
             {
@@ -61,7 +70,7 @@ class Machine:
         ]
         self.genesis = parse_genesis(json.dumps(document))
         self.rules = ProtocolRules()
-        self.shards = [bytes(64 * 4), bytes(range(256)) * 4]
+        self.shards = list(shards)
         rooted = []
         for i, data in enumerate(self.shards):
             roots = merkle.tile_roots(data)

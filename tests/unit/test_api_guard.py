@@ -93,7 +93,7 @@ def test_refused_transactions(app: FastAPI, chain: LocalChain) -> None:
         (b"", 400, "bad_encoding"),
         (bytes(wrong_signature), 422, "bad_signature"),
         (cheap, 422, "fee_too_low"),
-        (bytes(limits.MAX_TX_BYTES + 1), 413, "too_large"),
+        (bytes(limits.MAX_OPENING_TX_BYTES + 1), 413, "too_large"),
     ]
     for raw, status, code in cases:
         response = ask(app, "POST", "/api/v1/txs", content=raw, headers=BYTES)
