@@ -8,6 +8,7 @@ and exit codes use; the text says what was wrong, what was expected and what to 
     ├── BlockError           a block that must not be voted for
     ├── GenesisError         a genesis file that cannot start a network
     ├── StorageError         the disk holds something impossible
+    │   └── QuotaError       the disk, or the share of it that the operator gave, is full
     ├── ConfigError          the operator's configuration
     ├── LockedError          another process owns the home directory
     ├── UnreachableError     no answer from a peer or a node
@@ -59,6 +60,11 @@ class GenesisError(BlyanError):
 class StorageError(BlyanError):
     code = "corrupt_store"
     exit_code = 65
+
+
+class QuotaError(StorageError):
+    code = "no_space"
+    exit_code = 1
 
 
 class ConfigError(BlyanError):
