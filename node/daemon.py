@@ -32,7 +32,7 @@ from node.services.consensus import ConsensusService
 from node.services.duties import Duties
 from node.services.sender import DutySender
 from node.services.sync import SyncService
-from node.services.tiles import TileService
+from node.services.tiles import TileService, chain_roots
 from node.services.tx_gossip import TxGossip
 from tiles.store import TileStore
 from wallet.keys import Keys
@@ -64,8 +64,7 @@ class Node:
             TileStore(home.tiles, start.specs),
             start.specs,
             self.net,
-            self.store,
-            [s.tile_roots for s in start.rooted],
+            chain_roots(self.store, start.specs, [s.tile_roots for s in start.rooted]),
         )
         for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
             self.tiles.put_shard(index, data, shard.root)
@@ -122,9 +121,7 @@ class Node:
             "mempool_refused": self.pool.refused_total,
             "blobs_fetched": self.blobs.fetched,
             "blobs_lies": self.blobs.lies,
-            "tiles_fetched": self.tiles.fetched,
-            "tiles_lies": self.tiles.lies,
-            "tiles_damaged": self.tiles.damaged,
+            **self.tiles.metrics(),
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
             "txs_refused_from_peers": self._txs.refused_total,
@@ -166,7 +163,7 @@ class Node:
         try:
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await asyncio.gather(api.stop(), self._duties.close())
+                await asyncio.gather(api.stop(), self._duties.close(), self.tiles.close())
                 self.consensus.stop()
                 await self.net.stop()
         except TimeoutError:

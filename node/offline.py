@@ -22,7 +22,7 @@ from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
-from node.services.tiles import TileService
+from node.services.tiles import TileService, chain_roots
 from tiles.store import TileStore
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class _NoNetwork:
 
     peer_id = "offline"
 
-    def serve(self, protocol: str, handler: Any, *, most: int, concurrent: int = 8) -> None:
+    def serve(self, protocol: str, handler: Any, **limits: Any) -> None:
         """Nobody asks."""
 
     def peers(self) -> list[PeerInfo]:
@@ -48,9 +48,10 @@ class _NoNetwork:
     def report(self, peer: str, reason: str, weight: float) -> None:
         """Nobody is there to blame."""
 
-    async def request(
-        self, peer: str, protocol: str, data: bytes, *, timeout_s: float, most: int
-    ) -> bytes:
+    async def request(self, peer: str, protocol: str, data: bytes, **limits: Any) -> bytes:
+        raise UnreachableError(NO_NODE)
+
+    async def fetch(self, peer: str, protocol: str, data: bytes, **limits: Any) -> int:
         raise UnreachableError(NO_NODE)
 
 
@@ -86,8 +87,7 @@ class OfflineNode:
             TileStore(home.tiles, start.specs),
             start.specs,
             self.net,
-            self.store,
-            [s.tile_roots for s in start.rooted],
+            chain_roots(self.store, start.specs, [s.tile_roots for s in start.rooted]),
         )
         tip = self.chain.tip
         self.consensus = _Info(

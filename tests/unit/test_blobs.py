@@ -13,33 +13,14 @@ import pytest
 from chain.errors import StorageError, UnreachableError
 from chain.hashes import BLOB, Hash32
 from chain.types import BlobId
-from node.net.port import PeerInfo
 from node.services import blobs
 from node.services.blobs import BlobService
-
-
-class Wire:
-    def __init__(self) -> None:
-        self.servers: dict[str, Any] = {}
-        self.reported: list[str] = []
-
-    def serve(self, protocol: str, handler: Any, **_: Any) -> None:
-        self.handler = handler
-
-    def peers(self) -> list[PeerInfo]:
-        return [PeerInfo(name, (), True, None, 0.0, "out") for name in sorted(self.servers)]
-
-    def report(self, peer: str, reason: str, weight: float) -> None:
-        self.reported.append(peer)
-
-    async def request(self, peer: str, protocol: str, data: bytes, **_: Any) -> bytes:
-        answer: bytes = await self.servers[peer]("asker", data)
-        return answer
+from tests.kit.wire import Wire
 
 
 def service(directory: Path) -> tuple[BlobService, Wire]:
     wire = Wire()
-    return BlobService(directory, wire), wire  # type: ignore[arg-type]
+    return BlobService(directory, wire), wire
 
 
 def test_a_blob_is_kept_under_the_hash_of_its_bytes(tmp_path: Path) -> None:

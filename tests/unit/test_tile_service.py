@@ -1,123 +1,281 @@
-"""Tiles between nodes: fetched, verified, mended; a lying peer is charged."""
+"""Tiles between nodes: held or fetched, kept, mended, served; a lying peer is charged."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from chain import limits
 from chain import records as r
-from chain.errors import UnreachableError, VerifyError
+from chain.errors import StorageError, UnreachableError, VerifyError
 from chain.hashes import Hash32
+from chain.types import ShardIndex, TileIndex
 from node.genesis import build_genesis
-from node.net.port import PeerInfo
-from node.services.tiles import TileService
+from node.net.requests import parts_of
+from node.services.tile_wire import TileRequest
+from node.services.tiles import TileService, chain_roots
 from tests.kit.local_chain import LocalChain
+from tests.kit.wire import Wire
+from tiles import merkle
+from tiles.layout import ShardSpec, TensorSpec
 from tiles.store import TileStore
 
-
-class Wire:
-    def __init__(self) -> None:
-        self.servers: dict[str, Any] = {}
-        self.reported: list[str] = []
-
-    def serve(self, protocol: str, handler: Any, **_: Any) -> None:
-        self.handler = handler
-
-    def peers(self) -> list[PeerInfo]:
-        return [PeerInfo(name, (), True, None, 0.0, "out") for name in self.servers]
-
-    def report(self, peer: str, reason: str, weight: float) -> None:
-        self.reported.append(peer)
-
-    async def request(self, peer: str, protocol: str, data: bytes, **_: Any) -> bytes:
-        answer: bytes = await self.servers[peer]("asker", data)
-        return answer
+SIZE = 2 * limits.TILE_BYTES + 300_000
+SPEC = ShardSpec(0, "layers.0.experts.0", "sparse", (TensorSpec("w", "F32", (SIZE // 4,)),))
+DATA = random.Random(1).randbytes(SIZE)
+ROOTS = merkle.tile_roots(DATA)
+ROOT = merkle.shard_root(ROOTS, SIZE)
 
 
-class Pair:
-    """A node that holds the genesis model and one that holds nothing."""
+def roots_of(shard: int, root: Hash32) -> Sequence[Hash32]:
+    if root != ROOT:
+        raise VerifyError(f"shard {shard} never had the root {root.hex()}")
+    return ROOTS
 
-    def __init__(self, directory: Path, chain: LocalChain) -> None:
+
+class Nodes:
+    """Named nodes over one store each; whoever is `connected` is asked by the others."""
+
+    def __init__(self, directory: Path, *names: str) -> None:
+        self.wires = {name: Wire() for name in names}
+        self.stores = {name: TileStore(directory / name, [SPEC]) for name in names}
+        self.services = {
+            name: TileService(self.stores[name], [SPEC], self.wires[name], roots_of)
+            for name in names
+        }
+
+    def connect(self, asker: str, *others: str) -> None:
+        for other in others:
+            self.wires[asker].servers[other] = self.wires[other].handler
+
+    def close(self) -> None:
+        for store in self.stores.values():
+            store.close()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path):
+    made = Nodes(tmp_path, "full", "empty", "other")
+    made.services["full"].put_shard(0, DATA, ROOT)
+    yield made
+    made.close()
+
+
+def damage(store: TileStore, at: int = -1) -> None:
+    """Flip a bit on disk."""
+    path = store.path(0, ROOT)
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def ask(tile: int, first: int, count: int, hashes: int, root: Hash32 = ROOT) -> bytes:
+    return TileRequest(ShardIndex(0), root, TileIndex(tile), first, count, hashes).encoded()
+
+
+def test_what_is_not_here_comes_from_a_peer_verified(nodes: Nodes) -> None:
+    empty = nodes.services["empty"]
+    with pytest.raises(UnreachableError, match="none of 0 connected peers"):
+        asyncio.run(empty.shard(0, ROOT))
+    nodes.connect("empty", "full")
+    assert asyncio.run(empty.shard(0, ROOT)) == DATA
+    assert empty.fetched == 3
+    assert empty.store.versions(0) == (ROOT,)
+    assert empty.metrics()["tiles_fetched_bytes"] == SIZE
+
+
+def test_only_what_is_asked_for_is_fetched(nodes: Nodes) -> None:
+    nodes.connect("empty", "full")
+    empty = nodes.services["empty"]
+    asyncio.run(empty.ensure(0, ROOT, [2]))
+    assert empty.store.presence(0, ROOT) == (False, False, True)
+    assert asyncio.run(empty.tile(0, ROOT, 0)) == DATA[: limits.TILE_BYTES]
+    assert empty.store.presence(0, ROOT) == (True, False, True)
+    asyncio.run(empty.ensure(0, ROOT))
+    assert empty.fetched == 3
+
+
+def test_askers_of_one_tile_share_one_fetch(nodes: Nodes) -> None:
+    nodes.connect("empty", "full")
+    empty = nodes.services["empty"]
+
+    async def act() -> None:
+        got = await asyncio.gather(*(empty.tile(0, ROOT, 1) for _ in range(5)))
+        assert got == [DATA[limits.TILE_BYTES : 2 * limits.TILE_BYTES]] * 5
+
+    asyncio.run(act())
+    assert nodes.wires["empty"].asked == ["full"]
+
+
+def test_a_caller_that_goes_away_leaves_the_others_their_tile(nodes: Nodes) -> None:
+    nodes.connect("empty", "full")
+    empty = nodes.services["empty"]
+
+    async def act() -> None:
+        one = asyncio.create_task(empty.tile(0, ROOT, 1))
+        other = asyncio.create_task(empty.tile(0, ROOT, 1))
+        await asyncio.sleep(0)
+        one.cancel()
+        await asyncio.sleep(0)
+        third = asyncio.create_task(empty.tile(0, ROOT, 1))
+        assert await other == await third
+        alone = asyncio.create_task(empty.tile(0, ROOT, 0))
+        await asyncio.sleep(0)
+        alone.cancel()
+        await asyncio.gather(alone, return_exceptions=True)
+        assert await empty.tile(0, ROOT, 0) == DATA[: limits.TILE_BYTES]
+        await empty.close()
+
+    asyncio.run(act())
+
+
+def test_a_flipped_byte_is_charged_to_its_sender(nodes: Nodes) -> None:
+    async def lie(peer: str, request: bytes) -> bytes:
+        data = bytearray(b"".join(parts_of(await nodes.wires["full"].handler(peer, request))))
+        data[len(data) // 2] ^= 1
+        return bytes(data)
+
+    empty = nodes.services["empty"]
+    nodes.wires["empty"].servers["liar"] = lie
+    with pytest.raises(UnreachableError, match="liar: lied: subtile"):
+        asyncio.run(empty.shard(0, ROOT))
+    assert set(nodes.wires["empty"].reported) == {"liar"}
+    nodes.connect("empty", "full")
+    assert asyncio.run(empty.shard(0, ROOT)) == DATA
+    assert empty.lies >= 1
+
+
+def test_damage_on_disk_is_never_served_and_mended_by_itself(nodes: Nodes) -> None:
+    nodes.connect("full", "other")
+    nodes.services["other"].put_shard(0, DATA, ROOT)
+    damage(nodes.stores["full"])
+    full = nodes.services["full"]
+
+    async def act() -> None:
+        handler = nodes.wires["full"].handler
+        assert parts_of(await handler("asker", ask(2, 0, 2, 1))) == []
+        assert not full.store.has_tile(0, ROOT, 2)
+        await asyncio.gather(*full._mending)
+        assert full.store.has_tile(0, ROOT, 2)
+        assert b"".join(parts_of(await handler("asker", ask(2, 0, 2, 0)))) == DATA[-300_000:]
+
+    asyncio.run(act())
+    assert full.damaged == 1
+    assert nodes.wires["full"].reported == []
+
+
+def test_damage_found_while_reading_is_mended(nodes: Nodes) -> None:
+    nodes.connect("full", "other")
+    nodes.services["other"].put_shard(0, DATA, ROOT)
+    full = nodes.services["full"]
+    damage(nodes.stores["full"])
+    assert asyncio.run(full.shard(0, ROOT)) == DATA
+    damage(nodes.stores["full"])
+    assert asyncio.run(full.tile(0, ROOT, 2)) == DATA[2 * limits.TILE_BYTES :]
+    assert full.damaged == 2
+    assert nodes.stores["full"].scrub() == []
+
+
+def test_damage_that_nobody_can_mend_is_said(nodes: Nodes) -> None:
+    damage(nodes.stores["full"])
+    full = nodes.services["full"]
+
+    async def act() -> None:
+        await nodes.wires["full"].handler("asker", ask(2, 0, 1, 0))
+        await asyncio.gather(*full._mending)
+
+    asyncio.run(act())
+    assert full.store.presence(0, ROOT) == (True, True, False)
+
+
+def test_a_disk_that_refuses(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever needs the bytes has them; whoever wants them kept is told."""
+    nodes.connect("empty", "full")
+    empty = nodes.services["empty"]
+
+    def refuse(*_: object) -> None:
+        raise StorageError("the disk is full; free some space")
+
+    asyncio.run(empty.ensure(0, ROOT, []))
+    monkeypatch.setattr(empty.store, "put_tile", refuse)
+    assert asyncio.run(empty.tile(0, ROOT, 2)) == DATA[2 * limits.TILE_BYTES :]
+    with pytest.raises(StorageError, match="disk is full"):
+        asyncio.run(empty.ensure(0, ROOT))
+
+
+def test_every_part_of_a_tile_can_be_asked_for(nodes: Nodes) -> None:
+    async def answer(data: bytes) -> bytes:
+        return b"".join(parts_of(await nodes.wires["full"].handler("asker", data)))
+
+    async def act() -> None:
+        step = limits.SUBTILE_BYTES
+        hashes = b"".join(merkle.subtile_hashes(DATA[: limits.TILE_BYTES]))
+        for _ in range(3):  # from disk, from disk into the cache, from the cache
+            for first in range(0, 16, 5):
+                for count in (1, 16 - first):
+                    part = DATA[first * step : (first + count) * step]
+                    assert await answer(ask(0, first, count, 0)) == part
+                    assert await answer(ask(0, first, count, 1)) == hashes + part
+            assert await answer(ask(0, 0, 0, 1)) == hashes
+        assert await answer(ask(2, 1, 1, 0)) == DATA[2 * limits.TILE_BYTES + step :]
+        assert await answer(ask(0, 0, 1, 0, Hash32(bytes(32)))) == b""
+
+    asyncio.run(act())
+    assert nodes.services["full"].metrics()["tiles_served"] > 0
+
+
+def test_the_cache_is_bounded(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.services.tile_serve.CACHE_BYTES", limits.TILE_BYTES + 400_000)
+    server = nodes.services["full"]._server
+
+    async def act() -> None:
+        for _ in range(4):
+            for tile in range(3):
+                await nodes.wires["full"].handler("asker", ask(tile, 0, 1, 1))
+                assert server._cached_bytes <= limits.TILE_BYTES + 400_000
+                assert server._cached_bytes == sum(len(d) for d in server._cache.values())
+
+    asyncio.run(act())
+    assert server._cache
+
+
+def test_requests_that_cannot_be_meant_cost_their_sender(nodes: Nodes) -> None:
+    bad = [
+        b"",
+        b"x" * 40,
+        ask(3, 0, 1, 0),
+        ask(2, 1, 2, 0),
+        ask(0, 0, 17, 0),
+        ask(0, 16, 1, 0),
+        ask(0, 0, 0, 0),
+        ask(0, 0, 1, 2),
+        TileRequest(ShardIndex(1), ROOT, TileIndex(0), 0, 1, 0).encoded(),
+    ]
+    for request in bad:
+        assert parts_of(asyncio.run(nodes.wires["full"].handler("fool", request))) == []
+    assert nodes.wires["full"].reported == ["fool"] * len(bad)
+
+
+def test_versions_and_shards_that_never_were_are_refused(nodes: Nodes) -> None:
+    empty = nodes.services["empty"]
+    with pytest.raises(VerifyError, match="never had the root"):
+        asyncio.run(empty.shard(0, Hash32(bytes(32))))
+    with pytest.raises(VerifyError, match="has no shard 1"):
+        asyncio.run(empty.shard(1, ROOT))
+    with pytest.raises(VerifyError, match="has no tile 3"):
+        asyncio.run(empty.tile(0, ROOT, 3))
+
+
+def test_the_chain_says_which_roots_there_were(tmp_path: Path) -> None:
+    with LocalChain(tmp_path) as chain:
         start = build_genesis(chain.genesis)
-        roots = [s.tile_roots for s in start.rooted]
-        self.root = chain.state.need(r.ShardRecord, r.shard_key(0)).root
-        self.data = start.shards[0]
-        self.wires = Wire(), Wire()
-        self.services = []
-        for wire, name in zip(self.wires, ("full", "empty"), strict=True):
-            store = TileStore(directory / name, start.specs)
-            self.services.append(
-                TileService(store, start.specs, wire, chain.store, roots)  # type: ignore[arg-type]
-            )
-        self.services[0].put_shard(0, self.data, self.root)
-
-    def fetch(self) -> bytes:
-        return asyncio.run(self.services[1].shard(0, self.root))
-
-    def connect(self) -> None:
-        self.wires[1].servers["full"] = self.wires[0].handler
-
-
-def test_what_is_not_here_comes_from_a_peer_verified(tmp_path: Path) -> None:
-    with LocalChain(tmp_path) as chain:
-        pair = Pair(tmp_path, chain)
-        with pytest.raises(UnreachableError, match="none of 0 connected peers"):
-            pair.fetch()
-        pair.connect()
-        assert pair.fetch() == pair.data
-        assert pair.services[1].fetched == 1
-
-
-def test_a_flipped_byte_is_charged_to_its_sender(tmp_path: Path) -> None:
-    with LocalChain(tmp_path) as chain:
-        pair = Pair(tmp_path, chain)
-
-        async def lie(peer: str, request: bytes) -> bytes:
-            data = bytearray(await pair.wires[0].handler(peer, request))
-            data[len(data) // 2] ^= 1
-            return bytes(data)
-
-        pair.wires[1].servers["liar"] = lie
-        with pytest.raises(UnreachableError):
-            pair.fetch()
-        assert pair.wires[1].reported == ["liar"]
-        pair.connect()
-        assert pair.fetch() == pair.data
-
-
-def test_damage_on_disk_is_mended_from_a_peer_and_never_served(tmp_path: Path) -> None:
-    with LocalChain(tmp_path) as chain:
-        pair = Pair(tmp_path, chain)
-        pair.connect()
-        assert pair.fetch() == pair.data
-        path = pair.services[1].store.path(0, pair.root)
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
-        request = (0).to_bytes(4, "big") + pair.root + (0).to_bytes(4, "big")
-        assert asyncio.run(pair.wires[1].handler("asker", request)) == b""
-        assert pair.fetch() == pair.data
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
-        assert pair.fetch() == pair.data
-        assert pair.services[1].damaged == 1
-
-
-def test_a_root_that_never_was_is_refused(tmp_path: Path) -> None:
-    with LocalChain(tmp_path) as chain:
-        pair = Pair(tmp_path, chain)
-        pair.connect()
+        genesis = [s.tile_roots for s in start.rooted]
+        ask_chain = chain_roots(chain.store, start.specs, genesis)
+        root = chain.state.need(r.ShardRecord, r.shard_key(0)).root
+        assert ask_chain(0, root) == genesis[0]
         with pytest.raises(VerifyError, match="never had the root"):
-            asyncio.run(pair.services[1].shard(0, Hash32(bytes(32))))
-
-
-def test_requests_that_cannot_be_meant_cost_their_sender(tmp_path: Path) -> None:
-    with LocalChain(tmp_path) as chain:
-        pair = Pair(tmp_path, chain)
-        for request in (b"", b"x" * 40, bytes(4) + pair.root + b"\xff" * 4):
-            assert asyncio.run(pair.wires[0].handler("fool", request)) == b""
-        assert pair.wires[0].reported == ["fool"] * 3
+            ask_chain(0, Hash32(bytes(32)))
