@@ -20,6 +20,10 @@ def h(name: str, data: bytes) -> bytes:
     return blake3.blake3(data, derive_key_context="blyan/1/" + name).digest()
 
 
+def hexes(items: list[bytes]) -> list[str]:
+    return [item.hex() for item in items]
+
+
 def u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
@@ -47,14 +51,19 @@ def root(name: str, leaves: list[bytes], size: int) -> bytes:
     return h(name, b"\xff" + u64(len(leaves)) + u64(size) + top)
 
 
-def proof(name: str, leaves: list[bytes], index: int) -> list[bytes]:
-    siblings = []
+def missing(name: str, leaves: list[bytes], wanted: set[int]) -> list[bytes]:
+    """What a verifier lacks who knows the wanted leaves: level by level, in order."""
+    nodes = []
     for level in range(depth(len(leaves))):
-        mine = index // 8**level
-        first = mine - mine % 8
-        others = [p for p in range(first, first + 8) if p != mine and p * 8**level < len(leaves)]
-        siblings += [node(name, leaves, level, p) for p in others]
-    return siblings
+        known = {i // 8**level for i in wanted}
+        places = [p for k in sorted({k // 8 for k in known}) for p in range(8 * k, 8 * k + 8)]
+        lacking = [p for p in places if p not in known and p * 8**level < len(leaves)]
+        nodes += [node(name, leaves, level, p) for p in lacking]
+    return nodes
+
+
+def proof(name: str, leaves: list[bytes], index: int) -> list[bytes]:
+    return missing(name, leaves, {index})
 
 
 def subtile(index: int, data: bytes) -> bytes:
@@ -66,54 +75,72 @@ def subtile_leaves(data: bytes) -> list[bytes]:
     return [subtile(i, data[at : at + SUBTILE]) for i, at in enumerate(cuts)]
 
 
-def tile_root(data: bytes) -> bytes:
-    return root("tile-node", subtile_leaves(data), len(data))
-
-
 def tile_roots(data: bytes) -> list[bytes]:
-    return [tile_root(data[at : at + TILE]) for at in range(0, len(data), TILE)]
+    tiles = (data[at : at + TILE] for at in range(0, len(data), TILE))
+    return [root("tile-node", subtile_leaves(tile), len(tile)) for tile in tiles]
 
 
 def shard_root(data: bytes) -> bytes:
     return root("shard", tile_roots(data), len(data))
 
 
-def hexes(items: list[bytes]) -> list[str]:
-    return [item.hex() for item in items]
+def set_nodes(shards: list[bytes], wanted: dict[int, list[int]]) -> list[bytes]:
+    """Missing nodes of a set: for each shard the places (16 a tile) of its subtiles."""
+    nodes = []
+    for index, places in sorted(wanted.items()):
+        for t in sorted({p // 16 for p in places}):
+            leaves = subtile_leaves(shards[index][t * TILE : (t + 1) * TILE])
+            nodes += missing("tile-node", leaves, {p % 16 for p in places if p // 16 == t})
+        nodes += missing("shard", tile_roots(shards[index]), {p // 16 for p in places})
+    return nodes + missing("model", [shard_root(s) for s in shards], set(wanted))
+
+
+def shard_vector(size: int) -> dict[str, Any]:
+    data = noise(f"shard of {size}", size)
+    made: dict[str, Any] = {"bytes": size, "tile_roots": hexes(tile_roots(data))}
+    made["shard_root"] = shard_root(data).hex()
+    if size:
+        leaves = subtile_leaves(data[:TILE])
+        run = range(len(leaves) // 3, len(leaves) * 5 // 6 + 1)
+        made["last_subtile"] = len(leaves) - 1
+        made["subtile_hash"] = leaves[-1].hex()
+        made["subtile_siblings"] = hexes(proof("tile-node", leaves, len(leaves) - 1))
+        made["range"] = [run[0], len(run)]
+        made["range_nodes"] = hexes(missing("tile-node", leaves, set(run)))
+    return made
+
+
+def list_vector(count: int) -> dict[str, Any]:
+    leaves, index = [noise(f"leaf {i}", 32) for i in range(count)], count * 5 // 7
+    made: dict[str, Any] = {"count": count, "list_root": root("list", leaves, 0).hex()}
+    if count:
+        run = range(count // 3, count * 5 // 6 + 1)
+        made |= {"model_root": root("model", leaves, 0).hex(), "index": index}
+        made["siblings"] = hexes(proof("list", leaves, index))
+        made["shard_bytes"] = count * TILE - 7
+        made["shard_root"] = root("shard", leaves, count * TILE - 7).hex()
+        made["tile_range"] = [run[0], len(run)]
+        made["tile_range_nodes"] = hexes(missing("shard", leaves, set(run)))
+    return made
+
+
+def set_vector(wanted: dict[int, list[int]]) -> dict[str, Any]:
+    sizes = [TILE + 3 * SUBTILE + 8, 0, 5 * SUBTILE, *[1] * 7, 2 * TILE]
+    shards = [noise(f"set {i}", size) for i, size in enumerate(sizes)]
+    top, nodes = root("model", [shard_root(s) for s in shards], 0), set_nodes(shards, wanted)
+    places = [[i, wanted[i]] for i in sorted(wanted)]
+    return {"sizes": sizes, "places": places, "root": top.hex(), "nodes": hexes(nodes)}
 
 
 def vectors() -> dict[str, Any]:
-    shards = []
-    for size in (1, 4, SUBTILE - 1, SUBTILE, SUBTILE + 1, 9 * SUBTILE + 4, TILE, TILE + 4096):
-        label = f"shard of {size}"
-        data = noise(label, size)
-        tile = data[:TILE]
-        last = (len(tile) - 1) // SUBTILE
-        shards.append(
-            {
-                "label": label,
-                "bytes": size,
-                "tile_roots": hexes(tile_roots(data)),
-                "shard_root": shard_root(data).hex(),
-                "last_subtile": last,
-                "subtile_hash": subtile_leaves(tile)[last].hex(),
-                "subtile_siblings": hexes(proof("tile-node", subtile_leaves(tile), last)),
-            }
-        )
-    lists = []
-    for count in (0, 1, 2, 8, 9, 64, 65, 100):
-        leaves = [noise(f"leaf {i}", 32) for i in range(count)]
-        index = count * 5 // 7
-        lists.append(
-            {
-                "count": count,
-                "list_root": root("list", leaves, 0).hex(),
-                "model_root": root("model", leaves, 0).hex() if count else "",
-                "index": index,
-                "siblings": hexes(proof("list", leaves, index)) if count else [],
-            }
-        )
-    return {"shards": shards, "lists": lists}
+    sizes = (0, 1, 4, SUBTILE - 1, SUBTILE, SUBTILE + 1, 9 * SUBTILE + 4, TILE, TILE + 4096)
+    every = {0: [*range(20)], 2: [*range(5)], **{i: [0] for i in range(3, 10)}, 10: [*range(32)]}
+    some = [{0: [18]}, {2: [0, 4], 10: [0, 1, 2, 15, 31]}, every]
+    return {
+        "shards": [shard_vector(size) for size in sizes],
+        "lists": [list_vector(count) for count in (0, 1, 2, 8, 9, 64, 65, 100)],
+        "sets": [set_vector(wanted) for wanted in some],
+    }
 
 
 if __name__ == "__main__":
