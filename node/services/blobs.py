@@ -18,12 +18,19 @@ from chain import limits
 from chain.errors import StorageError, UnreachableError
 from chain.hashes import BLOB, Hash32
 from chain.types import BlobId
+from node.net.priority import Priority
+from node.services.peer_rates import PeerRates
 from node.services.peers import Peers
 
 log = logging.getLogger("blyan.blobs")
 PROTOCOL = "/blyan/blob/1"
+_TOO_SLOW = "too slow"
 _BLOB, _CHECKPOINT = b"\x00", b"\x01"
-FETCH_TIMEOUT_S = 20.0
+ANSWER_S = 600.0  # the longest that one blob may take: 64 MiB at 112 kB/s
+SILENCE_S = 20.0  # a peer that sends nothing for so long is given up
+SLOW_AFTER_S = 2.0  # a peer shows its speed by then
+SLOW_RATE = 64 * 1024  # bytes a second below which another peer is tried first
+_TICK_S = 0.25
 MAX_STORE_BYTES = 8 * 1024**3  # what a node keeps of others' blobs
 
 
@@ -34,11 +41,12 @@ class BlobService:
         self._directory = directory
         self._net = net
         self._fetching: dict[bytes, asyncio.Task[bytes]] = {}
+        self._rates = PeerRates()
         self.fetched = self.lies = 0
         for kind in ("blob", "checkpoint"):
             (directory / kind).mkdir(parents=True, exist_ok=True)
         self._used = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
-        net.serve(PROTOCOL, self._serve, most=33, concurrent=8)
+        net.serve(PROTOCOL, self._serve, most=33, concurrent=8, priority=Priority.BULK)
 
     # --- local ---------------------------------------------------------------------
 
@@ -133,25 +141,108 @@ class BlobService:
             task.exception()  # whoever still waits raises it; perhaps nobody does
 
     async def _fetch(self, request: bytes, most: int, check: Callable[[bytes], bool]) -> bytes:
+        """From the fastest peer that has it; those that are too slow once more, at the end."""
         peers = [p.peer_id for p in self._net.peers() if p.connected]
-        for peer in peers:
-            try:
-                data = await self._net.request(
-                    peer, PROTOCOL, request, timeout_s=FETCH_TIMEOUT_S, most=most
-                )
-            except UnreachableError as error:
-                log.debug("%s did not answer for %s: %s", peer, request.hex(), error)
-                continue
-            if not data:
-                continue
-            if await asyncio.to_thread(check, data):
-                self.fetched += 1
+        now = asyncio.get_running_loop().time()
+        order = sorted(peers, key=lambda p: self._rank(p, now))
+        reasons: dict[str, str] = {}
+        room = memoryview(bytearray(most))  # the system gives pages only for what is written
+        slow = []
+        for peer in order:
+            hurried = peer != order[-1]
+            data = await self._ask(peer, request, room, check, reasons, hurried=hurried)
+            if data is not None:
                 return data
-            self.lies += 1
-            self._net.report(peer, "served bytes that are not what was asked for", 50)
+            if reasons[peer] == _TOO_SLOW:
+                slow.append(peer)
+        for peer in slow:
+            data = await self._ask(peer, request, room, check, reasons, hurried=False)
+            if data is not None:
+                return data
+        why = "; ".join(f"{peer}: {reason}" for peer, reason in list(reasons.items())[:8])
         raise UnreachableError(
-            f"none of {len(peers)} connected peers has {request[1:].hex()}; try again later"
+            f"none of {len(peers)} connected peers has {request[1:].hex()}"
+            f"{f' ({why})' if why else ''}; try again later"
         )
+
+    def _rank(self, peer: str, now: float) -> tuple[bool, bool, float]:
+        """Smaller is asked earlier: neither a liar, nor one that failed just now, and fast."""
+        rate = self._rates[peer]
+        return rate.banned_until > now, rate.paused_until > now, -self._rates.speed(rate, now)
+
+    async def _ask(
+        self,
+        peer: str,
+        request: bytes,
+        room: memoryview,
+        check: Callable[[bytes], bool],
+        reasons: dict[str, str],
+        *,
+        hurried: bool,
+    ) -> bytes | None:
+        """One peer's answer if it is the right one, else None and a reason."""
+        loop = asyncio.get_running_loop()
+        rate = self._rates[peer]
+        try:
+            size = await self._receive(peer, request, room, hurried=hurried)
+        except UnreachableError as error:
+            log.debug("%s did not answer for %s: %s", peer, request.hex(), error)
+            rate.failed(loop.time())
+            reasons[peer] = str(error)
+            return None
+        if not size:
+            reasons[peer] = "does not have it"
+            return None
+        rate.gave()
+        data = bytes(room[:size])
+        if await asyncio.to_thread(check, data):
+            self.fetched += 1
+            return data
+        self.lies += 1
+        rate.lied(loop.time())
+        reasons[peer] = "served other bytes"
+        log.warning("%s served bytes that are not %s", peer, request[1:].hex())
+        self._net.report(peer, "served bytes that are not what was asked for", 50)
+        return None
+
+    async def _receive(self, peer: str, request: bytes, room: memoryview, *, hurried: bool) -> int:
+        """Bytes of one peer's answer in `room`. Raises UnreachableError, also for a peer that
+        sends nothing, or (`hurried`) next to nothing."""
+        loop = asyncio.get_running_loop()
+        rate = self._rates[peer]
+        received, moved = 0, loop.time()
+
+        def progress(count: int) -> None:
+            nonlocal received, moved
+            moved = loop.time()
+            rate.arrived(moved, count - received)
+            received = count
+
+        began = loop.time()
+        rate.began(began, len(room))
+        task = asyncio.ensure_future(
+            self._net.fetch(
+                peer,
+                PROTOCOL,
+                request,
+                into=room,
+                progress=progress,
+                timeout_s=ANSWER_S,
+                priority=Priority.BULK,
+            )
+        )
+        try:
+            while not (await asyncio.wait({task}, timeout=_TICK_S))[0]:
+                now = loop.time()
+                if now - moved > SILENCE_S:
+                    raise UnreachableError(f"sent nothing for {SILENCE_S:g} s")
+                if hurried and now - began > SLOW_AFTER_S and (rate.live(now) or 0) < SLOW_RATE:
+                    raise UnreachableError(_TOO_SLOW)
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)  # then nothing writes to `room`
+            rate.ended(loop.time(), len(room) - received)
 
     # --- serving -------------------------------------------------------------------------
 

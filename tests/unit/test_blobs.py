@@ -15,6 +15,7 @@ from chain.hashes import BLOB, Hash32
 from chain.types import BlobId
 from node.services import blobs
 from node.services.blobs import BlobService
+from tests.kit.fast_time import run_fast
 from tests.kit.wire import Wire
 
 
@@ -110,3 +111,55 @@ def test_a_checkpoint_is_checked_by_its_reader(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError):
         asyncio.run(held.get_checkpoint(name, check=lambda data: data == b"real"))
     assert wire.reported == ["far"]
+
+
+class Slow(Wire):
+    """A network in virtual time whose peers send so many bytes a second, or nothing at all."""
+
+    def __init__(self, data: bytes, **rates: float) -> None:
+        super().__init__()
+        self.data, self.rates = data, rates
+        self.servers = dict.fromkeys(rates)
+
+    async def fetch(
+        self, peer: str, protocol: str, data: bytes, *, into: Any, progress: Any = None, **_: Any
+    ) -> int:
+        self.asked.append(peer)
+        if not self.rates[peer]:
+            await asyncio.get_running_loop().create_future()
+        step = max(1, int(self.rates[peer] / 10))
+        for start in range(0, len(self.data), step):
+            await asyncio.sleep(0.1)
+            end = min(start + step, len(self.data))
+            into[start:end] = self.data[start:end]
+            progress(end)
+        return len(self.data)
+
+
+def took(wire: Slow, directory: Path) -> float:
+    """Virtual seconds until the blob is here."""
+    held = BlobService(directory, wire)
+
+    async def act() -> float:
+        data = await held._fetch(b"\x00" + BLOB.hash(wire.data), 1 << 20, inline)
+        assert data == wire.data
+        return asyncio.get_running_loop().time()
+
+    def inline(data: bytes) -> bool:
+        return BLOB.hash(data) == BLOB.hash(wire.data)
+
+    return run_fast(act())
+
+
+def test_a_slow_peer_is_left_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def inline(check: Any, *args: Any) -> Any:
+        return check(*args)
+
+    monkeypatch.setattr(blobs.asyncio, "to_thread", inline)  # threads know no virtual time
+    data = bytes(1 << 19)
+    assert took(Slow(data, drips=1.0, silent=0.0, good=1e6), tmp_path) < 7
+    wire = Slow(data, silent=0.0, steady=50e3)  # the only one that has it may take its time
+    assert 10 < took(wire, tmp_path) < 45
+    wire = Slow(data, steady=50e3, silent=0.0)
+    assert 30 < took(wire, tmp_path) < 60
+    assert wire.asked == ["steady", "silent", "steady"]
