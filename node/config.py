@@ -33,6 +33,10 @@ class Config:
     bootstrap: tuple[str, ...] = ()  # multiaddrs with /p2p/, dialled at start
     log_level: str = "info"
     account: str = "node"  # name of the keystore entry that this home acts with
+    keep_versions: int = 2  # newest versions of each shard that are kept whole
+    retention_rounds: int = 32  # rounds whose model can be rebuilt; older versions are dropped
+    snapshot_every: int = 16  # of how many versions one is whole, so that a rebuild is short
+    scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
 
     @property
     def api_url(self) -> str:
@@ -54,6 +58,13 @@ def _text_list(text: str) -> list[str]:
     return [part for part in text.replace(",", " ").split() if part]
 
 
+def _whole(least: int, most: int, unit: str) -> _Field:
+    def fits(value: Any) -> bool:
+        return type(value) is int and least <= value <= most
+
+    return _Field(f"a whole number of {unit} from {least} to {most}", int, fits)
+
+
 _PORT = _Field("a port from 1 to 65535", int, lambda v: type(v) is int and 0 < v < 65536)
 _HOST = _Field("a host such as 127.0.0.1", str, lambda v: isinstance(v, str) and 0 < len(v) < 254)
 _FIELDS: Mapping[str, _Field] = {
@@ -68,6 +79,10 @@ _FIELDS: Mapping[str, _Field] = {
     ),
     "log_level": _Field(f"one of {', '.join(LOG_LEVELS)}", str, lambda v: v in LOG_LEVELS),
     "account": _Field("a key name of the keystore", str, lambda v: isinstance(v, str) and v != ""),
+    "keep_versions": _whole(1, 1000, "versions"),
+    "retention_rounds": _whole(1, 1_000_000, "rounds"),
+    "snapshot_every": _whole(1, 1000, "versions"),
+    "scrub_interval_hours": _whole(0, 8760, "hours"),
 }
 
 
