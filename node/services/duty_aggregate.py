@@ -80,7 +80,9 @@ async def hold_model(context: DutyContext, duty: HoldModel) -> None:
     for index, root in missing_shards(state, context.holds):
         roots = state.need(r.TileRoots, r.tiles_key(index)).roots
         for tile in await asyncio.to_thread(store.begin, index, root, roots):
-            data = await asyncio.to_thread(context.files.tile, roots[tile])
+            now = state.head.round  # or the one before, if the next has begun
+            number = now if context.files.has_tile(now, roots[tile]) else now - 1
+            data = await asyncio.to_thread(context.files.tile, number, roots[tile])
             if data is not None:
                 await asyncio.to_thread(store.put_tile, index, root, tile, data)
         if not context.holds(index, root):

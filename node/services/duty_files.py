@@ -45,12 +45,14 @@ class DutyFiles:
         if not path.exists():
             _write(path, data)
 
-    def tile(self, root: Hash32) -> bytes | None:
-        """A tile of any round kept here, verified."""
-        for path in self._tiles.glob(f"*-{root.hex()}.tile"):
-            data = _read(path)
-            if data and len(data) <= limits.TILE_BYTES and merkle.tile_root(data) == root:
-                return data
+    def has_tile(self, round_: int, root: Hash32) -> bool:
+        return self._tile_path(round_, root).exists()
+
+    def tile(self, round_: int, root: Hash32) -> bytes | None:
+        """A tile made here in a round, verified."""
+        data = _read(self._tile_path(round_, root))
+        if data and len(data) <= limits.TILE_BYTES and merkle.tile_root(data) == root:
+            return data
         return None
 
     def forget_before(self, round_: int) -> None:

@@ -335,10 +335,11 @@ def test_duty_files_keep_votes_and_tiles_until_their_round_is_over(tmp_path: Pat
     tile = b"tile" * 8
     root = merkle.tile_root(tile)
     files.save_tile(3, root, tile)
-    assert files.tile(root) == tile
+    assert [files.has_tile(n, root) for n in (2, 3)] == [False, True]
+    assert files.tile(3, root) == tile
     (path,) = (tmp_path / "duties" / "tiles").iterdir()
     path.write_bytes(b"tilf" * 8)
-    assert files.tile(root) is None
+    assert files.tile(3, root) is None
     files.forget_before(3)
     assert files.vote(3, delta) == vote
     files.forget_before(4)
