@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,6 +19,7 @@ from chain.codec import encode
 from chain.errors import DecodeError, UnreachableError
 from node.net import limits, peers
 from node.net.identity import Address, is_peer_id
+from node.net.kademlia import Rate
 
 if TYPE_CHECKING:
     from node.net.host import Host
@@ -31,6 +33,10 @@ class Dialer:
         self._book, self._links = host.state.book, host.state.links
         self._wakers: dict[str, trio.Event] = {}  # name -> wakes its loop
         self._random = random.Random()  # jitter only
+        self._leads: OrderedDict[str, tuple[Address, ...]] = OrderedDict()  # others' word
+        self._visits: dict[str, float] = {}  # connections made for a question; when last used
+        self._visiting: dict[str, trio.Event] = {}
+        self._visit_rate = Rate(limits.VISIT_RATE, limits.VISIT_BURST)
 
     # --- dialling -------------------------------------------------------------------
 
@@ -120,6 +126,90 @@ class Dialer:
         with trio.move_on_after(seconds):
             await self._wakers[name].wait()
         self._wakers[name] = trio.Event()
+
+    # --- visits ---------------------------------------------------------------------
+
+    def note_lead(self, name: str, addresses: tuple[Address, ...]) -> bool:
+        """Where others say that a peer listens, for a later visit. False: no address is known."""
+        if addresses and name != self._state.name:
+            self._leads[name] = addresses
+            self._leads.move_to_end(name)
+            while len(self._leads) > limits.MAX_KNOWN:
+                self._leads.popitem(last=False)
+        return bool(addresses) or name in self._leads or name in self._book.known
+
+    async def visit(self, name: str, addresses: tuple[Address, ...] = ()) -> None:
+        """Be connected to a peer that we have a question for. UnreachableError if we are not.
+
+        Dials are few and paced, since who is asked for may be a liar's word; a connection that
+        is not used any more is closed if we have enough without it.
+        """
+        while (busy := self._visiting.get(name)) is not None:
+            await busy.wait()
+        if name in self._visits:
+            self._visits[name] = time.monotonic()
+        if name in self._links and self._links[name].is_usable:
+            return
+        done = self._visiting[name] = trio.Event()
+        try:
+            await self._visit(name, addresses)
+        finally:
+            del self._visiting[name]
+            done.set()
+
+    async def _visit(self, name: str, addresses: tuple[Address, ...]) -> None:
+        now, known = time.monotonic(), self._book.known.get(name)
+        where = (known.to_dial() if known else []) or list(addresses)
+        where = where or list(self._leads.get(name, ()))
+        if name == self._state.name or not where:
+            raise UnreachableError(f"no address of {name} is known")
+        if self._book.violations.is_banned(name, now):
+            raise UnreachableError(f"{name} is refused for what it did")
+        if not self._visit_rate.take("", now) or not self._make_visit_room():
+            raise UnreachableError(f"too many peers are being dialled to visit {name}")
+        peer = ID.from_string(name)
+        for address in where[: limits.MAX_DOUBTFUL]:
+            self._host.metrics.add("visits")
+            with trio.move_on_after(limits.DIAL_TIMEOUT_S):
+                try:
+                    await self._host.swarm.dial_addr(Multiaddr(str(address)), peer)
+                except Exception as error:
+                    log.debug("visiting %s failed: %r", address, error)
+            if self._host.is_connected(peer):
+                break
+        else:
+            raise UnreachableError(f"{name} cannot be reached at {where[0]}")
+        link = self._host.link_of(peer)
+        self._visits[name] = now
+        with trio.move_on_after(limits.STREAM_TIMEOUT_S):
+            while not link.is_usable and not link.is_closed:
+                await self._host.changed.wait()
+        if not link.is_usable:
+            raise UnreachableError(f"{name} was reached, but does not speak to us")
+
+    def _make_visit_room(self) -> bool:
+        visits = [name for name in self._visits if name in self._links]
+        full = len(self._links) >= limits.MAX_CONNECTIONS - 4
+        if len(visits) < limits.MAX_VISITS and not full:
+            return True
+        if not visits:
+            return False
+        self._end_visit(min(visits, key=lambda name: self._visits[name]))
+        return True
+
+    def close_visits(self, now: float) -> None:
+        """Those that served their purpose, while we have more connections than we want."""
+        for name, used in list(self._visits.items()):
+            if name not in self._links:
+                del self._visits[name]
+            elif now - used > limits.VISIT_S and len(self._links) > limits.WANTED_CONNECTIONS:
+                self._end_visit(name)
+
+    def _end_visit(self, name: str) -> None:
+        del self._visits[name]
+        known = self._book.known.get(name)
+        if known is None or not known.wanted:
+            self._host.drop(name)
 
     # --- peer exchange --------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from chain.errors import BlyanError, UnreachableError
-from node.net import limits, peers, quick, requests, streams
+from node.net import dht, limits, peers, quick, requests, streams
 from node.net.dialer import Dialer
 from node.net.gossip import GuardedPubsub, Verdict
 from node.net.guards import GuardedHost, build_host, quiet_libp2p
@@ -52,11 +52,13 @@ class Host:
         self._running = trio.Event()
         self.changed = trio.Event()  # replaced and set when a link comes up or goes
         self.dialer = Dialer(self)
+        self.dht = dht.Dht(self)
         self.host: GuardedHost = build_host(self.state.seed, self.metrics, self.blame)
         self.swarm = self.host.get_network()
         self.pubsub = GuardedPubsub(self.host, self._judge, self.blame, self.metrics)
         self.swarm.register_notifee(_Notifee(self))
         self.host.set_stream_handler(LINK_PROTOCOL, self._read_link)
+        self.host.set_stream_handler(TProtocol(dht.PROTOCOL), self.dht.serve)
         listen = Multiaddr(str(self.state.listen))
         async with (
             self.host.run([listen]),
@@ -75,6 +77,7 @@ class Host:
                 nursery.start_soon(self._cut_in_the_end)
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self.dialer.exchange_now_and_then)
+                nursery.start_soon(self.dht.provide_for_ever)
                 ready()
                 await self._stopping.wait()
                 nursery.cancel_scope.cancel()
@@ -194,6 +197,12 @@ class Host:
             await self.swarm.close_peer(peer)
             nursery.cancel_scope.cancel()
 
+    def drop(self, name: str) -> None:
+        """Disconnect a peer that did nothing wrong."""
+        if name in self.links:
+            self.links[name].close()
+        self.spawn(self._drop, ID.from_string(name))
+
     def _abort(self, peer: ID) -> None:
         for connection in self.swarm.get_connections(peer):
             socket = streams.socket_of(connection)
@@ -218,6 +227,7 @@ class Host:
             now = time.monotonic()
             slept = now - last > 3.0
             last = now
+            self.dialer.close_visits(now)
             for link in list(self.links.values()):
                 if slept:
                     link.heard = now
@@ -281,6 +291,7 @@ class Host:
         self.metrics.add("connects")
         self.state.bridge.to_loop(self.state.peer_change, link.name, True)
         self.spawn(self.dialer.exchange, link.name)
+        self.dht.met(link.name)
         self._note_change()
 
     def _note_gone(self, link: Link) -> None:
@@ -372,7 +383,7 @@ class Host:
         async def ask(stream: Any) -> bytes:
             return await requests.ask(stream, data, most)
 
-        return await self._exchange(name, protocol, timeout_s, ask)
+        return await self.exchange(name, protocol, timeout_s, ask)
 
     async def fetch(
         self, name: str, protocol: str, data: bytes, timeout_s: float, most: int, take: Take
@@ -382,9 +393,9 @@ class Host:
                 stream, data, most, functools.partial(self.state.bridge.ask, take)
             )
 
-        return await self._exchange(name, protocol, timeout_s, ask)
+        return await self.exchange(name, protocol, timeout_s, ask)
 
-    async def _exchange(self, name: str, protocol: str, timeout_s: float, ask: Ask[T]) -> T:
+    async def exchange(self, name: str, protocol: str, timeout_s: float, ask: Ask[T]) -> T:
         peer = ID.from_string(name)
         if not self.is_connected(peer):
             raise UnreachableError(f"not connected to {name}")

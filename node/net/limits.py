@@ -36,6 +36,26 @@ GOSSIP_QUEUE = 1024  # RPCs waiting for one peer in pubsub (libp2p's own 32 lose
 GOSSIP_RATE = 1000  # messages a second, topic and forwarder; beyond it pubsub drops
 PUBLISH_RATE = 500  # own publishes a second and topic: paced below what others accept
 
+# --- the DHT (docs/spec/network.md, "Provider records") -------------------------
+MAX_DHT_BYTES = 64 * 1024  # wire: one message; 40 peers with 8 addresses each have 25 KiB
+MAX_DHT_KEY = 128  # wire: bytes of a key, as other libp2p nodes have it
+MAX_DHT_STREAM = 16  # messages on one stream; whoever has more opens another
+MAX_DHT_AT_ONCE = 16  # streams being served
+MAX_DHT_AT_ONCE_PER_PEER = 4  # of one peer: a dozen silent streams must not lock others out
+MAX_DHT_QUERIES = 24  # peers asked in one lookup, whatever closer ones they claim to know
+MAX_DHT_LOOKUPS = 4  # of ours at a time; more wait
+MAX_DHT_RECORDS = 32_768  # of others' provider records held here, about 10 MiB
+MAX_DHT_RECORDS_PER_PEER = 4096  # by one provider
+MAX_DHT_PER_HOST = 4  # contacts in one bucket, or providers of one key, at one IP address
+MAX_PROVIDED = 4096  # keys that this node provides
+MAX_FOUND = 64  # providers that one lookup returns
+DHT_BUCKET = 20  # Kademlia's k: contacts a bucket, peers and providers an answer
+DHT_PARALLEL = 3  # Kademlia's alpha
+DHT_STORES = 8  # peers that a record is given to
+DHT_RATE, DHT_BURST = 50.0, 500.0  # messages of one peer a second; beyond it points
+MAX_VISITS = 24  # connections made for one question, above those we want anyway
+VISIT_RATE, VISIT_BURST = 2.0, 32.0  # such dials a second: a liar has us knock at few doors
+
 # --- seconds -----------------------------------------------------------------
 PING_INTERVAL_S = 2.0
 SILENCE_S = 8.0  # a peer not heard for so long is disconnected: frozen, or its link is dead
@@ -49,6 +69,13 @@ BACKOFF_HEARSAY_MOST_S = 60.0
 STEADY_S = 1.0  # a connection lost sooner is not redialled at once
 EXCHANGE_INTERVAL_S = 5.0
 FORGET_S = 600.0  # a learned peer that could not be reached for so long is forgotten
+DHT_QUERY_S = 5.0  # one peer's answer
+DHT_LOOKUP_S = 20.0  # a whole lookup
+PROVIDE_INTERVAL_S = 3600.0  # a record is given out again
+RECORD_TTL_S = 3 * 3600.0  # and forgotten when it was not
+PROVIDE_PAUSE_S = 0.25  # between two records given out
+PROVIDE_RETRY_S = 5.0  # when nobody was there to take one
+VISIT_S = 60.0  # a connection made for a question is closed when unused for so long
 JUDGE_TIMEOUT_S = 5.0  # a gossip handler that takes longer has its message dropped
 SERVE_TIMEOUT_S = 30.0  # a request handler that takes longer answers with a failure
 READ_TIMEOUT_S = 10.0  # a request must arrive within this

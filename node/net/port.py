@@ -8,6 +8,7 @@ served protocols and wanted peers are taken up again (docs/spec/network.md).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
@@ -230,10 +231,35 @@ class Network:
         peer is disconnected and refused for five minutes."""
         self._bridge.to_trio(self._blame, peer, reason, weight)
 
+    def provide(self, key: bytes) -> bool:
+        """Be found by `providers(key)` of others from now on, until `withdraw`: the record is
+        given out again every hour. False: too many keys are provided already."""
+        if not 0 < len(key) <= limits.MAX_DHT_KEY:
+            raise InputError(f"a DHT key has 1 to {limits.MAX_DHT_KEY} bytes, not {len(key)}")
+        if key not in self._state.provided and len(self._state.provided) >= limits.MAX_PROVIDED:
+            return False
+        self._state.provided.setdefault(key, 0.0)
+        self._bridge.to_trio(self._wake_dht)
+        return True
+
+    def withdraw(self, key: bytes) -> None:
+        """Give out no more records of `key`; those given are forgotten within three hours."""
+        self._state.provided.pop(key, None)
+
     async def providers(self, key: bytes) -> list[str]:
-        """Peers that may hold what `key` names: all connected ones for now. The DHT comes with
-        an issue of its own; callers must be ready for a peer that does not have it."""
-        return [peer.peer_id for peer in self.peers() if peer.connected]
+        """Peers that are said to provide `key`, those named by most first; `reach` connects to
+        them. It is hearsay: ask them, and be ready for one that has nothing."""
+        found: list[str] = await self._bridge.call(self._dht_method("providers"), key)
+        return found
+
+    async def reach(self, peer: str, addresses: Sequence[str] = ()) -> None:
+        """Be connected to a peer for a while, dialling it where it is known to listen, else at
+        `addresses`, else where the DHT says. UnreachableError if that fails."""
+        parsed = []
+        for text in addresses:
+            with contextlib.suppress(InputError):
+                parsed.append(Address.parse(text).with_peer(peer))
+        await self._bridge.call(self._dht_method("reach"), peer, tuple(parsed))
 
     def metrics(self) -> dict[str, int]:
         """Counters since the start, and `peers_connected`."""
@@ -409,6 +435,12 @@ class Network:
 
         return method
 
+    def _dht_method(self, name: str) -> Any:
+        async def method(*args: Any) -> Any:
+            return await getattr(self._host.dht, name)(*args)
+
+        return method
+
     async def _do(self, name: str, *args: Any) -> None:
         getattr(self._host, name)(*args)
 
@@ -417,6 +449,9 @@ class Network:
 
     def _serve(self, service: Service) -> None:
         self._host.serve(service)
+
+    def _wake_dht(self) -> None:
+        self._host.dht.wake.set()
 
     def _blame(self, peer: str, reason: str, weight: float) -> None:
         self._host.blame(peer, reason, weight)

@@ -21,7 +21,8 @@ AnswerRequest = Callable[[str, str, bytes], Coroutine[Any, Any, Content]]
 
 @dataclass(slots=True)
 class State:
-    """One node's network. Trio writes everything below `listen` after the start."""
+    """One node's network. Trio writes everything below `listen` after the start, except the keys
+    of `provided`, which asyncio adds and removes."""
 
     seed: bytes  # of the node's Ed25519 key, 32 bytes
     name: str  # its peer id as text
@@ -38,6 +39,7 @@ class State:
     services: dict[str, Service] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     directions: dict[str, str] = field(default_factory=dict)
+    provided: dict[bytes, float] = field(default_factory=dict)  # keys, and when a record is due
 
     def own_addresses(self) -> list[str]:
         """As told to peers: a wildcard host stands, they know where they see us."""
