@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from chain import custody_records as c
 from chain import datasets, ledger
 from chain import records as r
 from chain.codec import decode, encode
+from chain.custody_records import CustodyPhase, CustodyStatus
 from chain.errors import TxError, invariant
 from chain.hashes import CUSTODY, ZERO_HASH, Hash32, keyed_hash
 from chain.limits import (
@@ -26,7 +28,6 @@ from chain.limits import (
 )
 from chain.params import Params, Window
 from chain.prf import Prf, below
-from chain.records import CustodyPhase, CustodyStatus
 from chain.rules import Rules
 from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Custody, CustodyDispute, CustodyOpening, Payload
@@ -41,32 +42,32 @@ def commitment(account: PubKey, seed: Hash32, position: int, subtile: bytes | me
     return keyed_hash(CUSTODY.hash(account, seed, u64_be(position)), subtile)
 
 
-def current(state: State) -> r.CustodyEvent | None:
+def current(state: State) -> c.CustodyEvent | None:
     """The event in progress."""
-    return state.get(r.CustodyEvent, r.CUSTODY)
+    return state.get(c.CustodyEvent, c.CUSTODY)
 
 
-def member_of(event: r.CustodyEvent, account: PubKey) -> int | None:
+def member_of(event: c.CustodyEvent, account: PubKey) -> int | None:
     """A custodian's number in the event."""
     return next((i for i, m in enumerate(event.members) if m.account == account), None)
 
 
-def positions(event: r.CustodyEvent, member: int) -> list[int]:
+def positions(event: c.CustodyEvent, member: int) -> list[int]:
     """The places that a member has to show, in order."""
     return [i for i, place in enumerate(event.places) if member in place.custodians]
 
 
-def committed(state: State, event: r.CustodyEvent, member: int, position: int) -> Hash32 | None:
+def committed(state: State, event: c.CustodyEvent, member: int, position: int) -> Hash32 | None:
     """A member's commitment at one of its places, if it has made any."""
-    answer = state.get(r.CustodyAnswer, r.custody_answer_key(event.members[member].account))
+    answer = state.get(c.CustodyAnswer, c.custody_answer_key(event.members[member].account))
     if answer is None:
         return None
     return answer.commitments[positions(event, member).index(position)]
 
 
-def claims(state: State) -> list[r.CustodyClaim]:
+def claims(state: State) -> list[c.CustodyClaim]:
     """Open disputes in order of custodian and position."""
-    return [decode(r.CustodyClaim, raw) for _, raw in state.items(r.CUSTODY_CLAIMS)]
+    return [decode(c.CustodyClaim, raw) for _, raw in state.items(c.CUSTODY_CLAIMS)]
 
 
 def custody_roots(state: State) -> set[tuple[int, Hash32]]:
@@ -88,7 +89,7 @@ def is_asked(state: State, account: PubKey, payload: Payload) -> bool:
 # --- transactions -------------------------------------------------------------------------
 
 
-def _in_phase(state: State, name: Hash32, phase: CustodyPhase) -> r.CustodyEvent:
+def _in_phase(state: State, name: Hash32, phase: CustodyPhase) -> c.CustodyEvent:
     event = current(state)
     if event is None or event.seed != name or name == ZERO_HASH:
         raise TxError("unknown_event", f"custody event {name.hex()} is not in progress")
@@ -113,8 +114,8 @@ def commit(state: State, sender: PubKey, tx: Custody) -> None:
             "wrong_count",
             f"{len(tx.commitments)} commitments; the event has {expected} places for this account",
         )
-    answer = r.CustodyAnswer(sender, state.head.height, tx.commitments)
-    state.put(r.custody_answer_key(sender), answer)
+    answer = c.CustodyAnswer(sender, state.head.height, tx.commitments)
+    state.put(c.custody_answer_key(sender), answer)
     _mark(state, event, member, CustodyStatus.COMMITTED)
 
 
@@ -137,15 +138,15 @@ def dispute(state: State, params: Params, sender: PubKey, tx: CustodyDispute) ->
             "bond_too_small", f"the bond of a dispute is {params.custody_bond_grains} grains"
         )
     waiting = claims(state)
-    if any((c.custodian, c.position) == (tx.custodian, tx.position) for c in waiting):
+    if any((x.custodian, x.position) == (tx.custodian, tx.position) for x in waiting):
         raise TxError("duplicate", "this commitment is in dispute already")
-    if any(c.disputer == sender for c in waiting):
+    if any(x.disputer == sender for x in waiting):
         raise TxError("no_slot", "this account has a dispute open already")
     if len(waiting) >= MAX_CUSTODY_DISPUTES:
         raise TxError("no_slot", f"{MAX_CUSTODY_DISPUTES} disputes are open, the limit")
     state.move(sender, CUSTODY_BONDS, tx.bond)
     height, time_ms = _deadline(state, params.custody_open)
-    claim = r.CustodyClaim(
+    claim = c.CustodyClaim(
         event.members[member].account,
         tx.position,
         sender,
@@ -154,11 +155,11 @@ def dispute(state: State, params: Params, sender: PubKey, tx: CustodyDispute) ->
         height,
         time_ms,
     )
-    state.put(r.custody_claim_key(tx.custodian, tx.position), claim)
+    state.put(c.custody_claim_key(tx.custodian, tx.position), claim)
     _tell(state, event, "disputed", tx.custodian, tx.position, disputer=sender.hex())
 
 
-def _suspect(event: r.CustodyEvent, custodian: PubKey, position: int) -> int:
+def _suspect(event: c.CustodyEvent, custodian: PubKey, position: int) -> int:
     """The member whose commitment at a place can be doubted."""
     if position >= len(event.places):
         raise TxError("unknown_place", f"the event has the places 0 to {len(event.places) - 1}")
@@ -178,10 +179,10 @@ class Verdict:
     """What an opening decides: whether the custodian's commitment is right, and about which
     dispute, if there is one."""
 
-    event: r.CustodyEvent
+    event: c.CustodyEvent
     member: int
     right: bool
-    claim: r.CustodyClaim | None
+    claim: c.CustodyClaim | None
 
 
 def judge(state: State, rules: Rules, tx: CustodyOpening) -> Verdict:
@@ -196,7 +197,7 @@ def judge(state: State, rules: Rules, tx: CustodyOpening) -> Verdict:
         raise TxError("bad_path", problem)
     claimed = committed(state, event, member, tx.position)
     right = claimed == commitment(tx.custodian, event.seed, tx.position, tx.subtile)
-    claim = state.get(r.CustodyClaim, r.custody_claim_key(tx.custodian, tx.position))
+    claim = state.get(c.CustodyClaim, c.custody_claim_key(tx.custodian, tx.position))
     if right and claim is None:
         raise TxError("no_dispute", "the commitment is right, and nobody disputes it")
     return Verdict(event, member, right, claim)
@@ -209,7 +210,7 @@ def opening(state: State, params: Params, rules: Rules, sender: PubKey, tx: Cust
         _convict(state, params, found.member, tx.position, finder, "wrong")
     elif found.claim is not None:  # always: a right one is opened only against a dispute
         state.move(CUSTODY_BONDS, tx.custodian, found.claim.bond)
-        state.delete(r.custody_claim_key(tx.custodian, tx.position))
+        state.delete(c.custody_claim_key(tx.custodian, tx.position))
         _tell(
             state,
             found.event,
@@ -239,10 +240,10 @@ def _convict(
     for claim in claims(state):
         if claim.custodian == account:
             state.move(CUSTODY_BONDS, claim.disputer, claim.bond)
-            state.delete(r.custody_claim_key(account, claim.position))
+            state.delete(c.custody_claim_key(account, claim.position))
     _mark(state, event, member, CustodyStatus.CONVICTED)
     known = _record(state, account)
-    state.put(r.custodian_key(account), replace(known, convicted=known.convicted + 1))
+    state.put(c.custodian_key(account), replace(known, convicted=known.convicted + 1))
     state.emit("slash", account, lost=lost)
     _tell(state, event, why, account, position, finder=finder.hex(), lost=lost, reward=reward)
 
@@ -270,21 +271,22 @@ def advance(state: State, params: Params, rules: Rules) -> None:
 
 def _anchor(state: State) -> None:
     head = state.head
-    event = r.CustodyEvent(
+    event = c.CustodyEvent(
         anchor=head.height,
         epoch=head.epoch,
         model_root=state.model.root,
         phase=CustodyPhase.SEED,
         seed=ZERO_HASH,
+        phase_height=head.height,
         deadline_height=Height(0),
         deadline_ms=TimeMs(0),
         places=(),
         members=(),
     )
-    state.put(r.CUSTODY, event)
+    state.put(c.CUSTODY, event)
 
 
-def _draw(state: State, params: Params, rules: Rules, event: r.CustodyEvent) -> None:
+def _draw(state: State, params: Params, rules: Rules, event: c.CustodyEvent) -> None:
     """The seed names subtiles, each with the first ranks of its tile at the anchor."""
     name = b"custody" + u64_be(event.anchor)
     seed = datasets.event_seed(state, params, name, event.anchor)
@@ -297,7 +299,7 @@ def _draw(state: State, params: Params, rules: Rules, event: r.CustodyEvent) -> 
         custodians = ranks[: params.custody_replicas]
         roots = state.need(r.TileRoots, r.tiles_key(shard.index)).roots
         places.append(
-            r.CustodyPlace(
+            c.CustodyPlace(
                 ShardIndex(shard.index),
                 TileIndex(tile),
                 subtile,
@@ -307,7 +309,7 @@ def _draw(state: State, params: Params, rules: Rules, event: r.CustodyEvent) -> 
                 tuple(numbers.setdefault(a, len(numbers)) for a in custodians),
             )
         )
-    members = tuple(r.CustodyMember(a, CustodyStatus.ASKED) for a in numbers)
+    members = tuple(c.CustodyMember(a, CustodyStatus.ASKED) for a in numbers)
     event = replace(event, seed=seed, places=tuple(places), members=members)
     _enter(state, event, CustodyPhase.COMMIT, params.custody_commit)
 
@@ -347,7 +349,7 @@ def _place(state: State, number: int) -> tuple[r.ShardRecord, int]:
     return shard, number - shard.first_subtile
 
 
-def _close_commitments(state: State, params: Params, event: r.CustodyEvent) -> None:
+def _close_commitments(state: State, params: Params, event: c.CustodyEvent) -> None:
     """Whoever was silent is noted and loses one of its merit; stake stays."""
     members = []
     for member in event.members:
@@ -358,37 +360,43 @@ def _close_commitments(state: State, params: Params, event: r.CustodyEvent) -> N
             known = replace(known, missed=known.missed + 1, last_missed=state.head.height)
             merit = state.account(member.account).merit
             state.put_account(member.account, merit=max(0, merit - 1))
-        state.put(r.custodian_key(member.account), known)
+        state.put(c.custodian_key(member.account), known)
         members.append(member)
     event = replace(event, members=tuple(members))
     _enter(state, event, CustodyPhase.DISPUTE, params.custody_open)
 
 
-def _end_disputes(state: State, params: Params, event: r.CustodyEvent) -> None:
+def _end_disputes(state: State, params: Params, event: c.CustodyEvent) -> None:
     """Whoever cannot show it in time loses; then the event may end, and leaves the state."""
     head = state.head
     for claim in claims(state):
         if head.height >= claim.deadline_height and head.time_ms >= claim.deadline_ms:
-            known = state.get(r.CustodyClaim, r.custody_claim_key(claim.custodian, claim.position))
+            known = state.get(c.CustodyClaim, c.custody_claim_key(claim.custodian, claim.position))
             member = member_of(event, claim.custodian)
             if known is not None and member is not None:  # else an earlier one has convicted it
                 _convict(state, params, member, claim.position, claim.disputer, "not_shown")
     ended = current(state)
     if ended is None or claims(state) or not _passed(state, ended):
         return
-    for key, _ in list(state.items(r.CUSTODY_ANSWERS)):
+    for key, _ in list(state.items(c.CUSTODY_ANSWERS)):
         state.delete(key)
-    state.delete(r.CUSTODY)
+    state.delete(c.CUSTODY)
     state.emit("custody", ended.seed, record=encode(ended).hex())
 
 
 # --- parts ----------------------------------------------------------------------------------
 
 
-def _enter(state: State, event: r.CustodyEvent, phase: CustodyPhase, window: Window) -> None:
+def _enter(state: State, event: c.CustodyEvent, phase: CustodyPhase, window: Window) -> None:
     height, time_ms = _deadline(state, window)
-    event = replace(event, phase=phase, deadline_height=height, deadline_ms=time_ms)
-    state.put(r.CUSTODY, event)
+    event = replace(
+        event,
+        phase=phase,
+        phase_height=state.head.height,
+        deadline_height=height,
+        deadline_ms=time_ms,
+    )
+    state.put(c.CUSTODY, event)
 
 
 def _deadline(state: State, window: Window) -> tuple[Height, TimeMs]:
@@ -396,24 +404,24 @@ def _deadline(state: State, window: Window) -> tuple[Height, TimeMs]:
     return Height(head.height + window.blocks), TimeMs(head.time_ms + window.ms)
 
 
-def _passed(state: State, event: r.CustodyEvent) -> bool:
+def _passed(state: State, event: c.CustodyEvent) -> bool:
     head = state.head
     return head.height >= event.deadline_height and head.time_ms >= event.deadline_ms
 
 
-def _mark(state: State, event: r.CustodyEvent, member: int, status: CustodyStatus) -> None:
+def _mark(state: State, event: c.CustodyEvent, member: int, status: CustodyStatus) -> None:
     members = list(event.members)
     members[member] = replace(members[member], status=status)
-    state.put(r.CUSTODY, replace(event, members=tuple(members)))
+    state.put(c.CUSTODY, replace(event, members=tuple(members)))
 
 
-def _record(state: State, account: PubKey) -> r.CustodianRecord:
-    found = state.get(r.CustodianRecord, r.custodian_key(account))
-    return found or r.CustodianRecord(account, 0, 0, 0, Height(0))
+def _record(state: State, account: PubKey) -> c.CustodianRecord:
+    found = state.get(c.CustodianRecord, c.custodian_key(account))
+    return found or c.CustodianRecord(account, 0, 0, 0, Height(0))
 
 
 def _tell(
-    state: State, event: r.CustodyEvent, what: str, custodian: PubKey, position: int, **more: object
+    state: State, event: c.CustodyEvent, what: str, custodian: PubKey, position: int, **more: object
 ) -> None:
     """A row of history; not part of consensus."""
     state.emit(

@@ -20,7 +20,6 @@ from chain.types import (
     Height,
     PubKey,
     ShardIndex,
-    TileIndex,
     TimeMs,
     TxId,
     ValidatorSet,
@@ -48,21 +47,6 @@ class DatasetStatus(IntEnum):
     APPROVED = 1  # waits for its split seed
     ACTIVE = 2  # in use
     REJECTED = 3
-
-
-class CustodyPhase(IntEnum):
-    """Phases of a custody event in order (docs/spec/custody.md)."""
-
-    SEED = 0  # the anchor is fixed; the seed is drawn from the blocks that follow
-    COMMIT = 1  # custodians commit to what the seed has named
-    DISPUTE = 2  # what they committed to may be disputed and opened
-
-
-class CustodyStatus(IntEnum):
-    ASKED = 0
-    COMMITTED = 1
-    MISSED = 2
-    CONVICTED = 3
 
 
 class DeltaStatus(IntEnum):
@@ -326,92 +310,11 @@ class KeyOwner:
     account: PubKey
 
 
-@wire(149)
-@dataclass(frozen=True, slots=True)
-class CustodyPlace:
-    """A subtile that an event has named, at the anchor. `custodians` index the event's members,
-    in order of rank."""
-
-    shard: ShardIndex
-    tile: TileIndex
-    subtile: U8
-    tile_bytes: U32
-    shard_root: Hash32
-    tile_root: Hash32
-    custodians: Annotated[tuple[U8, ...], Seq(limits.MAX_REPLICAS)]
-
-
-@wire(150)
-@dataclass(frozen=True, slots=True)
-class CustodyMember:
-    """A custodian of at least one place of an event."""
-
-    account: PubKey
-    status: U8
-
-
-@wire(151)
-@dataclass(frozen=True, slots=True)
-class CustodyEvent:
-    """The custody event in progress (docs/spec/custody.md). Its seed, once drawn, is its name."""
-
-    anchor: Height  # at which model and custodians were fixed
-    epoch: Epoch  # whose custodians are asked
-    model_root: Hash32
-    phase: U8
-    seed: Hash32
-    deadline_height: Height  # of the phase
-    deadline_ms: TimeMs
-    places: Annotated[tuple[CustodyPlace, ...], Seq(limits.MAX_SUBTILES_PER_CHALLENGE)]
-    members: Annotated[
-        tuple[CustodyMember, ...], Seq(limits.MAX_SUBTILES_PER_CHALLENGE * limits.MAX_REPLICAS)
-    ]
-
-
-@wire(152)
-@dataclass(frozen=True, slots=True)
-class CustodyAnswer:
-    """What a member has committed to, in the order of its places."""
-
-    account: PubKey
-    height: Height
-    commitments: Annotated[tuple[Hash32, ...], Seq(limits.MAX_SUBTILES_PER_CHALLENGE)]
-
-
-@wire(153)
-@dataclass(frozen=True, slots=True)
-class CustodyClaim:
-    """A dispute that waits for an opening; its bond lies in the account of bonds."""
-
-    custodian: PubKey
-    position: U8
-    disputer: PubKey
-    bond: Grains
-    opened: Height
-    deadline_height: Height
-    deadline_ms: TimeMs
-
-
-@wire(154)
-@dataclass(frozen=True, slots=True)
-class CustodianRecord:
-    """How often an account was asked to show what it keeps, and how it did."""
-
-    account: PubKey
-    asked: U64
-    missed: U64  # was silent
-    convicted: U64  # committed to what it did not hold
-    last_missed: Height  # height at which the last miss was noted, 0 if there is none
-
-
 # --- keys ---------------------------------------------------------------------------
 
 HEAD = b"head"
 MODEL = b"model"
 UNBONDING = b"unbd/"
-CUSTODY = b"cust"  # the event in progress
-CUSTODY_ANSWERS = b"cans/"
-CUSTODY_CLAIMS = b"cclm/"
 
 
 def _be4(value: int) -> bytes:
@@ -485,15 +388,3 @@ def learner_key(account: PubKey) -> bytes:
 def evidence_key(offender: PubKey, epoch: int) -> bytes:
     """One offence of a consensus key counts once an epoch, however many pairs show it."""
     return b"evid/" + _be8(epoch) + offender
-
-
-def custody_answer_key(account: PubKey) -> bytes:
-    return CUSTODY_ANSWERS + account
-
-
-def custody_claim_key(custodian: PubKey, position: int) -> bytes:
-    return CUSTODY_CLAIMS + custodian + bytes([position])
-
-
-def custodian_key(account: PubKey) -> bytes:
-    return b"ckpr/" + account

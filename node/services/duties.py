@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from chain.errors import BlyanError, TxError
-from node.services import duty_aggregate, duty_dataset, duty_jury
+from node.services import duty_aggregate, duty_custody, duty_dataset, duty_jury
+from node.services.custody_plan import CheckCustody, CommitCustody, OpenCustody
 from node.services.duty_context import DutyContext, DutyNode
 from node.services.duty_plan import (
     Aggregate,
@@ -35,9 +36,15 @@ log = logging.getLogger("blyan.duties")
 
 RETRY_FIRST_S, RETRY_MOST_S = 0.5, 20.0  # a failed duty waits, each time twice as long
 AT_ONCE = 8  # duties in hand; more wait
+CUSTODY_AT_ONCE = 2  # beside the others: a window of four blocks waits for no training
 AUDITS_AT_ONCE = 1  # an audit takes a core, and is never urgent
 # The chain refuses a duty that came late or twice: nothing to repeat, nobody to blame.
-_LATE = frozenset({"duplicate", "wrong_phase", "wrong_round", "decided", "unknown_update"})
+_LATE = frozenset(
+    (
+        *("duplicate", "wrong_phase", "wrong_round", "decided", "unknown_update"),
+        *("unknown_event", "no_dispute"),
+    )
+)
 
 _HANDLERS: dict[type, Callable[[DutyContext, Any], Awaitable[None]]] = {
     AuditDataset: duty_dataset.audit_dataset,
@@ -48,6 +55,9 @@ _HANDLERS: dict[type, Callable[[DutyContext, Any], Awaitable[None]]] = {
     Replay: duty_jury.replay,
     Aggregate: duty_aggregate.aggregate,
     CheckUpdate: duty_aggregate.check_update,
+    CommitCustody: duty_custody.commit,
+    CheckCustody: duty_custody.check,
+    OpenCustody: duty_custody.open_subtile,
 }
 
 
@@ -61,6 +71,7 @@ class Duties:
         self._failures: dict[Duty, tuple[int, float]] = {}  # times, when to try again
         self._room = asyncio.Semaphore(AT_ONCE)
         self._audit_room = asyncio.Semaphore(AUDITS_AT_ONCE)
+        self._custody_room = asyncio.Semaphore(CUSTODY_AT_ONCE)
         self._wake = asyncio.Event()
         self._round = -1
         self._counts: Counter[str] = Counter()
@@ -106,7 +117,8 @@ class Duties:
     def reconcile(self) -> None:
         """Start what is owed and not in hand; cancel what is in hand and not owed."""
         state = self._context.state()
-        owed = plan(state, self._context.rules, self._context.account, self._context.holds)
+        context = self._context
+        owed = plan(state, context.rules, context.account, context.holds, context.custody.found)
         if state.head.round != self._round:
             self._round = state.head.round
             self._context.files.forget_before(self._round - 1)
@@ -147,7 +159,7 @@ class Duties:
 
     async def _perform(self, duty: Duty) -> None:
         name = type(duty).__name__
-        room = self._audit_room if isinstance(duty, AuditDataset) else self._room
+        room = self._room_of(duty)
         try:
             async with room:
                 await _HANDLERS[type(duty)](self._context, duty)
@@ -167,6 +179,11 @@ class Duties:
             self._counts["crashed"] += 1
             self._fail(duty)
             log.exception("%s crashed, will be tried again", name)
+
+    def _room_of(self, duty: Duty) -> asyncio.Semaphore:
+        if isinstance(duty, CommitCustody | CheckCustody | OpenCustody):
+            return self._custody_room
+        return self._audit_room if isinstance(duty, AuditDataset) else self._room
 
     def _fail(self, duty: Duty) -> None:
         times = self._failures.get(duty, (0, 0.0))[0] + 1

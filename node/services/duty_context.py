@@ -23,6 +23,7 @@ from corpus.batches import Assignment
 from learning.spec import ModelSpec, TrainingSpec
 from node.data import RoundData, fetch_round_data
 from node.sealed import unseal
+from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
 from node.worker.client import Worker
 from tiles.layout import ShardSpec
@@ -99,6 +100,7 @@ class DutyContext:
         self.model = ModelSpec.from_json(dict(node.genesis.model))
         self.training = TrainingSpec.from_json(dict(node.genesis.training))
         self.files = DutyFiles(node.home.path / "duties")
+        self.custody = CustodyChecks()
         self._sending: set[asyncio.Future[Receipt]] = set()
         self._data: tuple[Hash32, asyncio.Task[RoundData]] | None = None
 

@@ -16,6 +16,8 @@ from chain.records import DatasetStatus, DeltaStatus, RoundPhase
 from chain.rules import Rules
 from chain.state import State
 from chain.types import PubKey, TxId
+from node.services import custody_plan
+from node.services.custody_plan import CheckCustody, Checked, CommitCustody, OpenCustody, unchecked
 
 Holds = Callable[[int, Hash32], bool]  # whether a shard's version (index, root) is whole here
 
@@ -84,15 +86,30 @@ class CheckUpdate:
     update: TxId
 
 
-Duty = AuditDataset | HoldModel | Evaluate | Screen | OpenVote | Replay | Aggregate | CheckUpdate
+Duty = (
+    AuditDataset
+    | HoldModel
+    | Evaluate
+    | Screen
+    | OpenVote
+    | Replay
+    | Aggregate
+    | CheckUpdate
+    | CommitCustody
+    | CheckCustody
+    | OpenCustody
+)
 
 
-def plan(state: State, rules: Rules, account: PubKey, holds: Holds) -> list[Duty]:
+def plan(
+    state: State, rules: Rules, account: PubKey, holds: Holds, checked: Checked = unchecked
+) -> list[Duty]:
     """Everything `account` owes in this state, what is quick and urgent first."""
     duties: list[Duty] = []
     missing = missing_shards(state, holds)
     if missing:
         duties.append(HoldModel(state.model.root))
+    duties += custody_plan.owed(state, account, checked)  # also after a custodian's epoch
     if state.validator(account) is None:
         return duties
     current = state.round()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from chain import custody
-from chain import records as r
+from chain import custody_records as c
 from chain.codec import encode
+from chain.custody_records import CustodyPhase
 from chain.hashes import Hash32
 from chain.limits import SUBTILE_BYTES, TILE_BYTES
-from chain.records import CustodyPhase
 from chain.transactions import Custody, CustodyDispute, CustodyOpening, Payload
 from chain.types import Grains, PubKey
 from tests.kit.machine import Machine, key
@@ -46,7 +46,7 @@ class CustodyRun:
         self.m.tree = state.commit()
 
     @property
-    def event(self) -> r.CustodyEvent:
+    def event(self) -> c.CustodyEvent:
         found = custody.current(self.m.state)
         if found is None:
             raise LookupError("no event is in progress")

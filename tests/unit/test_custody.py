@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from chain import custody
+from chain import custody_records as c
 from chain import records as r
 from chain.codec import encode
+from chain.custody_records import CustodyPhase, CustodyStatus
 from chain.hashes import ZERO_HASH, Hash32
 from chain.limits import MAX_CUSTODY_DISPUTES, MAX_OPENING_TX_BYTES, MAX_TX_BYTES, SUBTILE_BYTES
-from chain.records import CustodyPhase, CustodyStatus
 from chain.rounds import tile_ranks
 from chain.state import CUSTODY_BONDS, REWARD_POOL
 from chain.transactions import (
@@ -154,7 +155,7 @@ def test_after_its_end_nothing_of_an_event_is_left_but_what_is_known_of_custodia
         not list(state.items(b"cust")) + list(state.items(b"cans/")) + list(state.items(b"cclm/"))
     )
     for name in asked:
-        assert state.need(r.CustodianRecord, r.custodian_key(name)) == r.CustodianRecord(
+        assert state.need(c.CustodianRecord, c.custodian_key(name)) == c.CustodianRecord(
             name, 1, 0, 0, Height(0)
         )
     assert custody.custody_roots(state) == set()
@@ -181,7 +182,7 @@ def test_all_commitments_end_the_phase_early_and_silence_is_noted() -> None:
     assert run.phase() == CustodyPhase.DISPUTE
     assert status(run, 0) == CustodyStatus.MISSED
     state = run.m.state
-    known = state.need(r.CustodianRecord, r.custodian_key(silent))
+    known = state.need(c.CustodianRecord, c.custodian_key(silent))
     assert (known.asked, known.missed, known.last_missed) == (1, 1, run.m.height)
     assert (state.account(silent).merit, state.account(silent).bonded) == (4, STAKE)
     late = Custody(run.event.seed, run.commitments(0))
@@ -266,7 +267,7 @@ def test_a_wrong_commitment_is_opened_and_costs_stake(run: CustodyRun) -> None:
     assert state.account(REWARD_POOL).balance == pool.balance + lost // 2
     assert run.m.grains() == total
     assert status(run, run.custodian(0)) == CustodyStatus.CONVICTED
-    assert state.need(r.CustodianRecord, r.custodian_key(liar)).convicted == 1
+    assert state.need(c.CustodianRecord, c.custodian_key(liar)).convicted == 1
     other = run.keys_of(run.custodian(0, 2))
     assert run.send_duty(other, run.opening(0, liar)) == "decided"
     assert run.dispute("ann", 0, run.custodian(0)) == "decided"
@@ -429,7 +430,7 @@ def test_whoever_cannot_show_it_loses(run: CustodyRun) -> None:
 def _convicted(raw: bytes) -> PubKey | None:
     from chain.codec import decode
 
-    record = decode(r.CustodianRecord, raw)
+    record = decode(c.CustodianRecord, raw)
     return record.account if record.convicted else None
 
 
