@@ -199,7 +199,7 @@ async def liars_serve_a_joiner(victims: Victims, chance: random.Random) -> None:
     liars = []
     for answer in (junk, again, forged, slow):
         net = Network(chance.randbytes(32))
-        for protocol, most in ((SYNC, 64), (BLOB, 33), (TILE, 40)):
+        for protocol, most in ((SYNC, 64), (BLOB, 33), (TILE, 64)):
             net.serve(protocol, answer if protocol == SYNC else junk, most=most)
         await net.start()
         liars.append(net)
