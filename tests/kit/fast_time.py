@@ -38,3 +38,15 @@ def run_fast(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` in virtual time."""
     with asyncio.Runner(loop_factory=FastLoop) as runner:
         return runner.run(main)
+
+
+async def passes(seconds: float) -> None:
+    """Let so much virtual time pass."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FastLoop), "on a real clock this would be a sleep"
+    over = loop.create_future()
+    timer = loop.call_later(seconds, over.set_result, None)
+    try:
+        await over
+    finally:
+        timer.cancel()

@@ -15,6 +15,7 @@ from chain.hashes import Hash32
 from node.net.port import PeerInfo
 from node.services.tile_transfer import TileWant
 from node.services.tile_wire import TileRequest
+from tests.kit.fast_time import passes
 from tiles import merkle
 
 PIECE = 64 * 1024  # bytes told of at a time
@@ -100,7 +101,7 @@ class MemoryPeers:
         other.asked += 1
         other.running += 1
         try:
-            await asyncio.sleep(other.delay_s)
+            await passes(other.delay_s)
             if other.busy:
                 other.busy -= 1
                 raise UnreachableError("the peer is too busy for the request")
@@ -121,7 +122,7 @@ class MemoryPeers:
             if peer.dies_after is not None and start >= peer.dies_after:
                 raise UnreachableError("the connection was lost")
             piece = answer[start : start + PIECE]
-            await asyncio.sleep(len(piece) * peer.running / peer.rate)
+            await passes(len(piece) * peer.running / peer.rate)
             into[start : start + len(piece)] = piece
             peer.sent += len(piece)
             progress(start + len(piece))

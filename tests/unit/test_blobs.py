@@ -15,7 +15,7 @@ from chain.hashes import BLOB, Hash32
 from chain.types import BlobId
 from node.services import blobs
 from node.services.blobs import BlobService
-from tests.kit.fast_time import run_fast
+from tests.kit.fast_time import passes, run_fast
 from tests.kit.wire import Wire
 
 
@@ -129,7 +129,7 @@ class Slow(Wire):
             await asyncio.get_running_loop().create_future()
         step = max(1, int(self.rates[peer] / 10))
         for start in range(0, len(self.data), step):
-            await asyncio.sleep(0.1)
+            await passes(0.1)
             end = min(start + step, len(self.data))
             into[start:end] = self.data[start:end]
             progress(end)

@@ -12,7 +12,7 @@ from chain import limits
 from chain.errors import UnreachableError
 from node.services import tile_fetch
 from node.services.tile_fetch import TileFetcher
-from tests.kit.fast_time import run_fast
+from tests.kit.fast_time import passes, run_fast
 from tests.kit.tile_peers import MemoryPeers, Peer, Tile, make_tile
 
 STEP = limits.SUBTILE_BYTES
@@ -267,10 +267,10 @@ def test_a_caller_that_goes_away_ends_its_transfer() -> None:
 
     async def act(fetcher: TileFetcher) -> None:
         task = asyncio.create_task(get(fetcher, net, tile))
-        await asyncio.sleep(1)
+        await passes(1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.1)
+        await passes(0.1)
         assert net.by_name["a"].running == 0
 
     play(net, act)
@@ -283,7 +283,7 @@ def test_closing_ends_all() -> None:
 
     async def act(fetcher: TileFetcher) -> None:
         tasks = [asyncio.create_task(get(fetcher, net, t)) for t in tiles]
-        await asyncio.sleep(1)
+        await passes(1)
         await fetcher.close()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(result, UnreachableError)

@@ -185,7 +185,8 @@ def drip(target: str, tiles_asked: list[int], stop: trio.Event) -> Any:
         await stream.write(b"\0" + len(answer).to_bytes(4, "big"))
         for byte in answer:
             await stream.write(bytes([byte]))
-            await trio.sleep(1)
+            with trio.move_on_after(1):
+                await trio.sleep_forever()
 
     async def on_link(stream: Any) -> None:
         """Answers pings, so that it counts as alive."""
