@@ -34,6 +34,7 @@ from node.services.sender import DutySender
 from node.services.sync import SyncService
 from node.services.tiles import TileService, chain_roots
 from node.services.tx_gossip import TxGossip
+from node.services.versions import VersionHistory
 from tiles.store import TileStore
 from wallet.keys import Keys
 
@@ -58,13 +59,15 @@ class Node:
         self.net = Network(keys.node.seed, listen=f"/ip4/{config.p2p_host}/tcp/{config.p2p_port}")
         self.store = ChainStore(home.chain_db)
         self.chain = ChainService(start, self.store, self.rules)
+        genesis_roots = [s.tile_roots for s in start.rooted]
+        self.history = VersionHistory(self.store, start.specs, genesis_roots)
         self.pool = Mempool(self.genesis, self.rules, self.chain.state, self._announce)
         self.blobs = BlobService(home.blobs, self.net)
         self.tiles = TileService(
             TileStore(home.tiles, start.specs),
             start.specs,
             self.net,
-            chain_roots(self.store, start.specs, [s.tile_roots for s in start.rooted]),
+            chain_roots(self.store, start.specs, genesis_roots),
         )
         for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
             self.tiles.put_shard(index, data, shard.root)

@@ -25,6 +25,7 @@ from node.data import RoundData, fetch_round_data
 from node.sealed import unseal
 from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
+from node.services.versions import VersionHistory
 from node.worker.client import Worker
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
@@ -42,6 +43,8 @@ class ChainPort(Protocol):
 
 
 class BlobPort(Protocol):
+    def local(self, blob_id: BlobId) -> bytes | None: ...
+
     async def get(self, blob_id: BlobId, most: int = ...) -> bytes: ...
 
     async def get_checkpoint(
@@ -81,6 +84,9 @@ class DutyNode(Protocol):
 
     @property
     def chain(self) -> ChainPort: ...
+
+    @property
+    def history(self) -> VersionHistory: ...
 
     @property
     def blobs(self) -> BlobPort: ...
@@ -143,6 +149,16 @@ class DutyContext:
         most = min(record.blob_bytes, limits.MAX_BLOB_BYTES)
         blob = await self.node.blobs.get(record.blob, most=most)
         return await asyncio.to_thread(unseal, blob, record.salt)
+
+    def local_payloads(self, round_: int) -> list[bytes] | None:
+        """Payloads of the deltas that a round accepted, if all are here; for a thread."""
+        state, found = self.state(), []
+        for record in map(state.delta, state.round(round_).accepted):
+            blob = self.node.blobs.local(record.blob)
+            if blob is None:
+                return None
+            found.append(unseal(blob, record.salt))
+        return found
 
     async def round_data(self, record: r.RoundRecord) -> RoundData:
         """Text of the round's datasets, fetched and split once however many ask."""

@@ -53,6 +53,9 @@ class SharedBlobs:
     def __init__(self, blobs: LocalBlobs) -> None:
         self._blobs = blobs
 
+    def local(self, blob_id: BlobId) -> bytes | None:
+        return self._blobs.local(blob_id)
+
     async def get(self, blob_id: BlobId, most: int = 1 << 26) -> bytes:
         data = await self._blobs.get(blob_id)
         if len(data) > most or BLOB.hash(data) != blob_id:
@@ -98,6 +101,7 @@ class DutyNode:
         self.genesis, self.account = net.local.genesis, keys.account.public
         self.home = LocalHome(directory)
         self.store, self.chain = net.local.store, net.local.chain
+        self.history = net.local.history
         self.blobs = SharedBlobs(net.local.blobs)
         self.tiles = OwnTiles(net, directory / "tiles", net.local.tiles.specs)
         self.sent: list[Payload] = []

@@ -48,6 +48,7 @@ from node.mempool import Mempool
 from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.services.chain import ChainService, vrf_input
+from node.services.versions import VersionHistory
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
 from wallet.keys import KeyPair, Keys
@@ -99,6 +100,8 @@ class LocalChain:
         start = build_genesis(self.genesis)
         self.genesis_tree = start.tree
         self.store = ChainStore(directory / "chain.db")
+        genesis_roots = [shard.tile_roots for shard in start.rooted]
+        self.history = VersionHistory(self.store, start.specs, genesis_roots)
         self.chain = ChainService(start, self.store, self.rules)
         self.pool = Mempool(self.genesis, self.rules, self.chain.state, lambda raw: None)
         self.tiles = LocalTiles(directory / "tiles", start.specs)
@@ -283,6 +286,9 @@ class LocalBlobs:
         blob = BlobId(BLOB.hash(data))
         self.held[blob] = data
         return blob
+
+    def local(self, blob_id: BlobId) -> bytes | None:
+        return self.held.get(blob_id)
 
     async def get(self, blob_id: BlobId) -> bytes:
         return self._get(blob_id)
