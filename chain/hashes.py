@@ -12,7 +12,7 @@ from blake3 import blake3
 Hash32 = NewType("Hash32", bytes)
 
 ZERO_HASH: Final = Hash32(bytes(32))
-_WIDE_BYTES = 16 * 1024  # what BLAKE3 hashes at once with the widest registers there are
+WIDE_BYTES: Final = 16 * 1024  # what BLAKE3 hashes at once with the widest registers there are
 
 
 class Context:
@@ -36,7 +36,7 @@ class Context:
         """`hash(prefix, data)`, quicker for long data: BLAKE3 works on 16 chunks of 1024 bytes at
         once only where an update starts on a multiple of 16 chunks, which a short prefix alone
         would spoil for half of a subtile. So the prefix goes in with the data's beginning."""
-        head, view = _WIDE_BYTES - len(prefix), memoryview(data)
+        head, view = WIDE_BYTES - len(prefix), memoryview(data)
         hasher = self.fresh().update(prefix + view[:head])
         if len(view) > head:
             hasher.update(view[head:])

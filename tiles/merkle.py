@@ -21,9 +21,9 @@ from typing import Annotated
 from chain import limits
 from chain.codec import U32, U64, Seq, wire
 from chain.errors import InputError, VerifyError, invariant
-from chain.hashes import LIST, MODEL, SHARD, SUBTILE, TILE_NODE, Hash32
+from chain.hashes import LIST, MODEL, SHARD, SUBTILE, TILE_NODE, WIDE_BYTES, Hash32
 from tiles.hash_tree import climb, root_of, siblings_most, siblings_of
-from tiles.layout import subtile_count
+from tiles.layout import SUBTILES_PER_TILE, subtile_count
 
 Buffer = bytes | bytearray | memoryview
 
@@ -94,7 +94,15 @@ class SubtilePath:
 
 def subtile_hash(index: int, data: Buffer) -> Hash32:
     """Leaf hash of subtile `index` of its tile; 1 to SUBTILE_BYTES bytes."""
-    return SUBTILE.hash_behind((index << 64 | len(data)).to_bytes(16, "big"), data)
+    return SUBTILE.hash_behind(_prefix(index, len(data)), data)
+
+
+def _prefix(index: int, size_bytes: int) -> bytes:
+    return (index << 64 | size_bytes).to_bytes(16, "big")
+
+
+_PREFIXES = [_prefix(i, limits.SUBTILE_BYTES) for i in range(SUBTILES_PER_TILE)]
+_HEAD_BYTES = WIDE_BYTES - len(_PREFIXES[0])
 
 
 def subtiles(data: Buffer) -> Iterator[memoryview]:
@@ -107,9 +115,19 @@ def subtiles(data: Buffer) -> Iterator[memoryview]:
 
 def subtile_hashes(data: Buffer) -> tuple[Hash32, ...]:
     """Leaf hashes of one tile's bytes: what a receiver asks for first, to check a stream by."""
-    if not 0 < len(data) <= limits.TILE_BYTES:
-        raise InputError(f"a tile of {len(data)} bytes, expected 1 to {limits.TILE_BYTES}")
-    return tuple(subtile_hash(i, part) for i, part in enumerate(subtiles(data)))
+    view = memoryview(data)
+    if not 0 < len(view) <= limits.TILE_BYTES:
+        raise InputError(f"a tile of {len(view)} bytes, expected 1 to {limits.TILE_BYTES}")
+    invariant(view.itemsize == 1, "tile data must be a view of bytes")
+    hashes, whole = [], len(view) // limits.SUBTILE_BYTES
+    for i in range(whole):  # `subtile_hash`, without its calls: they cost a tenth of the hashing
+        start = i * limits.SUBTILE_BYTES
+        middle, end = start + _HEAD_BYTES, start + limits.SUBTILE_BYTES
+        hasher = SUBTILE.fresh().update(_PREFIXES[i] + view[start:middle])
+        hashes.append(Hash32(hasher.update(view[middle:end]).digest()))
+    if rest := view[whole * limits.SUBTILE_BYTES :]:
+        hashes.append(subtile_hash(whole, rest))
+    return tuple(hashes)
 
 
 def tile_root_of(hashes: Sequence[Hash32], tile_bytes: int) -> Hash32:
