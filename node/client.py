@@ -176,6 +176,12 @@ class Client:
     async def election(self, shard: int | str, tile: int) -> Json:
         return await self._object(f"election/{shard}/{tile}")
 
+    async def custody(self, limit: int | None = None) -> Any:
+        return await self._json("custody", limit=limit)
+
+    async def custody_event(self, event: str = "current") -> Json:
+        return await self._object(f"custody/{event}")
+
     async def peers(self) -> Any:
         return await self._json("peers")
 

@@ -15,7 +15,10 @@ from node.query import BadQuery, NotFound
 
 # Refused now, but the same transaction may be right at another time, or was sent before.
 CONFLICTS = frozenset(
-    ("bad_nonce", "nonce_taken", "duplicate", "known_dataset", "wrong_phase", "mempool_full")
+    (
+        *("bad_nonce", "nonce_taken", "duplicate", "known_dataset", "wrong_phase"),
+        *("mempool_full", "unknown_event", "no_dispute", "decided"),
+    )
 )
 
 

@@ -228,6 +228,13 @@ class NodeKeys(Resource):
     addresses: list[str]
 
 
+class CustodianHistory(Resource):
+    asked: int
+    missed: int
+    convicted: int
+    last_missed: int | None
+
+
 class Account(Resource):
     address: str
     key: str
@@ -244,6 +251,7 @@ class Account(Resource):
     stamp: RecentBlock | None
     validator: bool
     node: NodeKeys | None
+    custody: CustodianHistory | None
     txs: list[TxRow]
     next: int | None
 

@@ -119,6 +119,12 @@ class TileVersion(Resource):
     deltas: list[str]
 
 
+class TileCustody(Resource):
+    replicas: int
+    event: str | None
+    subtiles: list[int]
+
+
 class Tile(Resource):
     shard: int
     name: str
@@ -137,6 +143,7 @@ class Tile(Resource):
     epoch: int
     primary: str
     ranks: list[Custodian]
+    custody: TileCustody
     path: TilePath
     state: StateProof
     versions: list[TileVersion]

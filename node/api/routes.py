@@ -9,6 +9,7 @@ from fastapi import Query as Parameter
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from node.api import resources as res
+from node.api import resources_custody as kept
 from node.api import resources_learning as learn
 from node.api.metrics import CONTENT_TYPE, metrics_text
 from node.query import Query
@@ -173,6 +174,18 @@ async def tile_data(ask: Ask, shard: Name, tile: Name, root: str | None = None) 
 async def election(ask: Ask, shard: Name, tile: Name) -> Response:
     """Custody order of a tile in this epoch."""
     return _json(ask.election(shard, tile))
+
+
+@router.get("/custody", response_model=kept.CustodyList, tags=["model"])
+async def custody(ask: Ask, before: Before = None, limit: Limit = DEFAULT_LIMIT) -> Response:
+    """Custody events: the one in progress, and those that have ended, newest first."""
+    return _json(ask.custody(before, limit))
+
+
+@router.get("/custody/{which}", response_model=kept.CustodyEvent, tags=["model"])
+async def custody_event(ask: Ask, which: Name) -> Response:
+    """A custody event by its seed, or the `current` one."""
+    return _json(ask.custody_event(which))
 
 
 # --- learning ----------------------------------------------------------------------------

@@ -185,6 +185,40 @@ def election(session: Session, shard: str, tile: int) -> None:
 
 
 @query.command()
+@click.argument("event", required=False)
+@pass_session
+def custody(session: Session, event: str | None) -> None:
+    """Custody events, or one by its seed (or `current`).
+
+    Every so many blocks custodians have to show that they keep what was entrusted to them.
+    """
+    if event is not None:
+        wanted = event
+        _show(session, lambda client: client.custody_event(wanted))
+        return
+
+    def human(found: dict[str, Any]) -> str:
+        rows = [found["current"]] if found["current"] else []
+        head = f"next anchor: block {found['next_anchor']}\n\n"
+        return head + _custody_table({"events": [*rows, *found["events"]]})
+
+    _show(session, lambda client: client.custody(), human)
+
+
+def _custody_table(found: Any) -> str:
+    return _columns(
+        event=lambda r: short(r["event"], 16),
+        anchor=lambda r: r["anchor"],
+        phase=lambda r: r["phase"],
+        places=lambda r: r["places"],
+        committed=lambda r: f"{r['committed']}/{r['custodians']}",
+        missed=lambda r: r["missed"],
+        convicted=lambda r: r["convicted"],
+        disputed=lambda r: r["disputed"],
+    )(found)
+
+
+@query.command()
 @pass_session
 def rounds(session: Session) -> None:
     """Learning rounds with their losses."""

@@ -44,8 +44,10 @@ STATUS_TONES: dict[str, str] = {
     **dict.fromkeys(
         ("harmful", "unhelpful", "mismatch", "rejected", "dropped", "failed", "no"), "bad"
     ),
-    **dict.fromkeys(("unavailable", "pending"), "warn"),
+    **dict.fromkeys(("unavailable", "pending", "missed", "disputed"), "warn"),
     **dict.fromkeys(("revealed", "committed"), "info"),
+    **dict.fromkeys(("shown", "closed"), "good"),
+    **dict.fromkeys(("convicted", "wrong", "not_shown"), "bad"),
 }
 EVENT_TITLES: dict[str, str] = {
     "dataset_submit": "dataset",

@@ -29,6 +29,7 @@ NAVIGATION = (
     ("/deltas", "Deltas"),
     ("/datasets", "Datasets"),
     ("/shards", "Model"),
+    ("/custody", "Custody"),
     ("/validators", "Validators"),
     ("/peers", "Peers"),
 )
@@ -201,6 +202,16 @@ async def shard(request: Request, show: Show, which: str) -> Response:
 async def tile(request: Request, show: Show, shard: str, tile: str) -> Response:
     found = show.query.tile(shard, tile)
     return show.render(request, "tile", tile=found, rows=charts.merkle_rows(found))
+
+
+@router.get("/custody")
+async def custody(request: Request, show: Show, before: Before = None) -> Response:
+    return show.render(request, "custody", page=show.query.custody(before, ROWS), before=before)
+
+
+@router.get("/custody/{which}")
+async def custody_event(request: Request, show: Show, which: str) -> Response:
+    return show.render(request, "custody_event", event=show.query.custody_event(which))
 
 
 # --- learning --------------------------------------------------------------------------------

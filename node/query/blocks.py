@@ -15,6 +15,7 @@ from chain.store_rows import BlockRow, TxRow
 from chain.transactions import Roles, Transaction
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
 from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
+from node.query.custody import CustodyQueries
 from node.query.plain import INVALID, KINDS, address, kind_name, plain
 
 STAMP_AGE = 3  # heights below the tip of the block that a new stamp names
@@ -201,6 +202,7 @@ class BlockQueries(Reader):
             "stamp": _stamp_block(state.head),
             "validator": validator is not None,
             "node": _node_record(node) if node is not None else None,
+            "custody": CustodyQueries(self.node).custodian(key),
             "txs": listed["txs"],
             "next": listed["next"],
         }

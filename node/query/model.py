@@ -9,6 +9,7 @@ from chain.limits import MERKLE_ARITY
 from chain.types import Validator, u64_be
 from node.query.base import Json, NotFound, Reader, natural, unhex
 from node.query.blocks import BlockQueries
+from node.query.custody import CustodyQueries
 from node.query.plain import address, plain
 from node.rules import ProtocolRules
 from tiles import merkle
@@ -143,6 +144,7 @@ class ModelQueries(Reader):
             "epoch": head.epoch,
             "primary": ranks[0]["account"],
             "ranks": ranks,
+            "custody": CustodyQueries(self.node).custody_of(spec.index, index),
             "path": {
                 "tile": {
                     "index": index,

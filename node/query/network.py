@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from chain import custody
 from chain import datasets as dataset_rules
 from chain import records as r
 from chain.address import HUMAN_PART, parse_address
 from chain.errors import InputError
-from chain.hashes import Hash32
+from chain.hashes import ZERO_HASH, Hash32
 from chain.types import GRAINS_PER_BLY, BlobId, Height, PubKey, TxId
 from node.query.base import BadQuery, Json, Reader
 from node.query.plain import address, nats, phase_name
@@ -208,6 +209,10 @@ class NetworkQueries(Reader):
             yield _hit("dataset", name, f"Dataset {name}", f"/datasets/{name}")
         if state.raw(r.update_key(TxId(value))) is not None:
             yield _hit("update", name, f"Update {name}", f"/updates/{name}")
+        event = custody.current(state)
+        asked = event is not None and event.seed == value != ZERO_HASH
+        if asked or self.node.store.history("custody", value, limit=1):
+            yield _hit("custody", name, f"Custody event {name}", f"/custody/{name}")
 
     def _roots(self, value: bytes) -> Iterator[Json]:
         """Roots of the newest model: itself, its shards and tiles; and blobs that a delta names."""

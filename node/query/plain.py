@@ -14,13 +14,14 @@ from chain.records import DatasetStatus, DeltaStatus, RoundPhase
 from chain.transactions import GovernanceVote, Payload, SubmitEvidence, Verdict
 from chain.types import PubKey
 
+MOST_BYTES = 64 * 1024  # more than that, as in an opening of custody, is told by its beginning
 NANO = 1_000_000_000  # nano-nats in a nat
 
 # Fields that hold account keys, in any struct. Other keys (consensus, node, VRF) stay hex.
 ACCOUNTS = frozenset(
     (
         *("account", "sender", "to", "learner", "submitter", "primary", "juror", "auditor"),
-        *("validator", "joined", "jurors", "auditors", "yes", "no"),
+        *("validator", "joined", "jurors", "auditors", "yes", "no", "custodian", "disputer"),
     )
 )
 _EXCEPTIONS: dict[type, str] = {SubmitEvidence: "evidence", GovernanceVote: "vote"}
@@ -42,6 +43,8 @@ def plain(value: Any, name: str = "") -> Any:
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name), f.name) for f in fields(value)}
     if isinstance(value, bytes):
+        if len(value) > MOST_BYTES:
+            return f"{value[:32].hex()}… {len(value)} bytes"
         return address(PubKey(value)) if name in ACCOUNTS and len(value) == 32 else value.hex()
     if isinstance(value, tuple | list):
         return [plain(item, name) for item in value]

@@ -18,6 +18,7 @@ from chain.tree import StateProof, verify_state_proof
 from chain.types import CertifiedBlock, Grains, Header
 from consensus.certificates import verify_certificate
 from node.api import resources as res
+from node.api import resources_custody as kept
 from node.api import resources_learning as learn
 from node.api.app import create_app
 from tests.kit.http import BYTES, ask, get
@@ -82,6 +83,7 @@ ROUTES: list[tuple[str, Any]] = [
     ("election/0/0", learn.Election),
     ("model", learn.Model),
     ("model?height=0", learn.Model),
+    ("custody", kept.CustodyList),
     ("rounds", learn.Rounds),
     ("rounds/current", learn.Round),
     ("rounds/0", learn.Round),
@@ -110,6 +112,7 @@ def test_openapi_names_every_tested_route(app: FastAPI) -> None:
     paths = {p for p in document["paths"] if p.startswith("/api/v1/")}
     gets = {p for p in paths if "get" in document["paths"][p]}
     raw = {"/api/v1/blocks/{which}/raw", "/api/v1/tiles/{shard}/{tile}/data", "/api/v1/events"}
+    raw.add("/api/v1/custody/{which}")  # tests/unit/test_custody_pages.py
     tested = {"/api/v1/" + path.partition("?")[0] for path, _ in ROUTES}
     for path in gets - raw - {"/api/v1/blobs/{blob}", "/api/v1/checkpoints/{state_hash}"}:
         prefix = path.partition("{")[0]
