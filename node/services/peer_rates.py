@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 DEFAULT_RATE = 10e6  # bytes a second expected of a peer that was never measured
 WINDOW_S = 0.25  # a rate is taken over at least this long while bytes flow
+RETRY_S = 30.0  # what was measured longer ago means nothing: a slow peer has another chance
 FRESH_S = 2.0  # a rate is compared with others' for so long after it was measured
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.25, 30.0  # after a failure, four times longer after each more
 BAN_S = 300.0  # a proven liar is not asked for so long, as a peer over its points is refused
@@ -57,8 +58,15 @@ class PeerRate:
         """One of its transfers is over, however; `left` bytes of it never came."""
         self.lanes -= 1
         self.outstanding -= left
-        if not self.lanes and self._window_bytes:
+        if not self.lanes and (self._window_bytes or now - self._window_start >= WINDOW_S):
             self._close_window(now)
+
+    def slowed(self, now: float) -> float:
+        """It was left for another: what it gives at present is all that it can give."""
+        self.slow_total += 1
+        self.rate = self.live(now) or 0.0
+        self.measured = now
+        return self.rate
 
     def gave(self) -> None:
         self.streak = 0
@@ -74,9 +82,11 @@ class PeerRate:
         self.banned_until = now + BAN_S
 
     def live(self, now: float) -> float | None:
-        """As measured; None if it never was. While it is asked, silence counts."""
+        """As measured of late; None if it was not. While it is asked, silence counts."""
         age = now - self._window_start
-        if not self.lanes or age < WINDOW_S:
+        if not self.lanes:
+            return self.rate if now - self.measured < RETRY_S else None
+        if age < WINDOW_S:
             return self.rate
         current = self._window_bytes / age
         return current if self.rate is None else min(self.rate, current)
@@ -99,6 +109,7 @@ class PeerRates:
 
     def __init__(self) -> None:
         self._peers: dict[str, PeerRate] = {}
+        self._usual, self._usual_at = DEFAULT_RATE, -1.0
 
     def __getitem__(self, peer: str) -> PeerRate:
         found = self._peers.get(peer)
@@ -117,8 +128,11 @@ class PeerRates:
         live = rate.live(now)
         if live is not None:
             return live
-        known = [r.rate for r in self._peers.values() if r.rate is not None]
-        return statistics.median_high(known) if known else DEFAULT_RATE
+        if now != self._usual_at:  # many peers are compared at one moment
+            known = [r.rate for r in self._peers.values() if r.rate is not None]
+            self._usual_at = now
+            self._usual = statistics.median_high(known) if known else DEFAULT_RATE
+        return self._usual
 
     def median(self, peers: Iterable[str], now: float) -> float | None:
         """The upper median of what these peers give at present; None if none was measured."""

@@ -100,6 +100,8 @@ class TileFetcher:
     @property
     def rate(self) -> float:
         """Bytes a second that arrive at present."""
+        if not self._tasks:
+            return 0.0
         now = asyncio.get_running_loop().time()
         return sum(r.live(now) or 0.0 for r in self.rates.all() if r.lanes)
 
@@ -172,25 +174,23 @@ class TileFetcher:
         rates = [r for r in rates if r.banned_until <= now]
         return [r for r in rates if r.peer not in slow] or rates
 
-    def _ready(self, job: _Job, now: float) -> list[PeerRate]:
-        """Those of them that can take more at once."""
-        return [r for r in self._usable(job, now) if r.lanes < LANES and r.paused_until <= now]
-
     def _choose(self, job: _Job, now: float) -> PeerRate | None:
-        """The holder that would have delivered a subtile first; None if all are busy."""
+        """The holder that would have delivered a subtile first; None while that one is busy: a
+        peer that is idle for good reasons must not get what a fast one will do sooner."""
 
-        def key(r: PeerRate) -> tuple[float, float]:
+        def finish(r: PeerRate) -> tuple[float, float]:
             speed = self.rates.speed(r, now) + 1
             return (r.outstanding + limits.SUBTILE_BYTES) / speed, r.used
 
-        return min(self._ready(job, now), key=key, default=None)
+        awake = [r for r in self._usable(job, now) if r.paused_until <= now]
+        best = min(awake, key=finish, default=None)
+        return best if best is not None and best.lanes < LANES else None
 
     def _share(self, job: _Job, transfer: Transfer, peer: PeerRate, now: float) -> int:
         """How many subtiles of a tile one peer is asked for: all while other tiles wait as well,
         else its share by its speed; never more than it gives within RUN_S."""
-        rivals = self._ready(job, now)
-        if not peer.lanes:
-            rivals = [r for r in rivals if not r.lanes]
+        awake = [r for r in self._usable(job, now) if r.paused_until <= now]
+        rivals = [r for r in awake if r.lanes < (LANES if peer.lanes else 1)]
         pending = sum(other.missing for other in self._active)
         pending += transfer.want.subtiles * min(len(self._waiting), LOOKAHEAD)
         speed = self.rates.speed(peer, now)
@@ -275,7 +275,9 @@ class TileFetcher:
         transfer = run.transfer
         transfer.end(run)
         error = None if task.cancelled() else task.exception()
-        if error is not None:  # a bug, here or in the network: it must not hold up the tile
+        if task.cancelled() and run.verdict is None:
+            self._failed(run, "the network has stopped")
+        elif error is not None:  # a bug, here or in the network: it must not hold up the tile
             log.error("fetching %s failed", transfer.want, exc_info=error)
             transfer.failed[run.peer] = f"internal error: {error}"
         job = self._active[transfer]
@@ -326,9 +328,8 @@ class TileFetcher:
         if not others or all(r.peer in transfer.slow for r in others):
             return
         if self._is_slow(run, others, now) or self._is_stolen(run, others, now):
-            rate = self.rates[run.peer]
-            rate.slow_total += 1
-            transfer.slow[run.peer] = f"too slow ({self.rates.speed(rate, now) / 1000:.1f} kB/s)"
+            speed = self.rates[run.peer].slowed(now)
+            transfer.slow[run.peer] = f"too slow ({speed / 1000:.1f} kB/s)"
             log.debug("%s is too slow for %s", run.peer, transfer.want)
             self._drop(run, "it is slow")
 
@@ -386,9 +387,12 @@ class TileFetcher:
         """Take a buffer back; what is verified of an unfinished tile is kept for the next try."""
         del self._active[transfer]
         if transfer.verified and not transfer.is_complete:
+            older = self._partials.pop(transfer.want, None)
             self._partials[transfer.want] = transfer
-            if len(self._partials) > PARTIALS:
-                self._free.append(self._partials.popitem(last=False)[1].buffer)
+            if older is None and len(self._partials) > PARTIALS:
+                older = self._partials.popitem(last=False)[1]
+            if older is not None:
+                self._free.append(older.buffer)
         else:
             self._free.append(transfer.buffer)
         if not self._active and not self._waiting:

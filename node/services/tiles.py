@@ -179,6 +179,7 @@ class TileService:
         return {
             "tiles_fetched": self.fetcher.fetched,
             "tiles_fetched_bytes": self.fetcher.fetched_bytes,
+            "tiles_fetch_rate": int(self.fetcher.rate),  # bytes a second
             "tiles_lies": self.fetcher.lies,
             "tiles_damaged": self.damaged,
             "tiles_served": self._server.served,

@@ -115,6 +115,40 @@ def test_a_liar_is_named_and_costs_little() -> None:
     assert took(1) < 1.15 * honest_three
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.0, 20e3])
+def test_a_peer_that_drips_costs_little_among_many_tiles(rate: float) -> None:
+    tiles = [make_tile(i, tile=i) for i in range(60)]
+    drips = Peer("drips", rate=rate or 1.0, stalls_after=None if rate else 0)
+    net = MemoryPeers(drips, *(Peer(f"p{i}") for i in range(3)))
+    net.hold(*tiles)
+
+    async def act(fetcher: TileFetcher) -> None:
+        await asyncio.gather(*(get(fetcher, net, tile) for tile in tiles))
+
+    took = play(net, act)
+    assert took < 60 * limits.TILE_BYTES / 150e6 + 1.0
+    assert drips.asked <= 4
+
+
+def test_a_peer_that_was_slow_once_is_tried_again_later() -> None:
+    slow = Peer("a", rate=1000.0)
+    net = MemoryPeers(slow, Peer("b"))
+    tiles = [make_tile(i, tile=i) for i in range(3)]
+    net.hold(*tiles)
+
+    async def act(fetcher: TileFetcher) -> None:
+        await get(fetcher, net, tiles[0])
+        slow.rate = 50e6
+        asked = slow.asked
+        await get(fetcher, net, tiles[1])
+        assert slow.asked == asked
+        await passes(60)
+        await get(fetcher, net, tiles[2])
+        assert slow.asked > asked
+
+    play(net, act)
+
+
 def test_hashes_that_do_not_lead_to_the_root_are_a_lie() -> None:
     net = MemoryPeers(Peer("liar", spoil=flip(3)), Peer("honest"))
     tile = make_tile(3)
