@@ -58,6 +58,7 @@ class JsonScanner:
         raw = self._match(_TEXT, most, "a string")
         try:
             text: str = raw[1:-1].decode() if b"\\" not in raw else json.loads(raw)
+            text.encode()  # a lone surrogate has no UTF-8
         except ValueError as error:
             raise DecodeError(f"not JSON: {error}") from None
         return text
