@@ -31,6 +31,7 @@ class PeerRate:
     paused_until: float = 0.0
     banned_until: float = 0.0
     streak: int = 0  # failures since it last gave anything
+    misses: int = 0  # times that it had not what was asked for, since it last had
     bytes_total: int = 0
     failures_total: int = 0
     slow_total: int = 0
@@ -42,6 +43,8 @@ class PeerRate:
         """It was asked for `size` bytes."""
         if not self.lanes:
             self._window_start, self._window_bytes = now, 0
+        if now - self.used > RETRY_S:
+            self.misses = 0
         self.lanes += 1
         self.outstanding += size
         self.used = now
@@ -69,7 +72,11 @@ class PeerRate:
         return self.rate
 
     def gave(self) -> None:
-        self.streak = 0
+        self.streak = self.misses = 0
+
+    def missed(self) -> None:
+        """It answered that it has not what was asked for."""
+        self.misses += 1
 
     def failed(self, now: float) -> None:
         """It did not answer: others first, for a while."""
@@ -133,6 +140,10 @@ class PeerRates:
             self._usual_at = now
             self._usual = statistics.median_high(known) if known else DEFAULT_RATE
         return self._usual
+
+    def promise(self, rate: PeerRate, now: float) -> float:
+        """`speed`, weighed by how likely a peer is to have what it is asked for at all."""
+        return self.speed(rate, now) / 4.0 ** min(rate.misses, 8)
 
     def median(self, peers: Iterable[str], now: float) -> float | None:
         """The upper median of what these peers give at present; None if none was measured."""

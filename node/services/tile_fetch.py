@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 
@@ -50,6 +50,7 @@ class TileFetcher:
     def __init__(self, net: Peers, *, buffers: int = BUFFERS) -> None:
         self.rates = PeerRates()
         self.fetched = self.fetched_bytes = self.lies = 0
+        self.on_missing: Callable[[str, TileWant], None] = lambda peer, want: None
         self._net = net
         self._free: list[memoryview] = []
         self._unmade = buffers  # buffers that were not needed yet
@@ -179,7 +180,7 @@ class TileFetcher:
         peer that is idle for good reasons must not get what a fast one will do sooner."""
 
         def finish(r: PeerRate) -> tuple[float, float]:
-            speed = self.rates.speed(r, now) + 1
+            speed = self.rates.promise(r, now) + 1
             return (r.outstanding + limits.SUBTILE_BYTES) / speed, r.used
 
         awake = [r for r in self._usable(job, now) if r.paused_until <= now]
@@ -193,8 +194,8 @@ class TileFetcher:
         rivals = [r for r in awake if r.lanes < (LANES if peer.lanes else 1)]
         pending = sum(other.missing for other in self._active)
         pending += transfer.want.subtiles * min(len(self._waiting), LOOKAHEAD)
-        speed = self.rates.speed(peer, now)
-        share = -(-pending * speed // (sum(self.rates.speed(r, now) for r in rivals) + 1))
+        speed = self.rates.promise(peer, now)
+        share = -(-pending * speed // (sum(self.rates.promise(r, now) for r in rivals) + 1))
         most = speed * RUN_S // limits.SUBTILE_BYTES
         return max(1, int(min(share, most)))
 
@@ -241,6 +242,8 @@ class TileFetcher:
             self.rates[run.peer].gave()
         elif size == 0:
             run.transfer.failed[run.peer] = "does not hold it"
+            self.rates[run.peer].missed()
+            self.on_missing(run.peer, run.transfer.want)
         else:
             reason = f"answered {size} bytes where {run.size} were asked for"
             run.transfer.failed[run.peer] = reason

@@ -149,6 +149,20 @@ def test_a_peer_that_was_slow_once_is_tried_again_later() -> None:
     play(net, act)
 
 
+def test_peers_that_hold_nothing_are_soon_left_alone() -> None:
+    tiles = [make_tile(i, tile=i) for i in range(60)]
+    empty = [Peer(f"e{i}", holds=lambda request: False, delay_s=0.05) for i in range(20)]
+    net = MemoryPeers(*empty, Peer("a", delay_s=0.05), Peer("b", delay_s=0.05))
+    net.hold(*tiles)
+
+    async def act(fetcher: TileFetcher) -> None:
+        await asyncio.gather(*(get(fetcher, net, tile) for tile in tiles))
+
+    took = play(net, act)
+    assert took < 2 * (60 * limits.TILE_BYTES / 100e6)
+    assert sum(peer.asked for peer in empty) < 200
+
+
 def test_hashes_that_do_not_lead_to_the_root_are_a_lie() -> None:
     net = MemoryPeers(Peer("liar", spoil=flip(3)), Peer("honest"))
     tile = make_tile(3)
