@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from chain import records as r
-from chain.errors import BlyanError, StorageError, UnreachableError, VerifyError
+from chain.errors import BlyanError, QuotaError, StorageError, UnreachableError, VerifyError
 from chain.hashes import Hash32
 from chain.store import ChainStore
 from node.services.peers import Peers
@@ -70,6 +70,10 @@ class TileService:
     ) -> None:
         self.store, self.specs = store, tuple(specs)
         self.holders: Holders = self._connected
+        # Whoever cares for room: before so many bytes are kept (QuotaError: they are not), and
+        # when a version, or one tile of it, is used.
+        self.make_room: Callable[[int], None] = lambda size_bytes: None
+        self.touched: Callable[..., None] = lambda shard, root, tile=-1: None
         self.fetcher = TileFetcher(net)
         self.damaged = 0
         self._net = net
@@ -89,14 +93,27 @@ class TileService:
         """One shard version, from here or from peers, every tile verified."""
         spec = self._spec(index)
         for _ in range(spec.tile_count + 1):  # each try mends at least one tile
+            self.touched(index, root)
             if root not in self.store.versions(index):
-                await self.ensure(index, root)
+                try:
+                    await self.ensure(index, root)
+                except QuotaError as error:
+                    log.debug("shard %s is not kept: %s", spec.name, error)
+                    return await self._unkept(spec, root)
             try:
                 return await asyncio.to_thread(self.store.read_shard, index, root)
             except StorageError as error:
                 self.damaged += 1
                 log.warning("%s; fetching it from a peer", error)
         raise StorageError(f"shard {spec.name} is damaged again and again: check the disk")
+
+    async def _unkept(self, spec: ShardSpec, root: Hash32) -> bytes:
+        """A version that there is no room for, from the tiles that are here and those of peers."""
+        data = bytearray(spec.data_bytes)
+        for tile in range(spec.tile_count):
+            start, end = spec.tile_range(tile)
+            data[start:end] = await self.tile(spec.index, root, tile)
+        return bytes(data)
 
     async def tile(
         self, index: int, root: Hash32, tile: int, *, timeout_s: float = TILE_S
@@ -105,6 +122,7 @@ class TileService:
         spec = self._spec(index)
         if not 0 <= tile < spec.tile_count:
             raise VerifyError(f"shard {spec.name} has no tile {tile}")
+        self.touched(index, root, tile)
         if self.store.has_tile(index, root, tile):
             try:
                 return await asyncio.to_thread(self.store.read_tile, index, root, tile)
@@ -299,13 +317,15 @@ class _Fetch:
             try:
                 await asyncio.to_thread(self._store, data)
             except StorageError as error:
-                log.warning("a fetched tile is not kept: %s", error)
+                level = logging.DEBUG if isinstance(error, QuotaError) else logging.WARNING
+                log.log(level, "a fetched tile is not kept: %s", error)
                 return error
         return None
 
     def _store(self, data: memoryview) -> None:
         index, root, tile = self._key
         store = self._service.store
+        self._service.make_room(len(data))
         if not store.presence(index, root):
             store.begin(index, root, self._service.tile_roots(index, root))
         store.put_tile(index, root, tile, data)
