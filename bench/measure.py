@@ -1,0 +1,118 @@
+"""What benchmarks share: rows beside their floors, samples in turns, cold files, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. `met`: whether it reaches its target; true where there is none."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None
+    floor: float | None
+    met: bool
+    is_more_better: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of all benchmarks."""
+        fields = asdict(self)
+        del fields["is_more_better"]
+        return fields
+
+    def as_text(self) -> str:
+        sign = "≥" if self.is_more_better else "≤"
+        target = "" if self.target is None else f"target {sign} {self.target:.4g}"
+        floor = "" if self.floor is None else f"floor {self.floor:.4g}"
+        mark = "" if self.met else "  MISSED"
+        return f"{self.name:26}{self.value:10.4g} {self.unit:8} {target:18} {floor:14}{mark}"
+
+
+def at_most(
+    name: str, value: float, unit: str, target: float | None, floor: float | None = None
+) -> Row:
+    """A row whose value should be small."""
+    return Row(name, value, unit, target, floor, target is None or value <= target)
+
+
+def at_least(
+    name: str, value: float, unit: str, target: float | None, floor: float | None = None
+) -> Row:
+    """A row whose value should be large."""
+    return Row(name, value, unit, target, floor, target is None or value >= target, True)
+
+
+def quantile(samples: list[float], q: float) -> float:
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def seconds(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def in_turns(
+    count: int, *acts: Callable[[], object], before: Callable[[], object] | None = None
+) -> list[list[float]]:
+    """Seconds of each of `count` runs of each act, by act. They take turns, so that what else the
+    machine does meets all of them alike; `before` runs untimed before each."""
+    samples: list[list[float]] = [[] for _ in acts]
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(count):
+            for act, taken in zip(acts, samples, strict=True):
+                if before is not None:
+                    before()
+                taken.append(seconds(act))
+    finally:
+        gc.enable()
+    return samples
+
+
+def make_cold(path: Path) -> None:
+    """Have the kernel forget a file's pages. What is below the kernel (a disk's own cache, or
+    that of a virtual machine's host) keeps what it has. Raises RuntimeError if pages stay."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        for _ in range(20):  # pages that are being written, or were read a moment ago, take longer
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if not (left := resident_pages(file.fileno())):
+                return
+            os.sched_yield()
+    raise RuntimeError(f"{path}: {left} pages are still in memory")
+
+
+def resident_pages(descriptor: int) -> int:
+    """Pages of a file that the kernel has in memory."""
+    size = os.fstat(descriptor).st_size
+    with mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) as mapping:
+        flags = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = (ctypes.c_char * size).from_buffer(mapping)
+        failed = _LIBC.mincore(ctypes.byref(start), ctypes.c_size_t(size), flags)
+        del start
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return sum(flag & 1 for flag in flags)
+
+
+def memory_mib() -> tuple[float, float]:
+    """(private, of files) MiB of this process that are resident."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(int(fields[f].split()[0]) / 1024 for f in ("RssAnon", "RssFile"))  # type: ignore[return-value]
