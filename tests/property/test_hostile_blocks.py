@@ -9,17 +9,23 @@ from typing import Any
 
 import pytest
 
+from chain import custody
 from chain import records as r
-from chain.codec import encode
+from chain.codec import decode, encode
+from chain.custody_records import CustodyEvent, CustodyPhase
 from chain.hashes import BLOB, ZERO_HASH, Hash32
 from chain.records import RoundPhase
 from chain.rounds import manifest_root, slots, tile_ranks
+from chain.state import CUSTODY_BONDS
 from chain.store_rows import tx_columns
 from chain.transactions import (
     Attest,
     AttestKind,
     AuditReport,
     Bond,
+    Custody,
+    CustodyDispute,
+    CustodyOpening,
     DatasetSubmit,
     DeltaCommit,
     DeltaReveal,
@@ -31,6 +37,7 @@ from chain.transactions import (
     PolVote,
     SubmitEvidence,
     TileUpdate,
+    Transaction,
     Transfer,
     Unbond,
     Unjail,
@@ -65,6 +72,10 @@ class Chaos(RoundRun):
             unbonding_blocks=30,
             min_bond_grains=10**6,
             seed_blocks=2,
+            custody_interval_blocks=8,
+            custody_commit={"blocks": 3, "ms": 0},
+            custody_open={"blocks": 5, "ms": 0},
+            custody_bond_grains=10**6,
             **windows,
         )
         state = self.m.state
@@ -75,6 +86,7 @@ class Chaos(RoundRun):
         self.kept: dict[str, PodlManifest] = {}
         self.openings: dict[tuple[bytes, bytes], PolVote] = {}
         self.seen: set[int] = set()
+        self.codes: set[tuple[str, str]] = set()  # kind of custody transaction and what came of it
 
     def pick(self, *options: Any) -> Any:
         return self.dice.choice(options)
@@ -87,16 +99,28 @@ class Chaos(RoundRun):
                 raws.append(self.dice.randbytes(self.dice.randrange(80)))
             for raw, receipt in zip(raws, self.m.block(*raws), strict=True):
                 tx_columns(raw, receipt)
+                self.note(raw, receipt.code)
             assert self.m.grains() == total
+            bonds = sum(claim.bond for claim in custody.claims(self.m.state))
+            assert self.m.state.account(CUSTODY_BONDS).balance == bonds
             self.seen.add(self.round.phase)
             open_ = sum(
                 not slot.provisional for _, _, slot in slots(self.m.state, self.round.number)
             )
             assert open_ <= self.round.tiles_open or self.round.phase != RoundPhase.AGGREGATE
 
+    def note(self, raw: bytes, code: str) -> None:
+        if code != "bad_encoding":
+            payload = decode(Transaction, raw).payload
+            if isinstance(payload, Custody | CustodyDispute | CustodyOpening):
+                self.codes.add((type(payload).__name__, code))
+
     def someones(self) -> bytes:
         phase, name, validator = self.round.phase, self.pick(*NAMES), self.pick(*self.m.validators)
         account = validator.account.public
+        event = custody.current(self.m.state)
+        if event is not None and event.members and self.dice.random() < 0.4:
+            return self.custody_(event, name, validator)
         if self.dice.random() < 0.2:  # anything, at any time
             if self.dice.random() < 0.2:
                 return encode(self.m.tx(validator.account, self.stake(validator)))
@@ -195,6 +219,37 @@ class Chaos(RoundRun):
         )
         return SubmitEvidence(double_vote(first, second))
 
+    # --- custody ---------------------------------------------------------------------------
+
+    def custody_(self, event: CustodyEvent, name: str, validator: Keys) -> bytes:
+        """Commitments, half of them wrong; disputes and openings of whatever was named."""
+        account = validator.account.public
+        suspect = self.pick(*event.members).account
+        position = self.pick(*(*range(len(event.places)),) * 8, 200)
+        seed = self.pick(*(event.seed,) * 9, ZERO_HASH)
+        if event.phase == CustodyPhase.COMMIT:
+            made = tuple(
+                custody.commitment(account, event.seed, at, self.subtile(event, at))
+                if self.dice.random() < 0.5
+                else ZERO_HASH
+                for at in custody.positions(event, custody.member_of(event, account) or 0)
+            )
+            return encode(self.m.tx(validator.node, Custody(seed, made), account=account))
+        if self.dice.random() < 0.4:
+            bond = Grains(self.pick(*(10**6,) * 9, *LARGE))
+            doubt = CustodyDispute(seed, suspect, position, bond)
+            owner = self.pick(validator.account, validator.account, key(name))
+            return encode(self.m.tx(owner, doubt))
+        data = self.subtile(event, position) if position < len(event.places) else b""
+        shown = CustodyOpening(seed, suspect, position, (), self.pick(data, data, data, b"?"))
+        if self.dice.random() < 0.3:
+            return encode(self.m.tx(key(name), shown, fee=8000))
+        return encode(self.m.tx(validator.node, shown, account=account))
+
+    def subtile(self, event: CustodyEvent, position: int) -> bytes:
+        """Of the genesis model: once a round has changed it, nobody here can show it."""
+        return self.m.shards[event.places[position].shard]
+
     # --- validators ------------------------------------------------------------------------
 
     def report(self, _: Keys) -> Payload:
@@ -253,3 +308,4 @@ def test_nothing_that_is_signed_stops_the_chain(seed: int) -> None:
     chaos.play(200)
     assert chaos.round.number > 0
     assert chaos.seen >= {RoundPhase.SCREEN_REVEAL, RoundPhase.AGGREGATE}
+    assert chaos.codes >= {(kind, "ok") for kind in ("Custody", "CustodyDispute", "CustodyOpening")}

@@ -11,6 +11,9 @@ from chain.transactions import (
     Attest,
     AuditReport,
     Bond,
+    Custody,
+    CustodyDispute,
+    CustodyOpening,
     DatasetSubmit,
     DeltaCommit,
     DeltaReveal,
@@ -47,6 +50,9 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
         hashes,
     ),
     st.builds(AuditReport, hashes, st.integers(0, 2), st.just(1), st.just(()), hashes),
+    st.builds(Custody, hashes, st.lists(hashes, max_size=2).map(tuple)),
+    st.builds(CustodyDispute, hashes, keys, st.integers(0, 2), amounts),
+    st.builds(CustodyOpening, hashes, keys, st.integers(0, 2), st.just(()), st.just(b"x")),
     st.builds(
         DatasetSubmit,
         hashes,
@@ -73,7 +79,12 @@ def test_the_sum_of_all_grains_never_changes(
     blocks: list[list[tuple[str, Payload, int]]],
 ) -> None:
     machine = Machine(
-        funded=NAMES, epoch_blocks=4, unbonding_blocks=13, min_bond_grains=2, seed_blocks=1
+        funded=NAMES,
+        epoch_blocks=4,
+        unbonding_blocks=13,
+        min_bond_grains=2,
+        seed_blocks=1,
+        custody_interval_blocks=3,
     )
     total = machine.grains()
     for block in blocks:
