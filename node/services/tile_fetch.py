@@ -56,6 +56,7 @@ class TileFetcher:
         self._unmade = buffers  # buffers that were not needed yet
         self._waiting: dict[_Job, None] = {}  # in the order of the calls
         self._active: dict[Transfer, _Job] = {}
+        self._wanted: set[TileWant] = set()  # what is active: a tile is fetched once at a time
         self._partials: OrderedDict[TileWant, Transfer] = OrderedDict()
         self._tasks: dict[Run, asyncio.Task[None]] = {}
         self._ticker: asyncio.TimerHandle | None = None
@@ -116,7 +117,7 @@ class TileFetcher:
         for transfer, job in list(self._active.items()):
             self._assign(transfer, job, now)
         for job in list(islice(self._waiting, LOOKAHEAD)):
-            if job.future.done():
+            if job.future.done() or job.want in self._wanted:
                 continue
             if not self._usable(job, now):
                 job.fail(self._why(job, now))
@@ -142,6 +143,7 @@ class TileFetcher:
         job.transfer = transfer
         del self._waiting[job]
         self._active[transfer] = job
+        self._wanted.add(job.want)
         return transfer
 
     def _take_buffer(self) -> memoryview | None:
@@ -389,13 +391,11 @@ class TileFetcher:
     def _retire(self, transfer: Transfer) -> None:
         """Take a buffer back; what is verified of an unfinished tile is kept for the next try."""
         del self._active[transfer]
+        self._wanted.remove(transfer.want)
         if transfer.verified and not transfer.is_complete:
-            older = self._partials.pop(transfer.want, None)
             self._partials[transfer.want] = transfer
-            if older is None and len(self._partials) > PARTIALS:
-                older = self._partials.popitem(last=False)[1]
-            if older is not None:
-                self._free.append(older.buffer)
+            if len(self._partials) > PARTIALS:
+                self._free.append(self._partials.popitem(last=False)[1].buffer)
         else:
             self._free.append(transfer.buffer)
         if not self._active and not self._waiting:

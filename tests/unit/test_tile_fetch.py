@@ -324,6 +324,23 @@ def test_a_caller_that_goes_away_ends_its_transfer() -> None:
     play(net, act)
 
 
+def test_a_caller_that_comes_back_at_once_loses_nothing() -> None:
+    net = MemoryPeers(Peer("a", rate=4e6))
+    tile = make_tile(16)
+    net.hold(tile)
+
+    async def act(fetcher: TileFetcher) -> None:
+        for _ in range(5):
+            task = asyncio.create_task(get(fetcher, net, tile))
+            await passes(0.2)
+            task.cancel()
+        await get(fetcher, net, tile)
+        cut = 5 * (STEP + 64 * 1024)  # what was under way at each break
+        assert net.by_name["a"].sent <= limits.TILE_BYTES + 512 + cut
+
+    play(net, act)
+
+
 def test_closing_ends_all() -> None:
     net = MemoryPeers(Peer("a", rate=1e6))
     tiles = [make_tile(i, tile=i) for i in range(30)]

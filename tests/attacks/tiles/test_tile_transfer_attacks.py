@@ -14,10 +14,10 @@ import trio
 
 from chain import limits
 from chain.codec import decode
-from chain.errors import UnreachableError
+from chain.errors import DecodeError, UnreachableError, VerifyError
 from chain.hashes import Hash32
 from node.net import Address
-from node.services.tile_wire import PROTOCOL, TileRequest
+from node.services.tile_wire import PROTOCOL, TileRequest, read_request
 from node.services.tiles import TileService
 from tests.kit.net import Station, stations
 from tiles import merkle
@@ -275,3 +275,23 @@ def test_askers_that_ask_for_what_cannot_exist(tmp_path: Path) -> None:
             await holder.close()
 
     asyncio.run(scenario())
+
+
+def test_requests_of_random_bytes_are_refused_or_meant() -> None:
+    chance = random.Random(11)
+    good = TileRequest(0, ROOT, 2, 1, 4, 1).encoded()
+    meant = 0
+    for _ in range(5000):
+        data = bytearray(good)
+        for _ in range(chance.randrange(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        if chance.random() < 0.3:
+            data = data[: chance.randrange(len(data))] + chance.randbytes(chance.randrange(40))
+        try:
+            request = read_request(bytes(data), [SPEC])
+        except (DecodeError, VerifyError):
+            continue
+        meant += 1
+        assert request.encoded() == data
+        assert answer_to(request)
+    assert meant
