@@ -42,6 +42,22 @@ class Row:
         return f"{self.name:26}{self.value:10.4g} {self.unit:8} {target:18} {floor:14}{mark}"
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much the rows move."""
+
+    directory: Path
+    shard_mib: int = 512
+    checkpoint_mib: int = 2048
+    transfer_mib: int = 512
+    samples: int = 200
+
+    @property
+    def few(self) -> int:
+        """Samples of what takes a second."""
+        return max(3, self.samples // 40)
+
+
 def at_most(
     name: str, value: float, unit: str, target: float | None, floor: float | None = None
 ) -> Row:
@@ -112,7 +128,9 @@ def resident_pages(descriptor: int) -> int:
     return sum(flag & 1 for flag in flags)
 
 
-def memory_mib() -> tuple[float, float]:
-    """(private, of files) MiB of this process that are resident."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return tuple(int(fields[f].split()[0]) / 1024 for f in ("RssAnon", "RssFile"))  # type: ignore[return-value]
+def memory_mib(*fields: str) -> list[float]:
+    """MiB of this process by the names that /proc/self/status has: RssAnon is private memory,
+    RssFile mapped files, VmHWM the most of all since the process began."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return [int(found[f].split()[0]) / 1024 for f in fields]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from blake3 import blake3
 
-from bench.measure import Row, at_most, in_turns, quantile
-from bench.tile_store import Sizes, noise
+from bench.measure import Row, Sizes, at_most, in_turns, quantile
+from bench.tile_store import noise
 from chain import limits
 from chain.codec import decode, encode
 from chain.hashes import Hash32

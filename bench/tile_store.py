@@ -10,7 +10,6 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from bench.measure import (
     MIB,
     Row,
+    Sizes,
     at_least,
     at_most,
     in_turns,
@@ -37,22 +37,6 @@ from tiles.store import TileStore
 from tiles.tree import ShardTree
 
 TILE = limits.TILE_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much the rows move."""
-
-    directory: Path
-    shard_mib: int = 512
-    checkpoint_mib: int = 2048
-    transfer_mib: int = 512
-    samples: int = 200
-
-    @property
-    def few(self) -> int:
-        """Samples of what takes a second."""
-        return max(3, self.samples // 40)
 
 
 def noise(size_bytes: int) -> bytearray:
@@ -157,10 +141,10 @@ def load_expert(sizes: Sizes) -> Iterator[Row]:
     taken = in_turns(sizes.samples, ours, mapping)
     mine, floor = (quantile(t, 0.95) * 1e3 for t in taken)
     yield at_most("expert_open_p95", mine, "ms", 5.0, floor)
-    private, of_files = memory_mib()
+    private, of_files = memory_mib("RssAnon", "RssFile")
     arrays = store.open(0, root, verify=False).arrays()
     total = sum(float(torch.from_numpy(array).sum()) for array in arrays.values())
-    after, of_files_after = memory_mib()
+    after, of_files_after = memory_mib("RssAnon", "RssFile")
     yield at_most("expert_private", after - private, "MiB", 0.02 * sizes.shard_mib + 4, None)
     yield at_most("expert_mapped", of_files_after - of_files, "MiB", None, float(sizes.shard_mib))
     if total != total:
