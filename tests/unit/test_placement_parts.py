@@ -1,0 +1,145 @@
+"""Who counts as gone, and what is thrown away when there is no room: without clock and disk."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from chain.errors import QuotaError
+from chain.hashes import Hash32
+from chain.types import PubKey
+from node.services.custodians import REMEMBERED, Custodians
+from node.services.tile_cache import RESERVE_BYTES, TileCache
+from tiles.layout import ShardSpec, TensorSpec
+
+MIB = 1024 * 1024
+ROOT, NEWER = Hash32(bytes([1]) * 32), Hash32(bytes([2]) * 32)
+SPEC = ShardSpec(0, "s", "dense", (TensorSpec("t", "F32", (8 * MIB,)),))  # 8 tiles of 4 MiB
+
+
+def account(i: int) -> PubKey:
+    return PubKey(i.to_bytes(32, "big"))
+
+
+OWN, A, B, C = (account(i) for i in range(4))
+
+
+# --- custodians ----------------------------------------------------------------------------
+
+
+def test_whoever_is_neither_connected_nor_signs_is_gone_after_the_grace() -> None:
+    known = Custodians(OWN, 0.0, grace_s=10.0)
+    assert known.gone([OWN, A, B, C], 9.0) == frozenset()
+    known.connected([A], 9.0)
+    known.signed([B], 11.0)
+    assert known.gone([OWN, A, B, C], 12.0) == {C}
+    known.signed([B, C], 20.0)
+    assert known.gone([OWN, A, B, C], 20.5) == {A}
+    known.connected([A], 21.0)
+    assert known.gone([OWN, A, B, C], 21.0) == frozenset()
+
+
+def test_while_the_chain_stands_still_nobody_is_missed_for_not_signing() -> None:
+    known = Custodians(OWN, 0.0, grace_s=10.0)
+    known.connected([A], 1.0)
+    known.signed([B], 12.0)
+    assert known.gone([A, B, C], 13.0) == {A, C}
+    # No block since: B, known by its signatures alone, stays; A was met, and is judged.
+    assert known.gone([A, B, C], 60.0) == {A, C}
+    known.connected([A, C], 61.0)
+    assert known.gone([A, B, C], 61.0) == frozenset()
+    assert known.gone([A, B, C], 80.0) == {A, C}
+    known.signed([B], 81.0)
+    assert known.gone([A, B, C], 81.0) == {A, C}
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    known = Custodians(OWN, 0.0, grace_s=10.0)
+    known.connected([account(i) for i in range(1, REMEMBERED + 100)], 1.0)
+    assert len(known._seen) == len(known._met) == REMEMBERED
+
+
+# --- room ----------------------------------------------------------------------------------
+
+
+class Store:
+    """Versions that share their tiles, as the real one's do: a tile gives back its bytes once."""
+
+    def __init__(self) -> None:
+        self.held = {ROOT: [True] * 8, NEWER: [True] * 8}
+        self.shared = {0, 1}  # the same in both versions
+        self.dropped: list[tuple[Hash32, int]] = []
+
+    @property
+    def used_bytes(self) -> int:
+        old, new = (sum(held) for held in self.held.values())
+        both = sum(1 for t in self.shared if self.held[ROOT][t] and self.held[NEWER][t])
+        return (old + new - both) * 4 * MIB
+
+    def versions(self, shard: int) -> tuple[Hash32, ...]:
+        return tuple(r for r, held in self.held.items() if all(held))
+
+    def partial_versions(self, shard: int) -> tuple[Hash32, ...]:
+        return tuple(r for r, held in self.held.items() if not all(held))
+
+    def presence(self, shard: int, shard_root: Hash32) -> tuple[bool, ...]:
+        return tuple(self.held[shard_root])
+
+    def drop_tile(self, shard: int, shard_root: Hash32, tile: int) -> None:
+        self.dropped.append((shard_root, tile))
+        self.held[shard_root][tile] = False
+
+
+class Room:
+    def __init__(self, quota_bytes: int = 0, free_bytes: int = 1 << 40) -> None:
+        self.now, self.free, self.store = 0.0, free_bytes, Store()
+        self.cache = TileCache(
+            self.store,
+            [SPEC],
+            quota_bytes=quota_bytes,
+            free_bytes=lambda: self.free,
+            clock=self.clock,
+        )
+        self.cache.pinned = frozenset({(0, 6), (0, 7)})
+
+    def clock(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_without_need_nothing_is_dropped() -> None:
+    room = Room(quota_bytes=14 * 4 * MIB + 8 * MIB)
+    room.cache.make_room(8 * MIB)
+    assert not room.store.dropped
+
+
+def test_the_least_recently_used_goes_first_and_what_is_pinned_stays() -> None:
+    room = Room(quota_bytes=14 * 4 * MIB)
+    for tile in (5, 4, 3, 2):
+        room.cache.touch(0, ROOT, tile)
+    room.cache.touch(0, NEWER)
+    room.cache.make_room(16 * MIB)
+    assert set(room.store.dropped[:2]) == {(ROOT, 0), (ROOT, 1)}  # never used; shared: no gain
+    assert room.store.dropped[2:] == [(ROOT, 5), (ROOT, 4), (ROOT, 3), (ROOT, 2)]
+    assert room.cache.room() == 16 * MIB
+    with pytest.raises(QuotaError, match="store_quota allows"):
+        room.cache.make_room(1000 * MIB)
+    assert {t for _, t in room.store.dropped} == set(range(6))
+    assert all(held[6] and held[7] for held in room.store.held.values())
+
+
+def test_the_chain_keeps_its_reserve_on_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:
+    room = Room(free_bytes=RESERVE_BYTES + 4 * MIB)
+    room.cache.make_room(4 * MIB)
+    room.cache.pinned = None  # before there is a plan nothing is dropped
+    with pytest.raises(QuotaError, match="kept for the chain") as refused:
+        room.cache.make_room(5 * MIB)
+    logging.getLogger("blyan").propagate = True
+    with caplog.at_level(logging.INFO, "blyan.placement"):
+        for _ in range(5):
+            room.cache.note_full(refused.value)
+        room.free += 1 << 30
+        room.cache.make_room(5 * MIB)
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+    assert room.cache.full is None
