@@ -30,6 +30,7 @@ MENDING = 64  # damaged tiles that are fetched again in the background at a time
 
 RootsOf = Callable[[int, Hash32], Sequence[Hash32]]
 Holders = Callable[[int, Hash32, int], Sequence[str]]
+Remake = Callable[[int, Hash32, int], bytes | None]
 Key = tuple[int, Hash32, int]  # shard, shard root, tile
 
 
@@ -74,6 +75,7 @@ class TileService:
         # when a version, or one tile of it, is used.
         self.make_room: Callable[[int], None] = lambda size_bytes: None
         self.touched: Callable[..., None] = lambda shard, root, tile=-1: None
+        self.remake: Remake = lambda shard, root, tile: None  # a tile that needs no peer
         self.fetcher = TileFetcher(net)
         self.damaged = 0
         self._net = net
@@ -303,6 +305,9 @@ class _Fetch:
     async def _run(self) -> StorageError | None:
         index, root, tile = self._key
         service = self._service
+        made = await asyncio.to_thread(service.remake, index, root, tile)
+        if made is not None:
+            return await self._keep(memoryview(made))
         want = TileWant(
             index,
             root,
@@ -312,14 +317,18 @@ class _Fetch:
         )
         holders = service.holders(index, root, tile)
         async with service.fetcher.fetch(want, holders, timeout_s=self._timeout_s) as data:
-            if self._wants_copy:
-                self._copy = bytes(data)
-            try:
-                await asyncio.to_thread(self._store, data)
-            except StorageError as error:
-                level = logging.DEBUG if isinstance(error, QuotaError) else logging.WARNING
-                log.log(level, "a fetched tile is not kept: %s", error)
-                return error
+            return await self._keep(data)
+
+    async def _keep(self, data: memoryview) -> StorageError | None:
+        """Put a verified tile into the store; the error if the disk refuses it."""
+        if self._wants_copy:
+            self._copy = bytes(data)
+        try:
+            await asyncio.to_thread(self._store, data)
+        except StorageError as error:
+            level = logging.DEBUG if isinstance(error, QuotaError) else logging.WARNING
+            log.log(level, "a fetched tile is not kept: %s", error)
+            return error
         return None
 
     def _store(self, data: memoryview) -> None:

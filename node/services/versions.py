@@ -48,15 +48,11 @@ class VersionHistory:
         genesis_roots: Sequence[tuple[Hash32, ...]],
     ) -> None:
         """`genesis_roots`: the tile roots of each shard in its first version."""
-        self._store = store
+        self._store, self.specs = store, tuple(specs)
         self._first = [
             ShardVersion(0, merkle.shard_root(roots, spec.data_bytes), GENESIS_ROUND, 0, roots)
             for spec, roots in zip(specs, genesis_roots, strict=True)
         ]
-
-    @property
-    def shards(self) -> int:
-        return len(self._first)
 
     def genesis(self, shard: int) -> ShardVersion:
         if not 0 <= shard < len(self._first):

@@ -1,0 +1,174 @@
+"""A round's new shard versions, written from what this node has of the round: only tiles that have
+changed, and the steps that old versions shrink to later (docs/spec/versions.md).
+
+A changed tile comes from this node's own aggregation or check, else from the tile before and the
+accepted deltas, if their payloads are here. What cannot be made is left missing, for peers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from chain.errors import BlyanError, InputError, StorageError, VerifyError
+from chain.hashes import Hash32
+from chain.transactions import TileChange
+from node.services.versions import ShardVersion, VersionHistory
+from tiles.layout import ShardSpec
+from tiles.steps import DeltaSections, TileStep, apply_step, make_step
+from tiles.store import TileStore
+
+log = logging.getLogger("blyan.versions")
+
+Payloads = Callable[[int], Sequence[bytes] | None]  # of a round's accepted deltas, if all are here
+
+
+class OwnTiles(Protocol):
+    """Tiles that this node made in a round, by root."""
+
+    def has_tile(self, round_: int, root: Hash32) -> bool: ...
+
+    def tile(self, round_: int, root: Hash32) -> bytes | None: ...
+
+
+class NewVersions:
+    """Writes versions one after the other, in one thread. Keeps a round's deltas while it lives."""
+
+    def __init__(
+        self,
+        store: TileStore,
+        specs: Sequence[ShardSpec],
+        history: VersionHistory,
+        own: OwnTiles,
+        payloads: Payloads,
+    ) -> None:
+        self._store, self._specs, self._history = store, specs, history
+        self._own, self._payloads = own, payloads
+        self._round: _RoundSteps | None = None
+
+    def write(self, shard: int, root: Hash32, tiles: Collection[int] | None = None) -> None:
+        """As much of a version as can be made here: all of it, or of these tiles.
+
+        Raises VerifyError for a root that the shard never had, StorageError if the disk refuses.
+        """
+        version, base = self._history.made_from(shard, root)
+        if base is None:
+            return
+        spec = self._specs[shard]
+        changed = [
+            tile
+            for tile in range(spec.tile_count)
+            if version.tile_roots[tile] != base.tile_roots[tile]
+            and (tiles is None or tile in tiles)
+        ]
+        steps = self._steps(spec, version, base, changed)
+        made = _Made(self._store, spec, base, version, changed, steps, self._own)
+        if tiles is not None or not self._apply(base, version, made):
+            self._put(spec, version, made)
+        if steps:
+            self._store.put_steps(shard, root, base.root, list(steps.values()))
+
+    def _apply(self, base: ShardVersion, version: ShardVersion, made: _Made) -> bool:
+        """The whole version at once, if its base is whole and every changed tile can be made."""
+        shard = made.spec.index
+        if base.root not in self._store.versions(shard) or len(made) < len(made.changed):
+            return False
+        try:
+            root = self._store.apply(shard, base.root, made)
+        except (VerifyError, InputError, KeyError) as error:
+            log.warning("shard %s is not made from its last version: %s", made.spec.name, error)
+            return False
+        if root != version.root:  # the base was another than its name says: never happens twice
+            raise StorageError(f"shard {made.spec.name}: its new version has another root")
+        return True
+
+    def _put(self, spec: ShardSpec, version: ShardVersion, made: _Made) -> None:
+        """Tile by tile; what is unchanged comes from older versions by itself."""
+        for tile in self._store.begin(spec.index, version.root, version.tile_roots):
+            if tile not in made:
+                continue
+            try:
+                data = made[tile]
+            except (BlyanError, KeyError) as error:
+                log.info("tile %d of shard %s is fetched: %s", tile, spec.name, error)
+                continue
+            self._store.put_tile(spec.index, version.root, tile, data)
+
+    def _steps(
+        self, spec: ShardSpec, version: ShardVersion, base: ShardVersion, changed: Sequence[int]
+    ) -> dict[int, TileStep]:
+        if self._round is None or self._round.number != version.round:
+            self._round = _RoundSteps(
+                self._specs, version.round, self._history.changes(version), self._payloads
+            )
+        found = {}
+        for tile in changed:
+            step = self._round.step(spec, tile, base.tile_roots[tile], version.tile_roots[tile])
+            if step is not None:
+                found[tile] = step
+        return found
+
+
+class _RoundSteps:
+    """The steps of one round: weights from the chain, deltas from payloads that are here."""
+
+    def __init__(
+        self,
+        specs: Sequence[ShardSpec],
+        number: int,
+        changes: Iterator[TileChange],
+        payloads: Payloads,
+    ) -> None:
+        self.number = number
+        self._deltas: list[DeltaSections] = []
+        self._weights: dict[tuple[int, int, Hash32, Hash32], tuple[int, ...]] = {}
+        raw = payloads(number)
+        if raw is None:
+            return  # no steps: these versions are kept whole or not at all
+        self._deltas = [DeltaSections(payload, specs) for payload in raw]
+        for change in changes:
+            key = change.shard, change.tile, change.base_root, change.new_root
+            self._weights[key] = change.weights
+
+    def step(self, spec: ShardSpec, tile: int, base: Hash32, new: Hash32) -> TileStep | None:
+        weights = self._weights.get((spec.index, tile, base, new))
+        if weights is None:
+            return None
+        return make_step(spec, tile, base, new, self._deltas, weights)
+
+
+class _Made(Mapping[int, bytes]):
+    """Changed tiles by index, made when they are asked for: a shard may be larger than memory."""
+
+    def __init__(
+        self,
+        store: TileStore,
+        spec: ShardSpec,
+        base: ShardVersion,
+        version: ShardVersion,
+        changed: Sequence[int],
+        steps: Mapping[int, TileStep],
+        own: OwnTiles,
+    ) -> None:
+        self.spec, self.changed = spec, changed
+        self._store, self._base, self._version = store, base, version
+        self._steps, self._own = steps, own
+        roots, round_ = version.tile_roots, version.round
+        self._tiles = [t for t in changed if t in steps or own.has_tile(round_, roots[t])]
+
+    def __getitem__(self, tile: int) -> bytes:
+        """Raises KeyError if it cannot be made, VerifyError if the step does not lead to it."""
+        data = self._own.tile(self._version.round, self._version.tile_roots[tile])
+        if data is not None:
+            return data
+        if tile not in self._steps:
+            raise KeyError(tile)
+        base = self._store.read_tile(self.spec.index, self._base.root, tile)
+        return apply_step(self.spec, self._steps[tile], base)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._tiles)
+
+    def __len__(self) -> int:
+        return len(self._tiles)

@@ -1,0 +1,193 @@
+"""Old versions on disk: thinned, dropped and compacted in the background (docs/spec/versions.md).
+
+What is to be done follows from the chain and the disk alone (`retention_plan`), so a pass that is
+cut short anywhere, by an error or by kill -9, is made up for by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from chain.custody import custody_roots
+from chain.errors import BlyanError, QuotaError
+from chain.hashes import Hash32
+from chain.records import RoundPhase
+from chain.state import State
+from node.services.retention_plan import Held, Keep, RetentionRule, retention, window
+from node.services.versions import VersionHistory
+from tiles.store import TileStore
+
+log = logging.getLogger("blyan.versions")
+
+LEASE_S = 600.0  # a version stays for so long after somebody asked for it: exports take minutes
+MAX_FILES = 8  # that a whole version may be spread over; each is an extent of every mapping
+COMPACT_BYTES = 4 * 1024**3  # written by one pass; what is left waits for the next round
+RETRY_S = 600.0  # after a pass that the disk refused
+
+Place = tuple[int, Hash32, int]  # shard, shard root, tile
+ShardRoot = tuple[int, Hash32]
+
+
+class ChainPort(Protocol):
+    def state(self) -> State: ...
+
+    def finalized(self, callback: Callable[..., None]) -> object: ...
+
+
+class Retention:
+    """One node's old versions. `run` until cancelled."""
+
+    def __init__(
+        self, store: TileStore, history: VersionHistory, chain: ChainPort, rule: RetentionRule
+    ) -> None:
+        self._store, self._history, self._chain, self._rule = store, history, chain, rule
+        self._leases: dict[ShardRoot, float] = {}
+        self._wake = asyncio.Event()
+        self._done: tuple[int, int] | None = None  # round and phase of the last pass
+        self.keeps: Callable[[int, int], bool] = lambda shard, tile: True  # as placement says
+        self.thinned = self.dropped = self.compacted = self.failed = 0
+        chain.finalized(lambda *_: self._wake.set())
+
+    def used(self, shard: int, root: Hash32) -> None:
+        """Somebody asks for a version: it stays for a while. Call on the loop."""
+        self._leases[shard, root] = asyncio.get_running_loop().time() + LEASE_S
+
+    def metrics(self) -> Mapping[str, int]:
+        return {
+            "versions_thinned": self.thinned,
+            "versions_dropped": self.dropped,
+            "versions_compacted": self.compacted,
+            "versions_failed": self.failed,
+        }
+
+    async def run(self) -> None:
+        self._wake.set()
+        pause: float | None = None
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._done = None
+            self._wake.clear()
+            pause = None
+            state = self._chain.state()
+            current = state.round()
+            if self._done == (current.number, current.phase):
+                continue
+            if current.phase in (RoundPhase.OPEN, RoundPhase.SETTLE):  # a round has ended
+                pause = None if await self._pass(state) else RETRY_S
+            self._done = (current.number, current.phase)
+
+    async def _pass(self, state: State) -> bool:
+        """All shards once; False if the disk refused something that is worth another try."""
+        now = asyncio.get_running_loop().time()
+        self._leases = {key: until for key, until in self._leases.items() if until > now}
+        pinned = {*self._leases, *custody_roots(state)}
+        budget, sound = COMPACT_BYTES, True
+        for shard in range(len(self._history.specs)):
+            mine = {root for index, root in pinned if index == shard}
+            try:
+                budget -= await asyncio.to_thread(
+                    self.tidy, shard, state.head.round, mine, max(budget, 0)
+                )
+            except BlyanError as error:
+                self.failed += 1
+                sound = False
+                log.warning("versions of shard %d stay as they are for now: %s", shard, error)
+        return sound
+
+    def missing(self) -> Iterator[Place]:
+        """Tiles that should be here and are not: of versions that are kept, the oldest first."""
+        state = self._chain.state()
+        for shard, spec in enumerate(self._history.specs):
+            plan = self.plan(shard, state.head.round)
+            for root, keep in plan.items():
+                presence = self._store.presence(shard, root)
+                for tile in range(spec.tile_count) if presence and keep else ():
+                    if not presence[tile] and self.keeps(shard, tile):
+                        yield shard, root, tile
+
+    # --- one shard --------------------------------------------------------------------------
+
+    def plan(self, shard: int, round_: int, pinned: Collection[Hash32] = ()) -> dict[Hash32, Keep]:
+        """How each version of a shard is to be kept; those not named are not."""
+        versions = window(self._history.newest_first(shard), round_, self._rule)
+        known = {*self._store.versions(shard), *self._store.partial_versions(shard)}
+        here = [v.root for v in versions if v.root in known]
+        held = Held(
+            {root for root in here if not self._store.is_thin(shard, root)},
+            {root for root in here if self._store.has_steps(shard, root)},
+        )
+        return retention(versions, round_, self._rule, held, pinned)
+
+    def tidy(
+        self,
+        shard: int,
+        round_: int,
+        pinned: Collection[Hash32] = (),
+        budget_bytes: int = COMPACT_BYTES,
+    ) -> int:
+        """Make the disk what the plan says, in any thread; the bytes that compaction wrote.
+
+        Raises StorageError if the disk refuses; everything done until then stands.
+        """
+        store = self._store
+        roots = [*store.versions(shard), *store.partial_versions(shard)]
+        if len(roots) < 2:
+            return 0
+        plan = self.plan(shard, round_, pinned)
+        for root in roots:
+            keep = plan.get(root, Keep.NOTHING)
+            if keep == Keep.NOTHING:
+                store.drop(shard, root)
+                self.dropped += 1
+            elif keep == Keep.STEPS and not store.is_thin(shard, root):
+                store.thin(shard, root)
+                self.thinned += 1
+        return self._compact(shard, plan, budget_bytes)
+
+    def _compact(self, shard: int, plan: Mapping[Hash32, Keep], budget_bytes: int) -> int:
+        store, written = self._store, 0
+        for root in store.versions(shard):
+            keep = plan.get(root, Keep.NOTHING)
+            most = {Keep.SNAPSHOT: 1, Keep.WHOLE: MAX_FILES}.get(keep)
+            if most is None or store.containers(shard, root) <= most:
+                continue
+            size = self._history.specs[shard].data_bytes
+            if written + size > budget_bytes:
+                break
+            try:
+                store.compact(shard, root)
+            except QuotaError as error:  # it only would have been quicker to read
+                log.info("shard %d stays in several files: %s", shard, error)
+                break
+            self.compacted += 1
+            written += size
+        return written
+
+
+def retained_from(store: TileStore, history: VersionHistory) -> int | None:
+    """The lowest height from which on every model can be had from this disk; None if not even the
+    newest can."""
+    lowest = 0
+    for shard in range(len(history.specs)):
+        whole = set(store.versions(shard))
+        height = None
+        for version in _newest_whole(history, shard, whole):
+            height = version
+        if height is None:
+            return None
+        lowest = max(lowest, height)
+    return lowest
+
+
+def _newest_whole(history: VersionHistory, shard: int, whole: Collection[Hash32]) -> Iterable[int]:
+    """Heights from which on each version counts, the newest first, as long as they are whole."""
+    for version in history.newest_first(shard):
+        if version.root not in whole:
+            return
+        yield version.height
