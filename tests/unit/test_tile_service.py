@@ -185,7 +185,7 @@ def test_damage_that_nobody_can_mend_is_said(nodes: Nodes) -> None:
     full = nodes.services["full"]
 
     async def act() -> None:
-        await nodes.wires["full"].handler("asker", ask(2, 0, 1, 0))
+        await nodes.wires["full"].handler("asker", ask(2, 0, 2, 0))
         await asyncio.gather(*full._mending)
 
     asyncio.run(act())
