@@ -30,19 +30,14 @@ MODEL = (b"".join(bytes([i]) * SUBTILE_BYTES for i in range(18)),)
 
 def code_of(run: CustodyRun, opening: CustodyOpening, rank: int = 1, at: int = 0) -> str:
     """What becomes of an opening by another custodian; the machine is as before."""
-    state = run.m.tree, run.m.height, run.m.time_ms, run.m.parent
-    code = run.send_duty(run.keys_of(run.custodian(at, rank)), opening)
-    run.m.tree, run.m.height, run.m.time_ms, run.m.parent = state
-    return code
+    once = run.copy()
+    return once.send_duty(once.keys_of(once.custodian(at, rank)), opening)
 
 
 @pytest.fixture(scope="module")
 def lied() -> CustodyRun:
     """Everybody has committed; rank 0 of place 0 to something else there."""
-    run = CustodyRun(shards=MODEL)
-    run.until(CustodyPhase.COMMIT)
-    run.to_disputes(lies={run.custodian(0): (0,)})
-    return run
+    return CustodyRun.with_a_lie(shards=MODEL)
 
 
 # --- openings -----------------------------------------------------------------------------
@@ -111,9 +106,7 @@ def test_truncated_and_padded_openings(lied: CustodyRun) -> None:
 def test_an_opening_for_an_event_that_is_over(lied: CustodyRun) -> None:
     liar = lied.event.members[lied.custodian(0)].account
     opening, finder = lied.opening(0, liar), lied.keys_of(lied.custodian(0, 1))
-    run = CustodyRun(shards=MODEL)
-    for name in ("tree", "height", "time_ms", "parent", "done"):
-        setattr(run.m, name, getattr(lied.m, name))
+    run = lied.copy()
     run.until(None)
     assert run.send_duty(finder, opening) == "unknown_event"
     run.until(CustodyPhase.COMMIT)
@@ -285,18 +278,14 @@ def test_no_other_transaction_grows_by_the_limit_of_openings(lied: CustodyRun) -
 
 
 def code_raw(run: CustodyRun, raw: bytes) -> str:
-    state = run.m.tree, run.m.height, run.m.time_ms, run.m.parent
-    (receipt,) = run.m.block(raw)
-    run.m.tree, run.m.height, run.m.time_ms, run.m.parent = state
+    (receipt,) = run.copy().m.block(raw)
     return receipt.code
 
 
 def test_a_liar_cannot_shield_itself_by_disputes_of_its_own(lied: CustodyRun) -> None:
     """Its second account disputes the lie first and stays silent: the bond comes back, but the
     lie costs the same, and half of it is gone for good."""
-    run = CustodyRun(shards=MODEL)
-    for name in ("tree", "height", "time_ms", "parent", "done"):
-        setattr(run.m, name, getattr(lied.m, name))
+    run = lied.copy()
     liar = run.custodian(0)
     account = run.event.members[liar].account
     own = run.m.state.account(account).bonded + run.m.state.account(key("ann").public).balance

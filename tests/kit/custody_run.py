@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from chain import custody
@@ -44,6 +45,20 @@ class CustodyRun:
         account = key("ann").public
         state.put_account(account, bonded=10**6, balance=state.account(account).balance - 10**6)
         self.m.tree = state.commit()
+
+    def copy(self) -> CustodyRun:
+        """The same moment once more: what is done to it leaves this one as it is."""
+        fresh = copy.copy(self)
+        fresh.m = copy.copy(self.m)
+        return fresh
+
+    @classmethod
+    def with_a_lie(cls, **options: Any) -> CustodyRun:
+        """Disputes may begin; the member of rank 0 at place 0 lied there."""
+        run = cls(**options)
+        run.until(CustodyPhase.COMMIT)
+        run.to_disputes(lies={run.custodian(0): (0,)})
+        return run
 
     @property
     def event(self) -> c.CustodyEvent:
@@ -91,6 +106,12 @@ class CustodyRun:
         return CustodyOpening(
             self.event.seed, custodian, position, proof.siblings, self.data(position)
         )
+
+    def account(self, member: int) -> PubKey:
+        return self.event.members[member].account
+
+    def status(self, member: int) -> int:
+        return self.event.members[member].status
 
     def custodian(self, position: int, rank: int = 0) -> int:
         return self.event.places[position].custodians[rank]

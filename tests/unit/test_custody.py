@@ -13,47 +13,29 @@ from chain import records as r
 from chain.codec import encode
 from chain.custody_records import CustodyPhase, CustodyStatus
 from chain.hashes import ZERO_HASH, Hash32
-from chain.limits import MAX_CUSTODY_DISPUTES, MAX_OPENING_TX_BYTES, MAX_TX_BYTES, SUBTILE_BYTES
+from chain.limits import MAX_OPENING_TX_BYTES, MAX_TX_BYTES, SUBTILE_BYTES
 from chain.rounds import tile_ranks
-from chain.state import CUSTODY_BONDS, REWARD_POOL
+from chain.state import REWARD_POOL
 from chain.transactions import (
     Custody,
-    CustodyDispute,
     DeltaReveal,
     FraudProof,
-    Transfer,
     decode_transaction,
 )
 from chain.types import Grains, Height, PubKey, ShardIndex, TileIndex, TxId
-from tests.kit.custody_run import BOND, OPEN, SHARDS, CustodyRun
+from tests.kit.custody_run import SHARDS, CustodyRun
 from tests.kit.machine import STAKE, key
 from wallet.signing import make_stamp
 
 
 @pytest.fixture(scope="module")
 def ready() -> CustodyRun:
-    """Disputes may begin; the member of rank 0 at place 0 lied there."""
-    run = CustodyRun()
-    run.until(CustodyPhase.COMMIT)
-    run.to_disputes(lies={run.custodian(0): (0,)})
-    return run
+    return CustodyRun.with_a_lie()
 
 
 @pytest.fixture
 def run(ready: CustodyRun) -> CustodyRun:
-    """The same for each test: a machine's state is a value."""
-    fresh = CustodyRun()
-    for name in ("tree", "height", "time_ms", "parent", "done"):
-        setattr(fresh.m, name, getattr(ready.m, name))
-    return fresh
-
-
-def account(run: CustodyRun, member: int) -> PubKey:
-    return run.event.members[member].account
-
-
-def status(run: CustodyRun, member: int) -> int:
-    return run.event.members[member].status
+    return ready.copy()
 
 
 # --- events -------------------------------------------------------------------------------
@@ -171,7 +153,7 @@ def test_after_its_end_nothing_of_an_event_is_left_but_what_is_known_of_custodia
 def test_all_commitments_end_the_phase_early_and_silence_is_noted() -> None:
     run = CustodyRun()
     run.until(CustodyPhase.COMMIT)
-    silent = account(run, 0)
+    silent = run.account(0)
     state = run.m.state
     state.put_account(silent, merit=5)
     run.m.tree = state.commit()
@@ -180,7 +162,7 @@ def test_all_commitments_end_the_phase_early_and_silence_is_noted() -> None:
     assert run.phase() == CustodyPhase.COMMIT
     run.m.block()
     assert run.phase() == CustodyPhase.DISPUTE
-    assert status(run, 0) == CustodyStatus.MISSED
+    assert run.status(0) == CustodyStatus.MISSED
     state = run.m.state
     known = state.need(c.CustodianRecord, c.custodian_key(silent))
     assert (known.asked, known.missed, known.last_missed) == (1, 1, run.m.height)
@@ -238,7 +220,7 @@ def test_a_custodian_answers_for_free_after_its_epoch_has_ended() -> None:
     """Its stake is still in reach, and so is what it has to show."""
     run = CustodyRun(epoch_blocks=5, unbonding_blocks=16, custody_commit={"blocks": 8, "ms": 0})
     run.until(CustodyPhase.COMMIT)
-    state, gone = run.m.state, account(run, 0)
+    state, gone = run.m.state, run.account(0)
     for epoch in (run.event.epoch + 1, run.event.epoch + 2):
         record = state.get(r.EpochRecord, r.epoch_key(epoch))
         if record is not None:
@@ -256,7 +238,7 @@ def test_a_custodian_answers_for_free_after_its_epoch_has_ended() -> None:
 
 
 def test_a_wrong_commitment_is_opened_and_costs_stake(run: CustodyRun) -> None:
-    liar, total = account(run, run.custodian(0)), run.m.grains()
+    liar, total = run.account(run.custodian(0)), run.m.grains()
     finder = run.keys_of(run.custodian(0, 1))
     before, pool = run.m.state.account(finder.account.public), run.m.state.account(REWARD_POOL)
     assert run.send_duty(finder, run.opening(0, liar)) == "ok"
@@ -266,7 +248,7 @@ def test_a_wrong_commitment_is_opened_and_costs_stake(run: CustodyRun) -> None:
     assert state.account(finder.account.public).balance == before.balance + lost // 2
     assert state.account(REWARD_POOL).balance == pool.balance + lost // 2
     assert run.m.grains() == total
-    assert status(run, run.custodian(0)) == CustodyStatus.CONVICTED
+    assert run.status(run.custodian(0)) == CustodyStatus.CONVICTED
     assert state.need(c.CustodianRecord, c.custodian_key(liar)).convicted == 1
     other = run.keys_of(run.custodian(0, 2))
     assert run.send_duty(other, run.opening(0, liar)) == "decided"
@@ -274,7 +256,7 @@ def test_a_wrong_commitment_is_opened_and_costs_stake(run: CustodyRun) -> None:
 
 
 def test_what_is_being_unbonded_is_in_reach(run: CustodyRun) -> None:
-    liar = account(run, run.custodian(0))
+    liar = run.account(run.custodian(0))
     state = run.m.state
     release = run.m.height + 500
     state.put(
@@ -295,7 +277,7 @@ def test_a_liar_that_shows_itself_gets_nothing_back(run: CustodyRun) -> None:
 
 
 def test_a_stranger_may_open_and_pays_for_the_room(run: CustodyRun) -> None:
-    liar = account(run, run.custodian(0))
+    liar = run.account(run.custodian(0))
     opening = run.opening(0, liar)
     assert run.send("eve", opening, fee=7999) == "fee_too_low"
     before = run.m.state.account(key("eve").public).balance
@@ -304,13 +286,12 @@ def test_a_stranger_may_open_and_pays_for_the_room(run: CustodyRun) -> None:
 
 
 def test_a_stamp_for_an_opening_is_eight_times_the_work(run: CustodyRun) -> None:
-    m, opening = run.m, run.opening(0, account(run, run.custodian(0)))
-    usual = m.genesis.params.stamp_bits + m.genesis.params.stamp_new_account_bits
-    state = m.tree, m.height, m.time_ms, m.parent
+    opening = run.opening(0, run.account(run.custodian(0)))
+    usual = run.m.genesis.params.stamp_bits + run.m.genesis.params.stamp_new_account_bits
     codes = set()
     for bits in (usual, usual + 3):
         for height in range(1, 12):  # of eight stamps of the usual work about one fits by chance
-            m.tree, m.height, m.time_ms, m.parent = state
+            m = run.copy().m
             stamp = make_stamp(
                 chain_id=m.genesis.chain_id,
                 sender=key("eve").public,
@@ -329,17 +310,16 @@ def test_a_stamp_for_an_opening_is_eight_times_the_work(run: CustodyRun) -> None
 
 
 def test_a_right_commitment_needs_no_opening(run: CustodyRun) -> None:
-    honest = account(run, run.custodian(0, 1))
+    honest = run.account(run.custodian(0, 1))
     finder = run.keys_of(run.custodian(0, 2))
     assert run.send_duty(finder, run.opening(0, honest)) == "no_dispute"
 
 
 def test_what_is_refused_of_openings(run: CustodyRun) -> None:
-    liar = account(run, run.custodian(0))
+    liar = run.account(run.custodian(0))
     finder = run.keys_of(run.custodian(0, 1))
     good = run.opening(0, liar)
     elsewhere = [i for i, p in enumerate(run.event.places) if run.custodian(0) not in p.custodians]
-    state = run.m.tree, run.m.height, run.m.time_ms, run.m.parent
     for wrong, code in (
         (replace(good, event=Hash32(b"x" * 32)), "unknown_event"),
         (replace(good, event=ZERO_HASH), "unknown_event"),
@@ -353,15 +333,13 @@ def test_what_is_refused_of_openings(run: CustodyRun) -> None:
         (replace(good, siblings=(*good.siblings, ZERO_HASH)), "bad_path"),
         (replace(good, siblings=good.siblings[::-1]), "bad_path"),
     ):
-        run.m.tree, run.m.height, run.m.time_ms, run.m.parent = state
-        assert run.send_duty(finder, wrong) == code, code
+        assert run.copy().send_duty(finder, wrong) == code
     for position in elsewhere:
-        run.m.tree, run.m.height, run.m.time_ms, run.m.parent = state
-        assert run.send_duty(finder, run.opening(position, liar)) == "not_drawn"
+        assert run.copy().send_duty(finder, run.opening(position, liar)) == "not_drawn"
 
 
 def test_only_an_opening_may_be_large(run: CustodyRun) -> None:
-    liar = account(run, run.custodian(0))
+    liar = run.account(run.custodian(0))
     whole = replace(run.opening(0, liar), subtile=bytes(SUBTILE_BYTES))
     raw = encode(run.m.tx(key("eve"), whole))
     assert MAX_TX_BYTES < SUBTILE_BYTES < len(raw) < MAX_OPENING_TX_BYTES
@@ -376,170 +354,6 @@ def test_only_an_opening_may_be_large(run: CustodyRun) -> None:
     large = encode(run.m.tx(key("eve"), Custody(ZERO_HASH, ()))) + bytes(MAX_TX_BYTES)
     assert run.m.block(large)[0].code == "bad_encoding"
     assert run.m.tree.get(b"acct/" + key("eve").public) == state.get(b"acct/" + key("eve").public)
-
-
-# --- disputes -----------------------------------------------------------------------------
-
-
-def test_a_false_dispute_loses_its_bond_to_the_custodian(run: CustodyRun) -> None:
-    honest, total = run.custodian(0, 1), run.m.grains()
-    owner = account(run, honest)
-    assert run.dispute("ann", 0, honest) == "ok"
-    state = run.m.state
-    assert state.account(CUSTODY_BONDS).balance == BOND
-    (claim,) = custody.claims(state)
-    assert (claim.custodian, claim.position, claim.disputer) == (owner, 0, key("ann").public)
-    before = state.account(owner).balance
-    assert run.send_duty(run.keys_of(honest), run.opening(0, owner)) == "ok"
-    state = run.m.state
-    assert state.account(owner).balance == before + BOND
-    assert state.account(owner).bonded == STAKE
-    assert state.account(CUSTODY_BONDS).balance == 0
-    assert custody.claims(state) == []
-    assert status(run, honest) == CustodyStatus.COMMITTED
-    assert run.m.grains() == total
-
-
-def test_a_true_dispute_is_the_finders_whoever_opens(run: CustodyRun) -> None:
-    """Who fears that its opening is copied disputes first."""
-    liar, before = run.custodian(0), run.m.state.account(key("ann").public).balance
-    assert run.dispute("ann", 0, liar) == "ok"
-    opener = run.keys_of(run.custodian(0, 1))
-    assert run.send_duty(opener, run.opening(0, account(run, liar))) == "ok"
-    state = run.m.state
-    assert state.account(key("ann").public).balance == before - 8000 + STAKE // 200
-    assert state.account(CUSTODY_BONDS).balance == 0
-
-
-def test_whoever_cannot_show_it_loses(run: CustodyRun) -> None:
-    honest, before = run.custodian(0, 1), run.m.state.account(key("ann").public).balance
-    total = run.m.grains()
-    assert run.dispute("ann", 0, honest) == "ok"
-    for _ in range(OPEN):
-        assert status(run, honest) == CustodyStatus.COMMITTED
-        run.m.block()
-    assert run.phase() is None
-    state = run.m.state
-    owner = next(a for _, raw in state.items(b"ckpr/") if (a := _convicted(raw)) is not None)
-    assert state.account(owner).bonded == STAKE - STAKE // 100
-    assert state.account(key("ann").public).balance == before - 8000 + STAKE // 200
-    assert state.account(CUSTODY_BONDS).balance == 0
-    assert run.m.grains() == total
-
-
-def _convicted(raw: bytes) -> PubKey | None:
-    from chain.codec import decode
-
-    record = decode(c.CustodianRecord, raw)
-    return record.account if record.convicted else None
-
-
-def test_an_open_dispute_keeps_the_event_open_and_an_answer_in_time_counts(
-    run: CustodyRun,
-) -> None:
-    honest = run.custodian(0, 1)
-    for _ in range(OPEN - 2):
-        run.m.block()
-    assert run.dispute("ann", 0, honest) == "ok"  # the last block in which it may be
-    run.m.block()
-    assert run.phase() == CustodyPhase.DISPUTE
-    assert run.dispute("ben", 0, run.custodian(0, 2)) == "wrong_phase"  # too late
-    opened = run.opening(0, account(run, honest))
-    assert run.send_duty(run.keys_of(honest), opened) == "ok"
-    assert run.phase() is None
-
-
-def test_a_conviction_gives_the_other_disputes_their_bonds_back() -> None:
-    run = CustodyRun()
-    run.until(CustodyPhase.COMMIT)
-    liar = next(
-        i for i in range(len(run.event.members)) if len(custody.positions(run.event, i)) > 1
-    )
-    first, second = custody.positions(run.event, liar)[:2]
-    run.to_disputes(lies={liar: (first,)})
-    state = run.m.state
-    state.put_account(key("ben").public, bonded=10**6, balance=10**9)
-    run.m.tree = state.commit()
-    total = run.m.grains()
-    ben = run.m.state.account(key("ben").public).balance
-    assert run.dispute("ann", first, liar) == "ok"
-    assert run.dispute("ben", second, liar) == "ok"
-    opener = next(i for i in run.event.places[first].custodians if i != liar)
-    assert run.send_duty(run.keys_of(opener), run.opening(first, account(run, liar))) == "ok"
-    state = run.m.state
-    assert state.account(key("ben").public).balance == ben - 8000
-    assert state.account(CUSTODY_BONDS).balance == 0
-    assert run.m.grains() == total
-
-
-def test_what_is_refused_of_disputes(run: CustodyRun) -> None:
-    honest = run.custodian(0, 1)
-    owner = run.keys_of(honest)
-    seed, custodian = run.event.seed, account(run, honest)
-    good = CustodyDispute(seed, custodian, 0, Grains(BOND))
-    state = run.m.tree, run.m.height, run.m.time_ms, run.m.parent
-
-    def code(name: str, wrong: CustodyDispute) -> str:
-        run.m.tree, run.m.height, run.m.time_ms, run.m.parent = state
-        return run.send(name, wrong)
-
-    assert code("ann", replace(good, event=Hash32(b"x" * 32))) == "unknown_event"
-    assert code("ann", replace(good, position=7)) == "unknown_place"
-    assert code("ann", replace(good, custodian=key("ben").public)) == "not_drawn"
-    assert code("ann", replace(good, bond=Grains(BOND - 1))) == "bond_too_small"
-    assert code("ann", replace(good, bond=Grains(2**63))) == "insufficient_funds"
-    assert code("ben", good) == "not_bonded"
-    assert code("ann", good) == "ok"
-    assert run.send("ann", good) == "duplicate"
-    other = replace(good, custodian=account(run, run.custodian(0, 2)))
-    assert run.send("ann", other) == "no_slot"
-    run.m.tree, run.m.height, run.m.time_ms, run.m.parent = state
-    (receipt,) = run.m.block(encode(run.m.tx(owner.account, good)))
-    assert receipt.code in ("own_work", "insufficient_funds")
-    signed = run.m.tx(owner.node, good, account=custodian)
-    assert run.m.block(encode(signed))[0].code == "bad_signer"  # no hot key pays a bond
-
-
-def test_a_co_custodian_disputes_without_a_bonded_account() -> None:
-    run = CustodyRun(custody_commit={"blocks": 1, "ms": 0})
-    run.to_disputes()
-    rival = run.keys_of(run.custodian(0, 0))
-    state = run.m.state
-    state.put_account(rival.account.public, bonded=0, balance=10**9)
-    run.m.tree = state.commit()
-    good = CustodyDispute(run.event.seed, account(run, run.custodian(0, 1)), 0, Grains(BOND))
-    assert run.m.block(encode(run.m.tx(rival.account, good)))[0].code == "ok"
-
-
-def test_a_flood_of_disputes_finds_its_limit() -> None:
-    """Each by another bonded account; what is open at once can be answered in time."""
-    run = CustodyRun(custody_open={"blocks": 30, "ms": 0})
-    run.to_disputes()
-    names = [f"sybil-{i}" for i in range(MAX_CUSTODY_DISPUTES + 1)]
-    state = run.m.state
-    for name in names:
-        state.put_account(key(name).public, bonded=10**6, balance=10**9)
-    run.m.tree = state.commit()
-    total = run.m.grains()
-    pairs = [(at, i) for at, p in enumerate(run.event.places) for i in p.custodians]
-    codes = [
-        run.dispute(name, at, member) for name, (at, member) in zip(names, pairs, strict=False)
-    ]
-    assert codes == ["ok"] * MAX_CUSTODY_DISPUTES + ["no_slot"]
-    at, member = pairs[0]
-    answer = run.opening(at, account(run, member))
-    assert run.send_duty(run.keys_of(member), answer) == "ok"
-    assert run.dispute(names[-1], *pairs[-1]) == "ok"
-    for at, member in (*pairs[1:MAX_CUSTODY_DISPUTES], pairs[-1]):
-        answer = run.opening(at, account(run, member))
-        assert run.send_duty(run.keys_of(member), answer) == "ok"
-    assert run.m.state.account(CUSTODY_BONDS).balance == 0
-    assert run.m.grains() == total
-    assert all(m.status == CustodyStatus.COMMITTED for m in run.event.members)
-
-
-def test_nobody_pays_into_the_bonds(run: CustodyRun) -> None:
-    assert run.send("ann", Transfer(CUSTODY_BONDS, Grains(1))) == "bad_recipient"
 
 
 # --- the commitment -------------------------------------------------------------------------
