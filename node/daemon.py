@@ -171,6 +171,7 @@ class Node:
                 await self.net.stop()
         except TimeoutError:
             log.warning("not everything ended within %g s; leaving it", STOP_S)
+        self.tiles.store.close()
         self.store.close()
 
     async def _dial(self, address: str) -> None:

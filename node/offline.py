@@ -99,6 +99,7 @@ class OfflineNode:
         return {}
 
     def close(self) -> None:
+        self.tiles.store.close()
         self.store.close()
 
 

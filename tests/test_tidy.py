@@ -27,7 +27,10 @@ LAYERS = {
 }
 # What only some modules may import, outside node/.
 DISK = {"os", "pathlib", "sqlite3", "mmap", "shutil", "tempfile", "fcntl", "threading"}
-TILE_STORE = ("catalog", "disk", "mapping", "reader", "store", "upkeep", "writer")
+TILE_STORE = (
+    *("catalog", "disk", "libc", "load", "mapping", "reader", "slots", "store", "upkeep"),
+    *("writer", "writing"),
+)
 ON_DISK = {
     "chain/store.py",
     "chain/store_rows.py",

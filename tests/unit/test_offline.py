@@ -31,9 +31,9 @@ def founded(tmp_path: Path) -> Founded:
     start = build_genesis(genesis)
     with ChainStore(made.home.chain_db) as store:
         ChainService(start, store, ProtocolRules())
-    tiles = TileStore(made.home.tiles, start.specs)
-    for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
-        tiles.put_shard(index, data, shard.root)
+    with TileStore(made.home.tiles, start.specs) as tiles:
+        for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
+            tiles.put_shard(index, data, shard.root)
     return made
 
 

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from chain import limits
-from chain.errors import InputError, StorageError, VerifyError
+from chain.errors import InputError, QuotaError, StorageError, VerifyError
 from tiles import merkle
 from tiles.layout import ShardSpec, TensorSpec
-from tiles.store import Damage, TileStore, store
+from tiles.store import Damage, TileStore
 
 SMALL = ShardSpec(
     0, "small", "dense", (TensorSpec("w", "F32", (300, 7)), TensorSpec("b", "F32", (7,)))
@@ -41,13 +41,19 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
+def reopened(held: TileStore) -> TileStore:
+    """What a restart of the node finds."""
+    held.close()
+    return TileStore(held.directory, SPECS)
+
+
 def test_whole_shard_round_trip_and_reopen(tmp_path: Path) -> None:
     data, roots, root = make(TALL, 1)
     held = TileStore(tmp_path, SPECS)
     assert held.versions(1) == ()
     held.put_shard(1, data, root)
     held.put_shard(1, data, root)
-    for again in (held, TileStore(tmp_path, SPECS)):
+    for again in (held, reopened(held)):
         assert again.versions(1) == (root,)
         assert again.partial_versions(1) == ()
         assert again.tile_roots(1, root) == roots
@@ -79,7 +85,7 @@ def test_partial_version_grows_tile_by_tile_over_restarts(tmp_path: Path) -> Non
     held = TileStore(tmp_path, SPECS)
     assert held.begin(1, root, roots) == [0, 1, 2]
     held.put_tile(1, root, 2, tile(TALL, data, 2))
-    held = TileStore(tmp_path, SPECS)
+    held = reopened(held)
     assert (held.versions(1), held.partial_versions(1)) == ((), (root,))
     assert held.presence(1, root) == (False, False, True)
     assert held.has_tile(1, root, 2)
@@ -116,7 +122,7 @@ def test_put_shard_completes_a_partial_version(tmp_path: Path) -> None:
     held = TileStore(tmp_path, SPECS)
     held.begin(1, root, roots)
     held.put_shard(1, data, root)
-    assert TileStore(tmp_path, SPECS).read_shard(1, root) == data
+    assert reopened(held).read_shard(1, root) == data
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -155,7 +161,7 @@ def test_a_flipped_byte_on_disk_is_named_and_can_be_repaired(tmp_path: Path) -> 
     assert held.read_tile(1, root, 0) == tile(TALL, data, 0)
     with pytest.raises(StorageError, match="tile 1: subtile 3 is damaged"):
         held.read_tile(1, root, 1)
-    held = TileStore(tmp_path, SPECS)  # remembered over a restart
+    held = reopened(held)  # remembered over a restart
     assert held.versions(1) == ()
     assert held.begin(1, root, held.tile_roots(1, root)) == [1]
     held.put_tile(1, root, 1, tile(TALL, data, 1))
@@ -190,7 +196,7 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     (folder / f"{bytes(32).hex()}.partial").write_bytes(b"no hashes")
     (folder / f"{bytes(32).hex()}.roots").write_bytes(b"short")
     (folder / "zz.roots").write_bytes(b"")
-    held = TileStore(tmp_path, SPECS)
+    held = reopened(held)
     assert held.partial_versions(1) == (root,)
     assert sorted(p.name for p in folder.iterdir()) == [
         f"{root.hex()}.partial",
@@ -199,32 +205,37 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     # a torn write of the hashes: the tile's bytes are there, but it does not count as present
     held.put_tile(1, root, 0, tile(TALL, data, 0))
     flip(folder / f"{root.hex()}.roots", 32 * 3 + 5)
-    assert TileStore(tmp_path, SPECS).presence(1, root) == (False, False, False)
+    assert reopened(held).presence(1, root) == (False, False, False)
 
 
-@pytest.mark.parametrize("step", ["fsync", "rename"])
+@pytest.mark.parametrize("step", ["pwrite", "fsync", "rename", "ftruncate"])
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     data, roots, root = make(TALL, 10)
     held = TileStore(tmp_path, SPECS)
-    held.begin(1, root, roots)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(store.os if step == "fsync" else store.Path, step, full)
-        with pytest.raises(StorageError, match="the disk is full; free some space"):
-            held.put_shard(1, data, root)
-        if step == "fsync":
-            with pytest.raises(StorageError, match="the disk is full"):
-                held.put_tile(1, root, 0, tile(TALL, data, 0))
-    assert held.versions(1) == TileStore(tmp_path, SPECS).versions(1) == ()
-    assert held.presence(1, root) == (False, False, False)
-    assert not list(tmp_path.rglob("*.tmp"))
+    for begun in (False, True):
+        if begun:
+            held.begin(1, root, roots)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, full)
+            if step != "ftruncate" or not begun:
+                with pytest.raises(QuotaError, match="the disk is full; free some space"):
+                    held.put_shard(1, data, root)
+        if (step, begun) != ("rename", True):  # else only the last name is missing
+            assert held.versions(1) == ()
+            assert held.presence(1, root) == ((False,) * 3 if begun else ())
+            held = reopened(held)
+            assert held.versions(1) == ()
+        assert not list(tmp_path.rglob("*.tmp"))
     held.put_shard(1, data, root)
     assert held.read_shard(1, root) == data
+    assert load_file(held.path(1, root))["w"].tobytes() == data
+    assert held.path(1, root).suffix == ".safetensors"
 
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

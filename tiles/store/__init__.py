@@ -1,6 +1,12 @@
-"""The tiles on disk (docs/spec/tiles.md)."""
+"""The tiles on disk: versions of shards that share what is equal (docs/spec/tiles.md).
 
+`TileStore` is the one writer of a directory, `TileReader` reads beside it from any process.
+"""
+
+from tiles.store.disk import Disk
 from tiles.store.reader import TileReader
-from tiles.store.store import Damage, ShardWriter, TileStore
+from tiles.store.store import TileStore
+from tiles.store.upkeep import Damage
+from tiles.store.writer import ShardWriter
 
-__all__ = ["Damage", "ShardWriter", "TileReader", "TileStore"]
+__all__ = ["Damage", "Disk", "ShardWriter", "TileReader", "TileStore"]

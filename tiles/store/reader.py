@@ -1,100 +1,263 @@
-"""The reading half of the store, for processes beside the one that writes."""
+"""The reading half of the store, and readers that stand beside a store and its lock."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from chain import limits
-from chain.errors import InputError, StorageError, VerifyError
+from chain.errors import BlyanError, InputError, StorageError
 from chain.hashes import Hash32
 from tiles import merkle
-from tiles.layout import SUBTILES_PER_TILE, ShardSpec, subtile_count
-from tiles.shardfile import ShardFile, open_shard, shard_header
+from tiles.layout import ShardSpec, subtile_count
+from tiles.shardfile import ShardFile
+from tiles.store import records
+from tiles.store.catalog import Catalog, Slot, Step, Version
+from tiles.store.disk import Disk, refusals
+from tiles.store.load import load_catalog
+from tiles.store.slots import SlotReader
+
+T = TypeVar("T")
+_RELOADS = 8  # of a catalog in one call, while a writer keeps changing what is read
 
 
-class TileReader:
-    """Reads a store's directory without its lock; every read sees what is there then."""
+class Reading(ABC):
+    """Versions, presence and bytes of shards, by shard index and shard root.
 
-    def __init__(self, directory: Path, specs: Sequence[ShardSpec]) -> None:
-        self._directory, self._specs = directory, {spec.index: spec for spec in specs}
+    InputError says that something is not here or cannot be; StorageError that the disk does not
+    return what was put there.
+    """
+
+    def __init__(self, directory: Path, specs: Sequence[ShardSpec], disk: Disk) -> None:
+        self.directory, self._disk = directory, disk
+        self._specs = {spec.index: spec for spec in specs}
+        self._lock = threading.RLock()  # what is known of the disk, and the names on it
+        self._bytes = SlotReader(disk, self._lock, self._damaged)
+
+    # --- what is here -----------------------------------------------------------------------
 
     def versions(self, shard: int) -> tuple[Hash32, ...]:
         """Shard roots of the whole versions, in ascending order."""
-        folder = self._directory / f"{shard:05d}"
-        stems = sorted(p.stem for p in folder.glob("*.safetensors") if len(p.stem) == 64)
-        return tuple(Hash32(bytes.fromhex(stem)) for stem in stems)
+        return self._roots(shard, whole=True)
+
+    def partial_versions(self, shard: int) -> tuple[Hash32, ...]:
+        """Shard roots of the versions with tiles missing, in ascending order."""
+        return self._roots(shard, whole=False)
+
+    def presence(self, shard: int, shard_root: Hash32) -> tuple[bool, ...]:
+        """For each tile whether it can be read here; empty for an unknown version.
+
+        A tile that has to be made from steps counts: `read_tile` gives it.
+        """
+
+        def ask(catalog: Catalog) -> tuple[bool, ...]:
+            version = catalog.versions.get(shard_root)
+            return catalog.presence(version) if version else ()
+
+        return self._ask(shard, ask)
+
+    def has_tile(self, shard: int, shard_root: Hash32, tile: int) -> bool:
+        presence = self.presence(shard, shard_root)
+        return 0 <= tile < len(presence) and presence[tile]
 
     def tile_roots(self, shard: int, shard_root: Hash32) -> tuple[Hash32, ...]:
-        """Tile roots of a version. Raises InputError for an unknown one."""
-        raw = self._record(shard, shard_root)
-        count = self._specs[shard].tile_count
-        return tuple(Hash32(raw[32 * i : 32 * i + 32]) for i in range(count))
+        """Tile roots of a version, whole or partial. Raises InputError for an unknown one."""
+        return self._ask(shard, lambda catalog: _version(catalog, shard_root).tile_roots)
+
+    def path(self, shard: int, shard_root: Hash32) -> Path:
+        """The .safetensors file of a version that is a snapshot, for readers of other libraries.
+
+        What they have mapped stays as it is, also when the version is dropped.
+        """
+
+        def ask(catalog: Catalog) -> Path:
+            version = _version(catalog, shard_root)
+            if not catalog.is_whole(version):
+                raise InputError(f"shard {catalog.spec.name}: this version is not whole")
+            if version.own is None or version.own.missing:
+                raise InputError(
+                    f"shard {catalog.spec.name}: this version shares its tiles with others and is "
+                    "no file of its own; `compact` makes it one, `open` maps it as it is"
+                )
+            return catalog.folder / version.own.data_name
+
+        return self._ask(shard, ask)
+
+    def containers(self, shard: int, shard_root: Hash32) -> int:
+        """How many files a version's tiles are spread over: what compaction brings down to 1."""
+        return self._ask(
+            shard, lambda catalog: len(catalog.used_containers(_version(catalog, shard_root)))
+        )
+
+    def has_steps(self, shard: int, shard_root: Hash32) -> bool:
+        """Whether steps to this version are kept."""
+        return self._ask(shard, lambda catalog: shard_root in catalog.step_files)
+
+    def is_thin(self, shard: int, shard_root: Hash32) -> bool:
+        """Whether the version needs no tiles of its own where steps lead to them."""
+        return self._ask(shard, lambda catalog: _version(catalog, shard_root).is_thin)
+
+    # --- bytes ------------------------------------------------------------------------------
 
     def subtile_hashes(self, shard: int, shard_root: Hash32, tile: int) -> tuple[Hash32, ...]:
-        """Leaf hashes of a tile that is here. Raises InputError if it is not."""
-        raw, spec = self._record(shard, shard_root), self._specs[shard]
-        size = spec.tile_bytes(tile)
-        at = 32 * (spec.tile_count + tile * SUBTILES_PER_TILE)
-        hashes = tuple(
-            Hash32(raw[at + 32 * i : at + 32 * (i + 1)]) for i in range(subtile_count(size))
-        )
-        if merkle.tile_root_of(hashes, size) != raw[32 * tile : 32 * tile + 32]:
-            raise InputError(f"tile {tile} of shard {spec.name} is not held here")
-        return hashes
+        """Leaf hashes of a tile that is here, as they stand on disk beside it."""
+
+        def read(catalog: Catalog) -> tuple[Hash32, ...]:
+            slot, steps = self._way(catalog, shard_root, tile)
+            if steps:
+                return merkle.subtile_hashes(self._bytes.tile(catalog, (slot, steps)))
+            return records.hashes_in(slot.hashes)
+
+        return self._attempt(shard, read)
 
     def read_tile(self, shard: int, shard_root: Hash32, tile: int) -> bytes:
-        """Verified bytes of a tile. Raises InputError, StorageError."""
-        hashes, spec = self.subtile_hashes(shard, shard_root, tile), self._specs[shard]
-        start, end = spec.tile_range(tile)
-        try:
-            with self._data_path(shard, shard_root).open("rb") as file:
-                file.seek(len(shard_header(spec)) + start)
-                data = file.read(end - start)
-        except OSError as error:
-            raise StorageError(f"shard {spec.name}: cannot be read: {error.strerror}") from None
-        for i, part in enumerate(merkle.subtiles(data)):
-            if merkle.subtile_hash(i, part) != hashes[i]:
-                raise StorageError(f"shard {spec.name}, tile {tile}: subtile {i} is damaged")
-        if len(data) != end - start:
-            raise StorageError(f"shard {spec.name}, tile {tile}: its end is missing")
-        return data
+        """The verified bytes of a tile. Raises InputError if it is not here, and StorageError
+        naming the subtile if the disk returns something else; the tile then counts as missing.
+        """
+
+        def read(catalog: Catalog) -> bytes:
+            return self._bytes.tile(catalog, self._way(catalog, shard_root, tile))
+
+        return self._attempt(shard, read)
 
     def read_subtiles(
         self, shard: int, shard_root: Hash32, tile: int, first: int, count: int
     ) -> bytes:
-        """Verified bytes of `count` subtiles of a tile from subtile `first`; fewer at its end."""
-        data = self.read_tile(shard, shard_root, tile)
-        return data[first * limits.SUBTILE_BYTES : (first + count) * limits.SUBTILE_BYTES]
+        """Verified bytes of `count` subtiles of a tile from subtile `first`; fewer at its end.
+
+        Raises as `read_tile` does.
+        """
+
+        def read(catalog: Catalog) -> bytes:
+            slot, steps = self._way(catalog, shard_root, tile)
+            size = catalog.spec.tile_bytes(tile)
+            if not 0 <= first < subtile_count(size) or count < 1:
+                raise InputError(
+                    f"tile {tile} has {subtile_count(size)} subtiles, not {count} from {first}"
+                )
+            start = first * limits.SUBTILE_BYTES
+            end = min(start + count * limits.SUBTILE_BYTES, size)
+            if steps:
+                return self._bytes.tile(catalog, (slot, steps))[start:end]
+            return self._bytes.read_slot(catalog, slot, start, end)
+
+        return self._attempt(shard, read)
+
+    def read_shard(self, shard: int, shard_root: Hash32) -> bytes:
+        """The verified data section of a whole version. Raises as `read_tile` does."""
+        tiles = range(len(self.tile_roots(shard, shard_root)))
+        return b"".join([self.read_tile(shard, shard_root, tile) for tile in tiles])
 
     def open(self, shard: int, shard_root: Hash32, verify: bool = True) -> ShardFile:
-        """Map a whole version without a copy."""
-        spec = self._specs[shard]
-        for tile in range(spec.tile_count) if verify else ():
-            self.read_tile(shard, shard_root, tile)
-        path = self._directory / f"{shard:05d}" / f"{shard_root.hex()}.safetensors"
-        return open_shard(path, spec)
+        """Map a whole version without a copy. With `verify`, after one pass that checks it.
 
-    def _data_path(self, shard: int, shard_root: Hash32) -> Path:
-        whole = self._directory / f"{shard:05d}" / f"{shard_root.hex()}.safetensors"
-        return whole if whole.exists() else whole.with_suffix(".partial")
+        Tiles that only steps lead to are made in memory. Raises as `read_tile` does. The mapping
+        stays as it is whatever happens to the version.
+        """
 
-    def _record(self, shard: int, shard_root: Hash32) -> bytes:
-        spec = self._specs.get(shard)
-        if spec is None:
-            raise InputError(f"the model has no shard {shard}")
-        path = self._directory / f"{shard:05d}" / f"{shard_root.hex()}.roots"
+        def read(catalog: Catalog) -> ShardFile:
+            with self._lock:
+                version = _version(catalog, shard_root)
+                ways = [catalog.way(root, version.own) for root in version.tile_roots]
+            found = [way for way in ways if way is not None]
+            if len(found) < len(ways):
+                raise InputError(f"shard {catalog.spec.name}: this version is not whole")
+            return self._bytes.map(catalog, found, verify=verify)
+
+        return self._attempt(shard, read)
+
+    # --- inside -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _attempt(self, shard: int, action: Callable[[Catalog], T]) -> T:
+        """Do `action` on what is known of a shard, which may change while it reads bytes."""
+
+    def _ask(self, shard: int, action: Callable[[Catalog], T]) -> T:
+        """Do `action`, which reads no bytes, on a catalog that stays as it is meanwhile."""
+        with self._lock:
+            return self._attempt(shard, action)
+
+    def _damaged(self, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
+        """Told of a tile that is not what its hashes say; False if it has gone meanwhile."""
+        return True
+
+    def _spec(self, shard: int) -> ShardSpec:
         try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raise InputError(
-                f"shard {shard}: version {shard_root.hex()} is not held in {self._directory}"
-            ) from None
-        roots = [Hash32(raw[32 * i : 32 * i + 32]) for i in range(spec.tile_count)]
-        try:
-            led = merkle.shard_root(roots, spec.data_bytes)
-        except VerifyError:
-            led = None
-        if led != shard_root:
-            raise StorageError(f"{path.name}: its tile roots do not lead to its name")
-        return raw
+            return self._specs[shard]
+        except KeyError:
+            raise InputError(f"the model has no shard {shard}") from None
+
+    def _folder(self, shard: int) -> Path:
+        return self.directory / f"{shard:05d}"
+
+    def _roots(self, shard: int, *, whole: bool) -> tuple[Hash32, ...]:
+        def ask(catalog: Catalog) -> tuple[Hash32, ...]:
+            held = catalog.versions.values()
+            return tuple(sorted(v.root for v in held if catalog.is_whole(v) == whole))
+
+        with self._lock:
+            return self._ask(shard, ask)
+
+    def _way(self, catalog: Catalog, shard_root: Hash32, tile: int) -> tuple[Slot, list[Step]]:
+        with self._lock:
+            version = _version(catalog, shard_root)
+            catalog.spec.tile_range(tile)  # refuses an index beyond the shard
+            way = catalog.way(version.tile_roots[tile], version.own)
+        if way is None:
+            raise InputError(f"tile {tile} of shard {catalog.spec.name} is not held here")
+        return way
+
+
+class TileReader(Reading):
+    """Reads a store's directory beside its writer, without a lock, from any process.
+
+    Each call sees what is there then: what it knew of the folder is read again when that changed.
+    """
+
+    def __init__(
+        self, directory: Path, specs: Sequence[ShardSpec], *, disk: Disk | None = None
+    ) -> None:
+        super().__init__(directory, specs, disk or Disk())
+        self._known: dict[int, tuple[object, Catalog]] = {}
+
+    def _attempt(self, shard: int, action: Callable[[Catalog], T]) -> T:
+        for _ in range(_RELOADS):
+            state = self._state(shard)
+            try:
+                return action(self._load(shard, state))
+            except (BlyanError, FileNotFoundError):
+                if self._state(shard) == state:
+                    raise
+        raise StorageError(f"{self._folder(shard)}: changes faster than it can be read; try again")
+
+    def _state(self, shard: int) -> object:
+        """Changes whenever a file comes, goes or is written to."""
+        folder = self._folder(self._spec(shard).index)
+        with refusals(f"read {folder}"):
+            try:
+                with os.scandir(folder) as found:
+                    entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in found]
+            except FileNotFoundError:
+                return None
+        return sorted((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in entries)
+
+    def _load(self, shard: int, state: object) -> Catalog:
+        with self._lock:
+            known = self._known.get(shard)
+            if known is None or known[0] != state:
+                folder = self._folder(shard)
+                with refusals(f"read {folder}"):
+                    catalog = load_catalog(self._spec(shard), folder, self._disk, mend=False)
+                known = self._known[shard] = state, catalog
+            return known[1]
+
+
+def _version(catalog: Catalog, shard_root: Hash32) -> Version:
+    version = catalog.versions.get(shard_root)
+    if version is None:
+        raise InputError(f"shard {catalog.spec.index}: version {shard_root.hex()} is not held here")
+    return version

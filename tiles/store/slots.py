@@ -1,0 +1,202 @@
+"""The bytes of tiles: read from their slots, made by steps, mapped; checked on the way in.
+
+Every byte is compared with its subtile hash, straight from the buffer that it was read into.
+Files are opened while their names are known to be right and read afterwards: an open file
+outlives its name, and nothing is cut out of it while it is open.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+from chain import limits
+from chain.codec import decode
+from chain.errors import DecodeError, InputError, StorageError, VerifyError
+from chain.hashes import TILE_STEP
+from tiles import merkle
+from tiles.layout import subtile_count
+from tiles.shardfile import ShardFile
+from tiles.steps import TileStep, apply_step
+from tiles.store.catalog import Catalog, Container, Slot, Step
+from tiles.store.disk import Disk, refusals
+from tiles.store.mapping import Extent, map_extents
+
+Way = tuple[Slot, list[Step]]  # a tile that is here, and the steps from it to the one wanted
+Damaged = Callable[[Catalog, Slot, bytes], bool]
+
+
+class SlotReader:
+    """Reads what a catalog says is here.
+
+    `damaged(catalog, slot, hashes)` is told of a tile that is not what its hashes said, and says
+    whether it still was to be there. `lock` guards the catalog and the names of files.
+    """
+
+    def __init__(self, disk: Disk, lock: threading.RLock, damaged: Damaged) -> None:
+        self.disk, self._lock, self._damaged = disk, lock, damaged
+
+    def tile(self, catalog: Catalog, way: Way) -> bytes:
+        """Verified bytes of a tile. Raises StorageError, and InputError if it has gone."""
+        slot, steps = way
+        if steps:
+            return self.rebuild(catalog, slot, steps)
+        return self.read_slot(catalog, slot, 0, slot.size_bytes)
+
+    def map(self, catalog: Catalog, ways: Sequence[Way], *, verify: bool) -> ShardFile:
+        """All tiles of a version as one buffer."""
+        files: dict[Container, int] = {}
+        try:
+            extents = self._extents(catalog, ways, files, verify=verify)
+            with refusals(f"map shard {catalog.spec.name}"):
+                data = map_extents(catalog.spec.data_bytes, extents)
+        finally:
+            for fd in files.values():
+                self.disk.close(fd)
+        return ShardFile(data, catalog.tensors)
+
+    def open_slot(self, catalog: Catalog, slot: Slot) -> tuple[int, bytes]:
+        """A descriptor of a slot's file, and the slot's hashes at that moment."""
+        with self._lock, refusals(f"read shard {catalog.spec.name}"):
+            if not slot.hashes:
+                raise InputError(f"a tile of shard {catalog.spec.name} has just been dropped")
+            return self.disk.open(catalog.folder / slot.container.data_name), slot.hashes
+
+    def read_slot(self, catalog: Catalog, slot: Slot, start: int, end: int) -> bytes:
+        """Verified bytes [start, end) of a tile, from one subtile's border to another's."""
+        fd, hashes = self.open_slot(catalog, slot)
+        try:
+            with refusals(f"read shard {catalog.spec.name}"):
+                data = os.pread(fd, end - start, slot.offset + start)
+        finally:
+            self.disk.close(fd)
+        bad = first_bad(data, end - start, start // limits.SUBTILE_BYTES, hashes)
+        if bad is not None:
+            self._refuse(catalog, slot, hashes, bad)
+        return data
+
+    def _refuse(self, catalog: Catalog, slot: Slot, hashes: bytes, subtile: int) -> None:
+        """Mark a damaged tile as missing, and say so."""
+        name = catalog.spec.name
+        if not self._damaged(catalog, slot, hashes):
+            raise InputError(f"a tile of shard {name} has just been dropped")
+        raise StorageError(
+            f"shard {name}, {_tile_of(catalog, slot)}: subtile {subtile} is damaged on disk; the "
+            "tile counts as missing now and can be fetched again"
+        )
+
+    def rebuild(self, catalog: Catalog, slot: Slot, steps: Sequence[Step]) -> bytes:
+        """A tile made by steps from one that is here; each result is checked by its root."""
+        data = self.read_slot(catalog, slot, 0, slot.size_bytes)
+        for step in steps:
+            try:
+                data = apply_step(catalog.spec, self.read_step(catalog, step), data)
+            except VerifyError as error:
+                raise StorageError(f"shard {catalog.spec.name}: {error}") from None
+        return data
+
+    def read_step(self, catalog: Catalog, step: Step) -> TileStep:
+        """A step as it stands on disk. Raises StorageError unless it is what was put there."""
+        with refusals(f"read the steps of shard {catalog.spec.name}"):
+            with self._lock:
+                fd = self.disk.open(catalog.folder / step.file.name)
+            try:
+                raw = os.pread(fd, step.place.size_bytes, step.place.offset)
+            finally:
+                self.disk.close(fd)
+        try:
+            if TILE_STEP.hash(raw) == step.checksum:
+                step_read: TileStep = decode(TileStep, raw)
+                return step_read
+        except DecodeError as error:
+            raise StorageError(f"shard {catalog.spec.name}: a step: {error}") from None
+        raise StorageError(
+            f"shard {catalog.spec.name}, tile {step.place.tile}: the step to it is damaged on disk"
+        )
+
+    def _extents(
+        self,
+        catalog: Catalog,
+        ways: Sequence[Way],
+        files: dict[Container, int],
+        *,
+        verify: bool,
+    ) -> list[Extent]:
+        """What a mapping of these tiles in order is made of; opens `files` on the way."""
+        extents: list[Extent] = []
+        place = 0
+        for slot, steps in ways:
+            size, data, fd = slot.size_bytes, b"", -1
+            if steps:
+                data = self.rebuild(catalog, slot, steps)
+                size = len(data)
+            else:
+                fd = self._opened(catalog, slot, files, verify=verify)
+            last = extents[-1] if extents else None
+            if last and fd == last.fd >= 0 and last.offset + last.size_bytes == slot.offset:
+                joined = last.size_bytes + size
+                extents[-1] = Extent(last.place, joined, fd, last.offset)
+            else:
+                extents.append(Extent(place, size, fd, slot.offset, data))
+            place += size
+        return extents
+
+    def _opened(
+        self, catalog: Catalog, slot: Slot, files: dict[Container, int], *, verify: bool
+    ) -> int:
+        """The descriptor of a slot's file, which is long enough and, if asked for, verified."""
+        fd = files.get(slot.container)
+        if fd is None:
+            fd, hashes = self.open_slot(catalog, slot)
+            files[slot.container] = fd
+            last = slot.container.slots[-1]
+            if os.fstat(fd).st_size < last.offset + last.size_bytes:
+                raise StorageError(  # touching what is not there would be a bus error
+                    f"{slot.container.data_name}: the file was cut; `blyan tile scrub` finds what "
+                    "is missing"
+                )
+        else:
+            with self._lock:
+                hashes = slot.hashes
+            if not hashes:  # dropped since we looked; what it held may be gone
+                raise InputError(f"a tile of shard {catalog.spec.name} has just been dropped")
+        if verify:
+            self._verify(catalog, slot, fd, hashes)
+        return fd
+
+    def _verify(self, catalog: Catalog, slot: Slot, fd: int, hashes: bytes) -> None:
+        bad = bad_subtile(fd, slot, hashes)
+        if bad is not None:
+            self._refuse(catalog, slot, hashes, bad)
+
+
+def first_bad(data: bytes, size_bytes: int, first: int, hashes: bytes) -> int | None:
+    """First subtile of `data`, which starts at subtile `first`, that is not that of its hash."""
+    end = first
+    for end, part in enumerate(merkle.subtiles(data), first):
+        if merkle.subtile_hash(end, part) != hashes[32 * end : 32 * end + 32]:
+            return end
+    return None if len(data) == size_bytes else min(end + 1, len(hashes) // 32 - 1)
+
+
+def bad_subtile(fd: int, slot: Slot, hashes: bytes) -> int | None:
+    """First bad subtile of a tile in its file, read in a buffer that stays in the cache."""
+    buffer = memoryview(bytearray(min(slot.size_bytes, limits.SUBTILE_BYTES)))
+    for index in range(subtile_count(slot.size_bytes)):
+        start = index * limits.SUBTILE_BYTES
+        part = buffer[: slot.size_bytes - start]
+        with refusals("read a tile"):
+            got = os.preadv(fd, [part], slot.offset + start)
+        expected = hashes[32 * index : 32 * index + 32]
+        if got != len(part) or merkle.subtile_hash(index, part) != expected:
+            return index
+    return None
+
+
+def _tile_of(catalog: Catalog, slot: Slot) -> str:
+    """Which tile a slot is, for a text: that of the first version that has it."""
+    for version in catalog.versions.values():
+        if slot.root in version.tile_roots:
+            return f"tile {version.tile_roots.index(slot.root)}"
+    return f"a tile of root {slot.root.hex()}"
