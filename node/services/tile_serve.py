@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from chain import limits
 from chain.errors import DecodeError, InputError, StorageError, VerifyError
@@ -32,6 +33,15 @@ POINTS_IMPOSSIBLE = 10.0  # a request that nobody can mean
 Damaged = Callable[[int, Hash32, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Verified subtiles of a tile from subtile `first`, and the hashes of all of them."""
+
+    hashes: bytes
+    data: bytes
+    first: int
+
+
 class TileServer:
     """Answers TileRequests from the store. `damaged(shard, root, tile)` hears of bad tiles."""
 
@@ -40,7 +50,7 @@ class TileServer:
     ) -> None:
         self._store, self._specs, self._net = store, specs, net
         self._damaged = damaged
-        self._cache: OrderedDict[Hash32, bytes] = OrderedDict()  # by tile root
+        self._cache: OrderedDict[Hash32, _Held] = OrderedDict()  # whole tiles by their root
         self._cached_bytes = 0
         self._seen: OrderedDict[Hash32, None] = OrderedDict()
         self.served = self.served_bytes = 0
@@ -60,46 +70,49 @@ class TileServer:
                 peer, f"asked for a tile that cannot exist: {error}", POINTS_IMPOSSIBLE
             )
             return ()
-        shard, root, tile = request.shard, request.root, request.tile
-        if not self._store.has_tile(shard, root, tile):
-            return ()
         try:
             parts = await self._parts(request)
-        except InputError:  # dropped meanwhile
+        except InputError:  # not held, or dropped meanwhile
             return ()
         except StorageError as error:
             log.warning("a held tile is damaged and is not served: %s", error)
-            self._damaged(shard, root, tile)
+            self._damaged(request.shard, request.root, request.tile)
             return ()
         self.served += 1
         self.served_bytes += sum(len(part) for part in parts)
         return parts
 
     async def _parts(self, request: TileRequest) -> list[Buffer]:
-        shard, root, tile = request.shard, request.root, request.tile
-        parts: list[Buffer] = []
-        if request.hashes:
-            parts.append(b"".join(self._store.subtile_hashes(shard, root, tile)))
-        if not request.count:
-            return parts
-        name = self._store.tile_roots(shard, root)[tile]
-        subtiles = subtile_count(self._specs[shard].tile_bytes(tile))
-        first, count = request.first, request.count
+        name = self._store.tile_roots(request.shard, request.root)[request.tile]
         held = self._cache.get(name)
         if held is not None:
             self._cache.move_to_end(name)
-        elif self._is_wanted(name):
-            held = await asyncio.to_thread(self._store.read_tile, shard, root, tile)
-            self._keep(name, held)
-        elif count == subtiles:
-            held = await asyncio.to_thread(self._store.read_tile, shard, root, tile)
         else:
-            read = self._store.read_subtiles
-            parts.append(await asyncio.to_thread(read, shard, root, tile, first, count))
-            return parts
-        step = limits.SUBTILE_BYTES
-        parts.append(memoryview(held)[first * step : (first + count) * step])
+            wanted = request.count > 0 and self._is_wanted(name)
+            held = await asyncio.to_thread(self._read, request, wanted)
+            if wanted:
+                self._keep(name, held)
+        parts: list[Buffer] = [held.hashes] if request.hashes else []
+        if request.count:
+            start = (request.first - held.first) * limits.SUBTILE_BYTES
+            end = start + request.count * limits.SUBTILE_BYTES
+            parts.append(memoryview(held.data)[start:end])
         return parts
+
+    def _read(self, request: TileRequest, is_whole: bool) -> _Held:
+        """What a request needs, or all of its tile, checked; in a thread, since a tile of an old
+        version may have to be made first."""
+        place = request.shard, request.root, request.tile
+        hashes = b""
+        if request.hashes or is_whole:
+            hashes = b"".join(self._store.subtile_hashes(*place))
+        subtiles = subtile_count(self._specs[request.shard].tile_bytes(request.tile))
+        if is_whole or request.count == subtiles:
+            return _Held(hashes, self._store.read_tile(*place), 0)
+        if not request.count:
+            return _Held(hashes, b"", 0)
+        data = self._store.read_subtiles(*place, request.first, request.count)
+        return _Held(hashes, data, request.first)
 
     def _is_wanted(self, name: Hash32) -> bool:
         """Whether a tile was asked for before, of late."""
@@ -110,10 +123,10 @@ class TileServer:
             self._seen.popitem(last=False)
         return known
 
-    def _keep(self, name: Hash32, data: bytes) -> None:
+    def _keep(self, name: Hash32, held: _Held) -> None:
         if name in self._cache:  # two requests read it at the same time
             return
-        self._cache[name] = data
-        self._cached_bytes += len(data)
+        self._cache[name] = held
+        self._cached_bytes += len(held.data)
         while self._cached_bytes > CACHE_BYTES:
-            self._cached_bytes -= len(self._cache.popitem(last=False)[1])
+            self._cached_bytes -= len(self._cache.popitem(last=False)[1].data)

@@ -237,7 +237,7 @@ def test_the_cache_is_bounded(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> 
             for tile in range(3):
                 await nodes.wires["full"].handler("asker", ask(tile, 0, 1, 1))
                 assert server._cached_bytes <= limits.TILE_BYTES + 400_000
-                assert server._cached_bytes == sum(len(d) for d in server._cache.values())
+                assert server._cached_bytes == sum(len(h.data) for h in server._cache.values())
 
     asyncio.run(act())
     assert server._cache
