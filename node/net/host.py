@@ -165,6 +165,7 @@ class Host:
             return
         outbound = connection.muxed_conn.is_initiator
         self.state.directions[name] = "out" if outbound else "in"
+        self.state.hosts[name] = self.address_of(peer) or ""
         self.link_of(peer)
         self.pubsub.renew_stream(peer)
 
@@ -300,6 +301,7 @@ class Host:
         if self.links.get(link.name) is link:
             del self.links[link.name]
             self.state.directions.pop(link.name, None)
+            self.state.hosts.pop(link.name, None)
         if link.up:
             log.info("disconnected from %s", link.name)
             self.metrics.add("disconnects")

@@ -15,25 +15,27 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nacl.signing import SigningKey
 
 from chain.errors import InputError, UnreachableError
 from node.net import limits
+from node.net.asking import Asking, Progress
 from node.net.bridge import Bridge, Metrics
 from node.net.identity import Address, check_port_free, own_host, peer_id_of
 from node.net.link import MESSAGE, Link
 from node.net.peers import Book
 from node.net.priority import Priority
-from node.net.requests import Content, Service
+from node.net.requests import Content, RequestHandler, Service
 from node.net.state import State
+
+if TYPE_CHECKING:
+    from node.net.links.links import LinkInfo
 
 log = logging.getLogger("blyan.net")
 
 GossipHandler = Callable[[str, bytes], Awaitable[bool | None]]
-RequestHandler = Callable[[str, bytes], Awaitable[Content]]
-Progress = Callable[[int], object]
 MessageHandler = Callable[[str, bytes], object]
 PeerHandler = Callable[[str, bool], object]
 
@@ -54,10 +56,18 @@ class Network:
     """The port. One instance is one peer; several may live in one process (in tests)."""
 
     def __init__(
-        self, seed: bytes, *, listen: str = "/ip4/127.0.0.1/tcp/0", announce: Sequence[str] = ()
+        self,
+        seed: bytes,
+        *,
+        listen: str = "/ip4/127.0.0.1/tcp/0",
+        announce: Sequence[str] = (),
+        chain_id: bytes = bytes(32),
+        link_port: int | None = None,
     ) -> None:
         """`seed`: 32 bytes of the node's Ed25519 key. `announce`: addresses told to peers in
-        place of the listen address. Raises InputError."""
+        place of the listen address. `link_port`: where links are accepted, on the host of
+        `listen`, from nodes of the network `chain_id`; 0 for a free port, None for no links at
+        all. Raises InputError."""
         if len(seed) != 32:
             raise InputError(f"a node key's seed has 32 bytes, not {len(seed)}")
         name = peer_id_of(bytes(SigningKey(seed).verify_key))
@@ -76,6 +86,8 @@ class Network:
             listen=Address.parse(listen),
             book=Book(name),
         )
+        self._asking = Asking(self._bridge, self._host_method, self._metrics)
+        self._link_settings = None if link_port is None else (chain_id, link_port)
         self._host: Any = None  # node.net.host.Host; its module imports libp2p
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -95,6 +107,7 @@ class Network:
         check_port_free(self._state.listen)
         loop = asyncio.get_running_loop()
         self._bridge.attach(loop)
+        self._start_links()
         self._started = loop.create_future()
         self._thread = threading.Thread(target=self._supervise, name="libp2p", daemon=True)
         self._thread.start()
@@ -108,11 +121,28 @@ class Network:
                 raise UnreachableError(message) from None
             raise
 
+    def _start_links(self) -> None:
+        if self._link_settings is None:
+            return
+        from node.net.links.address import MAX_BYTES, PROTOCOL
+        from node.net.links.links import Links
+
+        async def ask(peer: str, protocol: str, data: bytes) -> bytes:
+            return await self._asking.over_stream(peer, protocol, data, 10.0, MAX_BYTES)
+
+        chain_id, port = self._link_settings
+        links = Links(self._state, chain_id, port, ask, self.report, self._serving)
+        links.start()
+        self._asking.links = links
+        self.serve(PROTOCOL, links.answer, most=MAX_BYTES, concurrent=32)
+
     async def stop(self) -> None:
         """Disconnect and end the thread; returns within 2 s whatever hangs."""
         self._stopping.set()
         if self._thread is None:
             return
+        if self._asking.links is not None:
+            await self._asking.links.stop()
         host = self._host
         if host is not None:
             self._bridge.to_trio(host.stop)
@@ -222,6 +252,10 @@ class Network:
             )
         return found
 
+    def link_info(self) -> list[LinkInfo]:
+        """The link with each connected peer, up or not, by peer id; empty without links."""
+        return self._asking.links.info() if self._asking.links is not None else []
+
     def on_peer(self, handler: PeerHandler) -> None:
         """`handler(peer_id, connected)` whenever a peer comes or goes."""
         self._on_peer.append(handler)
@@ -265,6 +299,8 @@ class Network:
         """Counters since the start, and `peers_connected`."""
         counts = self._metrics.snapshot()
         counts["peers_connected"] = sum(1 for p in self.peers() if p.connected)
+        if self._asking.links is not None:
+            counts |= self._asking.links.counts()
         return counts
 
     # --- gossip ---------------------------------------------------------------------
@@ -335,9 +371,7 @@ class Network:
         """The peer's answer, of at most `most` bytes. Raises UnreachableError if there is none:
         not connected, too slow, too busy, refused (with its reason), or too much. `priority` is
         the request's own; the peer's service sets the answer's."""
-        ask = self._host_method("request")
-        answer: bytes = await self._bridge.call(ask, peer, protocol, data, timeout_s, most)
-        return answer
+        return await self._asking.request(peer, protocol, data, timeout_s, most, priority)
 
     async def fetch(
         self,
@@ -354,22 +388,11 @@ class Network:
         arrives; returns its length, at most `len(into)`.
 
         `progress(n)` is called in this thread whenever more has arrived: the first n bytes are
-        there, and nothing writes to them again. An exception from it ends the transfer and is
-        raised here. Once this returns or raises, nothing writes to `into` any more.
+        there, and nothing writes to them again; what is behind them may be anything. An exception
+        from it ends the transfer and is raised here. Once this returns or raises, nothing writes
+        to `into` any more.
         """
-        transfer = _Transfer(into.cast("B"), progress)
-        fetch = self._host_method("fetch")
-        try:
-            size: int = await self._bridge.call(
-                fetch, peer, protocol, data, timeout_s, into.nbytes, transfer.take
-            )
-        except UnreachableError:
-            if transfer.failure is not None:
-                raise transfer.failure from None
-            raise
-        finally:
-            transfer.is_over = True
-        return size
+        return await self._asking.fetch(peer, protocol, data, into, progress, timeout_s, priority)
 
     # --- consensus messages -----------------------------------------------------------
 
@@ -404,6 +427,8 @@ class Network:
             self._bridge.to_trio(link.make_room)
 
     def _peer_change(self, peer: str, connected: bool) -> None:
+        if self._asking.links is not None:
+            (self._asking.links.peer_up if connected else self._asking.links.peer_down)(peer)
         for handler in self._on_peer:
             try:
                 handler(peer, connected)
@@ -421,6 +446,11 @@ class Network:
             log.exception("the gossip handler of %s raised", topic)
             self._metrics.add("handler_errors")
             return None
+
+    def _serving(self, protocol: str) -> tuple[Service, RequestHandler] | None:
+        service = self._state.services.get(protocol)
+        handler = self._services.get(protocol)
+        return (service, handler) if service is not None and handler is not None else None
 
     async def _answer(self, protocol: str, peer: str, data: bytes) -> Content:
         return await self._services[protocol](peer, data)
@@ -455,27 +485,3 @@ class Network:
 
     def _blame(self, peer: str, reason: str, weight: float) -> None:
         self._host.blame(peer, reason, weight)
-
-
-class _Transfer:
-    """An answer on its way into the asker's buffer, written in the asyncio thread alone."""
-
-    def __init__(self, into: memoryview, progress: Progress | None) -> None:
-        self._into, self._progress = into, progress
-        self._filled = 0
-        self.failure: Exception | None = None  # raised by `progress`
-        self.is_over = False  # the caller has its buffer back
-
-    async def take(self, part: bytes) -> None:
-        if self.is_over:
-            raise UnreachableError("the transfer has ended")
-        end = self._filled + len(part)
-        self._into[self._filled : end] = part
-        self._filled = end
-        if self._progress is None:
-            return
-        try:
-            self._progress(end)
-        except Exception as error:
-            self.failure = error
-            raise UnreachableError("the asker refused what arrived") from None

@@ -7,6 +7,7 @@ answer:   status (1 byte: 0 ok, 1 failed, 2 busy), length, bytes (a reason unles
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ log = logging.getLogger("blyan.net")
 OK, FAILED, BUSY = 0, 1, 2
 Buffer = bytes | bytearray | memoryview
 Content = Buffer | Sequence[Buffer]  # an answer, whole or in parts that nobody joins
+RequestHandler = Callable[[str, bytes], Awaitable[Content]]  # awaited in the asyncio thread
 Answer = Callable[[str, bytes], Awaitable[Content]]  # awaited in the trio thread
 Take = Callable[[bytes], Awaitable[None]]  # gets an answer part by part
 _PART_BYTES = 256 * 1024  # handed on at a time: waking the other thread costs as much as 10 KiB
@@ -42,11 +44,28 @@ class Service:
     priority: Priority = Priority.NORMAL
     running: int = 0
     by_peer: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # trio and links share slots
 
     @property
     def per_peer(self) -> int:
         """One peer gets at most half of the slots, so that it cannot starve the others."""
         return max(1, (self.concurrent + 1) // 2)
+
+    def enter(self, peer: str) -> bool:
+        """Take a slot for a request of `peer`, to be given back with `leave`. False: too many."""
+        with self._lock:
+            if self.running >= self.concurrent or self.by_peer[peer] >= self.per_peer:
+                return False
+            self.running += 1
+            self.by_peer[peer] += 1
+            return True
+
+    def leave(self, peer: str) -> None:
+        with self._lock:
+            self.running -= 1
+            self.by_peer[peer] -= 1
+            if self.by_peer[peer] <= 0:
+                del self.by_peer[peer]
 
 
 def parts_of(content: Content) -> list[memoryview]:
@@ -54,6 +73,17 @@ def parts_of(content: Content) -> list[memoryview]:
     parts = [content] if isinstance(content, bytes | bytearray | memoryview) else content
     views = (memoryview(part) for part in parts)
     return [v if v.format == "B" and v.ndim == 1 else v.cast("B") for v in views if v.nbytes]
+
+
+def reason_of(error: Exception, protocol: str, metrics: Metrics) -> str:
+    """What the asker is told of a handler's failure: nothing of a bug of ours."""
+    if isinstance(error, BlyanError):
+        return str(error)
+    if isinstance(error, trio.TooSlowError | TimeoutError):
+        return "timeout"
+    log.error("the handler of %s raised", protocol, exc_info=error)
+    metrics.add("handler_errors")
+    return "internal error"
 
 
 async def ask(stream: Any, data: bytes, most: int) -> bytes:
@@ -95,12 +125,10 @@ class Server:
     async def handle(self, stream: Any, peer: str) -> None:
         """Read one request and answer it. Raises TooLargeError for the caller to report."""
         service = self.service
-        if service.running >= service.concurrent or service.by_peer[peer] >= service.per_peer:
+        if not service.enter(peer):
             self.metrics.add("requests_busy")
             await self._reply(stream, BUSY, [memoryview(b"too many requests at a time")])
             return
-        service.running += 1
-        service.by_peer[peer] += 1
         try:
             with trio.fail_after(limits.READ_TIMEOUT_S):
                 data = await streams.read_frame(stream, service.most)
@@ -115,23 +143,14 @@ class Server:
             self.metrics.add("requests_served")
             await self._reply(stream, *answered[0])
         finally:
-            service.running -= 1
-            service.by_peer[peer] -= 1
-            if service.by_peer[peer] <= 0:
-                del service.by_peer[peer]
+            service.leave(peer)
 
     async def _answer(self, peer: str, data: bytes) -> tuple[int, list[memoryview]]:
         try:
             with trio.fail_after(limits.SERVE_TIMEOUT_S):
                 parts = parts_of(await self.service.answer(peer, data))
-        except BlyanError as error:
-            reason = str(error)
-        except trio.TooSlowError:
-            reason = "timeout"
-        except Exception:
-            log.exception("the handler of %s raised", self.service.protocol)
-            self.metrics.add("handler_errors")
-            reason = "internal error"
+        except Exception as error:
+            reason = reason_of(error, self.service.protocol, self.metrics)
         else:
             size = sum(part.nbytes for part in parts)
             if size <= limits.MAX_RESPONSE_BYTES:

@@ -39,6 +39,7 @@ class State:
     services: dict[str, Service] = field(default_factory=dict)
     links: dict[str, Link] = field(default_factory=dict)
     directions: dict[str, str] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)  # the IP address at which a peer is seen
     provided: dict[bytes, float] = field(default_factory=dict)  # keys, and when a record is due
 
     def own_addresses(self) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from node.net.port import PeerInfo, Progress, RequestHandler
+from node.net.asking import Progress
+from node.net.port import PeerInfo
 from node.net.priority import Priority
+from node.net.requests import RequestHandler
 
 
 class Peers(Protocol):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from node.net import Network
 
@@ -15,8 +16,12 @@ TIMEOUT_S = 20.0  # generous: two busy cores
 class Station:
     """One network with everything it saw, and a bell that rings at each event."""
 
-    def __init__(self, name: str, *, listen: str = "/ip4/127.0.0.1/tcp/0") -> None:
-        self.net = Network(hashlib.sha256(name.encode()).digest(), listen=listen)
+    def __init__(
+        self, name: str, *, listen: str = "/ip4/127.0.0.1/tcp/0", **options: Any
+    ) -> None:
+        """`options`: of `Network`, such as `link_port`."""
+        seed = hashlib.sha256(name.encode()).digest()
+        self.net = Network(seed, listen=listen, **options)
         self.gossip: list[tuple[str, bytes]] = []
         self.messages: list[tuple[str, bytes]] = []
         self.changes: list[tuple[str, bool]] = []
@@ -71,14 +76,21 @@ class Station:
     async def until_gossip(self, data: bytes) -> None:
         await self.until(lambda: any(d == data for _, d in self.gossip))
 
+    async def until_linked(self, *others: Station) -> None:
+        """Until there is a link, beside libp2p's connection, with each of these."""
+        names = {o.id for o in others}
+        await self.until(lambda: names <= {i.peer_id for i in self.net.link_info() if i.up})
+
     async def until_connected(self, *others: Station) -> None:
         await self.until(lambda: {o.id for o in others} <= self.connected)
 
 
 @contextlib.asynccontextmanager
-async def stations(*names: str, dial: bool = True) -> AsyncIterator[list[Station]]:
+async def stations(
+    *names: str, dial: bool = True, **options: Any
+) -> AsyncIterator[list[Station]]:
     """Started networks; with `dial` each later one dials the first and all are connected."""
-    made = [Station(name) for name in names]
+    made = [Station(name, **options) for name in names]
     try:
         for station in made:
             await station.net.start()
