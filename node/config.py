@@ -36,6 +36,8 @@ class Config:
     keep_versions: int = 2  # newest versions of each shard that are kept whole
     retention_rounds: int = 32  # rounds whose model can be rebuilt; older versions are dropped
     snapshot_every: int = 16  # of how many versions one is whole, so that a rebuild is short
+    capacity_tiles: int = 0  # tiles to keep at most; 0: as announced, else 65536 (256 GiB)
+    store_quota: int = 0  # bytes that tiles may take on the disk; 0: all but a reserve
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
 
     @property
@@ -82,6 +84,8 @@ _FIELDS: Mapping[str, _Field] = {
     "keep_versions": _whole(1, 1000, "versions"),
     "retention_rounds": _whole(1, 1_000_000, "rounds"),
     "snapshot_every": _whole(1, 1000, "versions"),
+    "capacity_tiles": _whole(0, 2**32 - 1, "tiles"),
+    "store_quota": _whole(0, 2**60, "bytes"),
     "scrub_interval_hours": _whole(0, 8760, "hours"),
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import logging.handlers
+import shutil
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chain.errors import BlyanError
+from chain.errors import BlyanError, QuotaError
 from chain.execute import Executed
 from chain.params import Genesis
 from chain.receipts import Receipt
@@ -30,8 +31,10 @@ from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService
 from node.services.duties import Duties
+from node.services.placement import Placement
 from node.services.sender import DutySender
 from node.services.sync import SyncService
+from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
 from node.services.tx_gossip import TxGossip
 from node.services.versions import VersionHistory
@@ -64,13 +67,28 @@ class Node:
         self.pool = Mempool(self.genesis, self.rules, self.chain.state, self._announce)
         self.blobs = BlobService(home.blobs, self.net)
         self.tiles = TileService(
-            TileStore(home.tiles, start.specs),
+            TileStore(home.tiles, start.specs, quota_bytes=config.store_quota or None),
             start.specs,
             self.net,
             chain_roots(self.store, start.specs, genesis_roots),
         )
-        for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
-            self.tiles.put_shard(index, data, shard.root)
+        self.placement = Placement(
+            self.genesis,
+            self.account,
+            self.chain,
+            self.store,
+            self.tiles,
+            self.net,
+            TileCache(
+                self.tiles.store,
+                start.specs,
+                quota_bytes=config.store_quota,
+                free_bytes=lambda: shutil.disk_usage(home.tiles).free,
+                clock=time.monotonic,
+            ),
+            capacity_tiles=config.capacity_tiles,
+        )
+        self._put_genesis(start)
         self.sync = SyncService(self.chain, self.net)
         self.consensus = ConsensusService(
             self.chain, self.pool, self.net, keys, home.wal, self.sync.want, self._halt
@@ -83,6 +101,15 @@ class Node:
         self._duties = Duties(self)
         self._round_began = 0.0
         self.chain.finalized(self._committed)
+
+    def _put_genesis(self, start: GenesisChain) -> None:
+        """The first versions, which follow from the genesis file; as far as there is room."""
+        for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
+            try:
+                self.tiles.put_shard(index, data, shard.root)
+            except QuotaError as error:
+                log.info("the genesis model is not kept whole: %s", error)
+                return
 
     # --- what others ask ------------------------------------------------------------------
 
@@ -129,6 +156,7 @@ class Node:
             "sync_lies": self.sync.lies,
             "txs_refused_from_peers": self._txs.refused_total,
             "txs_ignored_from_peers": self._txs.ignored_total,
+            **self.placement.metrics(),
             **self._duties.metrics(),
             **{f"net_{name}": value for name, value in self.net.metrics().items()},
         }
@@ -149,6 +177,7 @@ class Node:
             tasks += [asyncio.create_task(self._dial(a)) for a in self.config.bootstrap]
             tasks.append(asyncio.create_task(self.sync.run()))
             tasks.append(asyncio.create_task(self._txs.run()))
+            tasks.append(asyncio.create_task(self.placement.run()))
             tasks.append(asyncio.create_task(self._duties.run()))
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
             watched = [*ends, *tasks[len(self.config.bootstrap) :]]

@@ -6,7 +6,8 @@ Nothing is fetched, nothing is signed, and the home is owned while it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
+from node.services.placement import Placement
+from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
 from tiles.store import TileStore
 
@@ -47,6 +50,21 @@ class _NoNetwork:
 
     def report(self, peer: str, reason: str, weight: float) -> None:
         """Nobody is there to blame."""
+
+    def on_peer(self, handler: Callable[[str, bool], object]) -> None:
+        """Nobody comes or goes."""
+
+    def provide(self, key: bytes) -> bool:
+        return False
+
+    def withdraw(self, key: bytes) -> None:
+        """Nothing was provided."""
+
+    async def providers(self, key: bytes) -> list[str]:
+        raise UnreachableError(NO_NODE)
+
+    async def reach(self, peer: str, addresses: Sequence[str] = ()) -> None:
+        raise UnreachableError(NO_NODE)
 
     async def request(self, peer: str, protocol: str, data: bytes, **limits: Any) -> bytes:
         raise UnreachableError(NO_NODE)
@@ -88,6 +106,22 @@ class OfflineNode:
             start.specs,
             self.net,
             chain_roots(self.store, start.specs, [s.tile_roots for s in start.rooted]),
+        )
+        self.placement = Placement(
+            self.genesis,
+            account,
+            self.chain,
+            self.store,
+            self.tiles,
+            self.net,
+            TileCache(
+                self.tiles.store,
+                start.specs,
+                quota_bytes=config.store_quota,
+                free_bytes=lambda: 0,
+                clock=time.monotonic,
+            ),
+            capacity_tiles=config.capacity_tiles,
         )
         tip = self.chain.tip
         self.consensus = _Info(

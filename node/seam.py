@@ -86,6 +86,14 @@ class TileSeam(Protocol):
     async def shard(self, index: int, root: Hash32) -> bytes: ...
 
 
+class PlacementSeam(Protocol):
+    """What this node keeps of the model, and who else holds it, in plain JSON values."""
+
+    def info(self) -> Mapping[str, Any]: ...
+
+    def tile_info(self, shard: int, root: Hash32, tile: int) -> Mapping[str, Any]: ...
+
+
 class NetSeam(Protocol):
     """The network port, as far as it tells of itself."""
 
@@ -143,6 +151,9 @@ class NodeSeam(Protocol):
 
     @property
     def tiles(self) -> TileSeam: ...
+
+    @property
+    def placement(self) -> PlacementSeam: ...
 
     @property
     def consensus(self) -> InfoSeam:

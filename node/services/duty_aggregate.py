@@ -20,8 +20,9 @@ from chain.state import State
 from chain.transactions import Attest, AttestKind, TileChange, TileUpdate, Transaction, Verdict
 from chain.types import ShardIndex, TileIndex, TxId
 from node.services.duty_context import DutyContext
-from node.services.duty_plan import Aggregate, CheckUpdate, HoldModel, missing_shards
+from node.services.duty_plan import Aggregate, CheckUpdate, HoldModel
 from node.services.duty_plan import tiles_to_update as due_tiles
+from node.services.new_versions import NewVersions
 from tiles.aggregate import TileResult, aggregate_tile
 from tiles.delta import decode_tile, delta_header
 
@@ -40,7 +41,7 @@ async def aggregate(context: DutyContext, duty: Aggregate) -> None:
     work = _Round(context, state, current, await _payloads(context, state, current))
     changes = []
     for shard, tile in due_tiles(state, context.rules, current, context.account):
-        changes.append(await asyncio.to_thread(work.change, shard, tile))
+        changes.append(await work.change(shard, tile))
     updates = [
         TileUpdate(duty.round, duty.rank, current.base_root, group) for group in pack(changes)
     ]
@@ -57,7 +58,7 @@ async def check_update(context: DutyContext, duty: CheckUpdate) -> None:
     work = _Round(context, state, current, await _payloads(context, state, current))
     right = True
     for change in update.changes:
-        own = await asyncio.to_thread(work.change, change.shard, change.tile)
+        own = await work.change(change.shard, change.tile)
         if own != change:
             log.warning(
                 "update %s is wrong at shard %d, tile %d",
@@ -74,19 +75,12 @@ async def check_update(context: DutyContext, duty: CheckUpdate) -> None:
 
 
 async def hold_model(context: DutyContext, duty: HoldModel) -> None:
-    """Make the newest shard versions whole: from tiles made here, else from peers."""
-    state = context.state()
-    store = context.node.tiles.store
-    for index, root in missing_shards(state, context.holds):
-        roots = state.need(r.TileRoots, r.tiles_key(index)).roots
-        for tile in await asyncio.to_thread(store.begin, index, root, roots):
-            now = state.head.round  # or the one before, if the next has begun
-            number = now if context.files.has_tile(now, roots[tile]) else now - 1
-            data = await asyncio.to_thread(context.files.tile, number, roots[tile])
-            if data is not None:
-                await asyncio.to_thread(store.put_tile, index, root, tile, data)
-        if not context.holds(index, root):
-            await context.node.tiles.shard(index, root)  # what is still missing, from peers
+    """Have what this node keeps of the newest model: from what it made, else from peers."""
+    tiles = context.node.tiles
+    made = NewVersions(
+        tiles.store, tiles.specs, context.node.history, context.files, context.local_payloads
+    )
+    await context.node.placement.hold(context.state(), made.write)
     log.info("holding model %s", duty.root.hex()[:16])
 
 
@@ -102,7 +96,7 @@ async def _payloads(
 
 
 class _Round:
-    """The aggregation of one round, tile by tile; runs in a thread."""
+    """The aggregation of one round, tile by tile."""
 
     def __init__(
         self,
@@ -118,9 +112,14 @@ class _Round:
         self._tile_roots = {i: state.need(r.TileRoots, r.tiles_key(i)).roots for i in self._roots}
         self._held = [{entry.shard for entry in delta_header(p).shards} for p in payloads]
 
-    def change(self, shard: int, tile: int) -> TileChange:
-        """One tile's change; the new tile is on disk before anyone hears of it."""
-        base = self._context.node.tiles.store.read_tile(shard, self._roots[shard], tile)
+    async def change(self, shard: int, tile: int) -> TileChange:
+        """One tile's change; the new tile is on disk before anyone hears of it. A base tile that is
+        not kept here comes from a peer."""
+        base = await self._context.node.tiles.tile(shard, self._roots[shard], tile)
+        return await asyncio.to_thread(self._change, base, shard, tile)
+
+    def _change(self, base: bytes, shard: int, tile: int) -> TileChange:
+        """In a thread."""
         result = self._aggregate(base, shard, tile)
         self._context.files.save_tile(self._number, result.new_root, result.new_tile)
         return TileChange(

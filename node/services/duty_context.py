@@ -25,6 +25,7 @@ from node.data import RoundData, fetch_round_data
 from node.sealed import unseal
 from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
+from node.services.placement import Make
 from node.services.versions import VersionHistory
 from node.worker.client import Worker
 from tiles.layout import ShardSpec
@@ -61,6 +62,16 @@ class TilePort(Protocol):
 
     async def shard(self, index: int, root: Hash32) -> bytes: ...
 
+    async def tile(self, index: int, root: Hash32, tile: int) -> bytes: ...
+
+
+class PlacementPort(Protocol):
+    """What this node keeps of the model (node/services/placement.py)."""
+
+    def holds(self, shard: int, root: Hash32) -> bool: ...
+
+    async def hold(self, state: State, make: Make) -> None: ...
+
 
 class StorePort(Protocol):
     def tx(self, tx_id: TxId) -> StoredTx | None: ...
@@ -93,6 +104,9 @@ class DutyNode(Protocol):
 
     @property
     def tiles(self) -> TilePort: ...
+
+    @property
+    def placement(self) -> PlacementPort: ...
 
     async def submit_duty(self, payload: Payload) -> Receipt: ...
 
@@ -136,7 +150,7 @@ class DutyContext:
             log.debug("a duty was not taken: %s", error)  # whoever still waits hears it, too
 
     def holds(self, shard: int, root: Hash32) -> bool:
-        return all(self.node.tiles.store.presence(shard, root) or (False,))
+        return self.node.placement.holds(shard, root)
 
     async def newest_model(self, state: State) -> list[bytes]:
         """Data sections of the state's model, from here or from peers, verified."""

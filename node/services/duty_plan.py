@@ -19,7 +19,8 @@ from chain.types import PubKey, TxId
 from node.services import custody_plan
 from node.services.custody_plan import CheckCustody, Checked, CommitCustody, OpenCustody, unchecked
 
-Holds = Callable[[int, Hash32], bool]  # whether a shard's version (index, root) is whole here
+# Whether all that this node keeps of a shard's version (index, root) is here.
+Holds = Callable[[int, Hash32], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class AuditDataset:
 
 @dataclass(frozen=True, slots=True)
 class HoldModel:
-    """Have every shard of the newest model, from one's own aggregation or from peers."""
+    """Have one's share of the newest model, from one's own aggregation or from peers."""
 
     root: Hash32
 
@@ -123,7 +124,7 @@ def plan(
 
 
 def missing_shards(state: State, holds: Holds) -> list[tuple[int, Hash32]]:
-    """(index, root) of the newest versions that are not whole here."""
+    """(index, root) of the newest versions of which something that belongs here is missing."""
     records = (state.need(r.ShardRecord, r.shard_key(i)) for i in range(state.model.shards))
     return [(s.index, s.root) for s in records if not holds(s.index, s.root)]
 

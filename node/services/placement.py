@@ -56,6 +56,10 @@ class StorePort(Protocol):
     def certificate(self, height: Height) -> Certificate | None: ...
 
 
+# Writes what can be made here of (shard, root) and these tiles, or of all if None.
+Make = Callable[[int, Hash32, Sequence[int] | None], None]
+
+
 @dataclass(slots=True)
 class _Plan:
     """What is kept now, and what it follows from."""
@@ -119,6 +123,10 @@ class Placement:
             return True
         return not self._missing_of(shard, root)
 
+    def keeps(self, shard: int, tile: int) -> bool:
+        """Whether a tile's newest version belongs here."""
+        return (shard, tile) in self._plan.kept.tiles
+
     def wanted(self, shard: int) -> tuple[int, ...]:
         """The tiles of a shard that this node keeps."""
         return self._plan.by_shard.get(shard, ())
@@ -132,13 +140,43 @@ class Placement:
                 found[shard] = tiles
         return found
 
-    async def fetch(self, state: State) -> None:
-        """Have all of them, rarest first. Raises UnreachableError if some could not be had; what
-        could be fetched is here then. Without room it ends quietly, and says so in `info`."""
-        missing = self.missing(state)
+    async def hold(self, state: State, make: Make) -> None:
+        """Have all of them: what can be made here, then from peers, rarest first.
+
+        `make(shard, root, tiles)` writes what it can of a version, in a thread. Raises
+        UnreachableError if some tile could not be had; what could be is here then. Without room it
+        ends quietly, and says so in `info`.
+        """
+        roots = self._roots(state)
+        try:
+            for shard in self.missing(state):
+                await self._make(shard, roots[shard], make)
+            await self._fetch(self.missing(state), roots)
+        except QuotaError as error:
+            self.cache.note_full(error)
+            self._full_since = self._clock()
+        else:
+            self.cache.note_room()
+
+    async def _make(self, shard: int, root: Hash32, make: Make) -> None:
+        wanted = self.wanted(shard)
+        tiles = None if len(wanted) == self._tiles.specs[shard].tile_count else wanted
+        await self._need_room(())
+        try:
+            await asyncio.to_thread(make, shard, root, tiles)
+        except QuotaError:  # what is only cached gives way
+            await self._need_room((shard, tile) for tile in self._missing_of(shard, root))
+            await asyncio.to_thread(make, shard, root, tiles)
+        tile_roots = self._tiles.tile_roots(shard, root)
+        await asyncio.to_thread(self._tiles.store.begin, shard, root, tile_roots)
+
+    async def _need_room(self, tiles: Iterable[Tile]) -> None:
+        size = sum(self._tiles.specs[shard].tile_bytes(tile) for shard, tile in tiles)
+        await asyncio.to_thread(self.cache.make_room, size)
+
+    async def _fetch(self, missing: Mapping[int, list[int]], roots: Mapping[int, Hash32]) -> None:
         if not missing:
             return
-        roots = {s: state.need(r.ShardRecord, r.shard_key(s)).root for s in missing}
         await self._look()
         held_by = self.presence.holdings.holders
         order = fetch_order(
@@ -149,14 +187,8 @@ class Placement:
         failures: list[UnreachableError] = []
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
-            sizes = (self._tiles.specs[s].tile_bytes(t) for s, t in chunk)
-            try:
-                await asyncio.to_thread(self.cache.make_room, sum(sizes))
-                failures += await self._fetch_chunk(chunk, roots)
-            except QuotaError as error:
-                self.cache.note_full(error)
-                self._full_since = self._clock()
-                return
+            await self._need_room(chunk)
+            failures += await self._fetch_chunk(chunk, roots)
         if failures:
             raise UnreachableError(f"{len(failures)} fetches failed, the first: {failures[0]}")
 
@@ -209,7 +241,7 @@ class Placement:
         peers = self.presence.holdings.holders(shard, root, tile)
         return {
             "replication_target": self._target,
-            "kept_here": (shard, tile) in self._plan.kept.tiles,
+            "kept_here": self.keeps(shard, tile),
             "held_here": held,
             "holders": len(peers) + held,
             "peers": sorted(peers)[:MAX_LISTED],

@@ -219,7 +219,7 @@ class Presence:
                 data = await self._net.request(
                     peer, PROTOCOL, request, timeout_s=TIMEOUT_S, most=MAX_ANSWER_BYTES
                 )
-                token = self._learn(peer, batch, data)
+                token = self._learn(peer, batch, data, tokens.get(batch, 0))
             except UnreachableError as error:
                 log.debug("%s does not tell what it holds: %s", peer, error)
                 return
@@ -231,10 +231,10 @@ class Presence:
             while len(tokens) > turns + 1:
                 tokens.popitem(last=False)
 
-    def _learn(self, peer: str, batch: tuple[ShardVersionRef, ...], data: bytes) -> int:
+    def _learn(self, peer: str, batch: tuple[ShardVersionRef, ...], data: bytes, known: int) -> int:
         answer: PresenceAnswer = decode(PresenceAnswer, data, most=MAX_ANSWER_BYTES)
         if not answer.shards:
-            if answer.token != self._tokens[peer].get(batch, 0) or not answer.token:
+            if answer.token != known or not known:
                 raise DecodeError("nothing new since an answer that was never given")
             return answer.token
         if len(answer.shards) != len(batch) or not answer.token:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from chain import phases
+from chain import records as r
 from chain.errors import UnreachableError
 from chain.hashes import BLOB, Hash32
 from chain.receipts import Receipt
@@ -25,6 +26,7 @@ from chain.transactions import Payload
 from chain.types import BlobId, Block, TxId
 from node.mempool import Mempool
 from node.services.duties import Duties
+from node.services.placement import Make
 from node.worker.client import Worker
 from tests.kit.local_chain import LocalBlobs, LocalChain
 from tiles.layout import ShardSpec
@@ -91,6 +93,29 @@ class OwnTiles:
                 raise UnreachableError(f"nobody has shard {index} at {root.hex()}")
         return self.store.read_shard(index, root)
 
+    async def tile(self, index: int, root: Hash32, tile: int) -> bytes:
+        if not self.store.has_tile(index, root, tile):
+            await self.shard(index, root)
+        return self.store.read_tile(index, root, tile)
+
+
+class WholeModel:
+    """The placement of a node that keeps everything."""
+
+    def __init__(self, tiles: OwnTiles) -> None:
+        self._tiles = tiles
+
+    def holds(self, shard: int, root: Hash32) -> bool:
+        return all(self._tiles.store.presence(shard, root) or (False,))
+
+    async def hold(self, state: State, make: Make) -> None:
+        for shard in range(state.model.shards):
+            root = state.need(r.ShardRecord, r.shard_key(shard)).root
+            if not self.holds(shard, root):
+                await asyncio.to_thread(make, shard, root, None)
+            if not self.holds(shard, root):
+                await self._tiles.shard(shard, root)
+
 
 class DutyNode:
     """A validator, as `node.services.duty_context.DutyNode` wants one."""
@@ -104,6 +129,7 @@ class DutyNode:
         self.history = net.local.history
         self.blobs = SharedBlobs(net.local.blobs)
         self.tiles = OwnTiles(net, directory / "tiles", net.local.tiles.specs)
+        self.placement = WholeModel(self.tiles)
         self.sent: list[Payload] = []
 
     async def submit_duty(self, payload: Payload) -> Receipt:

@@ -107,6 +107,7 @@ class LocalChain:
         self.tiles = LocalTiles(directory / "tiles", start.specs)
         for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
             self.tiles.store.put_shard(index, data, shard.root)
+        self.placement = LocalPlacement(self.tiles)
         self.blobs = LocalBlobs()
         self.net = LocalNet(self.genesis)
         self.consensus = LocalInfo(
@@ -274,6 +275,42 @@ class LocalTiles:
         if root not in self.store.versions(index):
             raise VerifyError(f"shard {index} never had the root {root.hex()} on this chain")
         return self.store.read_shard(index, root)
+
+
+class LocalPlacement:
+    """Everything is kept here, and one peer holds what is here."""
+
+    def __init__(self, tiles: LocalTiles) -> None:
+        self._tiles = tiles
+        self.target = 3
+
+    def info(self) -> dict[str, Any]:
+        tiles = sum(spec.tile_count for spec in self._tiles.specs)
+        return {
+            "model_tiles": tiles,
+            "capacity_tiles": 65_536,
+            "replication_target": self.target,
+            "kept_tiles": tiles,
+            "missing_tiles": 0,
+            "beyond_capacity_tiles": 0,
+            "under_replicated_tiles": tiles,
+            "gone_custodians": [],
+            "provided_keys": 1,
+            "store_bytes": self._tiles.store.used_bytes,
+            "store_quota_bytes": 0,
+            "evicted_tiles": 0,
+            "no_room": None,
+        }
+
+    def tile_info(self, shard: int, root: Hash32, tile: int) -> dict[str, Any]:
+        held = self._tiles.store.has_tile(shard, root, tile)
+        return {
+            "replication_target": self.target,
+            "kept_here": True,
+            "held_here": held,
+            "holders": 2 * held,
+            "peers": ["12D3KooWKitPeer"] * held,
+        }
 
 
 class LocalBlobs:
