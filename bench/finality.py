@@ -46,7 +46,12 @@ def found(directory: Path, count: int) -> list[Founded]:
     nodes = [
         found_home(
             Home(directory / f"node-{i}"),
-            Config(api_port=BASE_PORT + i, p2p_port=BASE_PORT + 1000 + i, log_level="warning"),
+            Config(
+                api_port=BASE_PORT + i,
+                p2p_port=BASE_PORT + 1000 + i,
+                link_port=0,
+                log_level="warning",
+            ),
         )
         for i in range(count)
     ]

@@ -30,6 +30,7 @@ class Config:
     api_port: int = 8645
     p2p_host: str = "127.0.0.1"
     p2p_port: int = 9645
+    link_port: int = 10645  # for tiles and other bulk, on p2p_host; 0: any free one
     bootstrap: tuple[str, ...] = ()  # multiaddrs with /p2p/, dialled at start
     log_level: str = "info"
     account: str = "node"  # name of the keystore entry that this home acts with
@@ -68,12 +69,16 @@ def _whole(least: int, most: int, unit: str) -> _Field:
 
 
 _PORT = _Field("a port from 1 to 65535", int, lambda v: type(v) is int and 0 < v < 65536)
+_ANY_PORT = _Field(
+    "a port from 1 to 65535, or 0 for a free one", int, lambda v: type(v) is int and 0 <= v < 65536
+)
 _HOST = _Field("a host such as 127.0.0.1", str, lambda v: isinstance(v, str) and 0 < len(v) < 254)
 _FIELDS: Mapping[str, _Field] = {
     "api_host": _HOST,
     "api_port": _PORT,
     "p2p_host": _HOST,
     "p2p_port": _PORT,
+    "link_port": _ANY_PORT,
     "bootstrap": _Field(
         f"a list of at most {MAX_BOOTSTRAP} addresses like /ip4/HOST/tcp/PORT/p2p/PEER_ID",
         _text_list,

@@ -59,7 +59,12 @@ class Node:
         self.started_ms = time.time_ns() // 1_000_000
         self.rules = ProtocolRules()
         self.halted: asyncio.Event = asyncio.Event()
-        self.net = Network(keys.node.seed, listen=f"/ip4/{config.p2p_host}/tcp/{config.p2p_port}")
+        self.net = Network(
+            keys.node.seed,
+            listen=f"/ip4/{config.p2p_host}/tcp/{config.p2p_port}",
+            chain_id=self.genesis.chain_id,
+            link_port=config.link_port,
+        )
         self.store = ChainStore(home.chain_db)
         self.chain = ChainService(start, self.store, self.rules)
         genesis_roots = [s.tile_roots for s in start.rooted]

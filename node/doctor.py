@@ -54,7 +54,8 @@ def _home(home: Home) -> str:
 
 def _config(home: Home) -> str:
     config = load_config(home)
-    return f"API {config.api_url}, p2p {config.p2p_host}:{config.p2p_port}"
+    p2p = f"p2p {config.p2p_host}:{config.p2p_port}, links {config.link_port or 'any port'}"
+    return f"API {config.api_url}, {p2p}"
 
 
 def _genesis(home: Home) -> str:
@@ -82,6 +83,7 @@ def _store(home: Home) -> str:
 
 def _ports(home: Home) -> str:
     config = load_config(home)
-    for host, port in ((config.api_host, config.api_port), (config.p2p_host, config.p2p_port)):
+    ports = [config.api_port, config.p2p_port, config.link_port]
+    for host, port in zip((config.api_host, config.p2p_host, config.p2p_host), ports, strict=True):
         check_port_free(Address("ip6" if ":" in host else "ip4", host, port))
-    return f"{config.api_port} and {config.p2p_port} are free"
+    return f"{', '.join(str(port) for port in ports if port)} are free"

@@ -18,6 +18,7 @@ from node.net.identity import Address, PortInUseError, check_port_free
 
 DEFAULT_PARENT = "~/.blyan/devnet"
 API_PORT, P2P_OFFSET = 8645, 1000  # libp2p listens on the API's port + 1000
+LINK_OFFSET = 2000  # and links on the API's port + 2000
 PORT_STEP, PORT_TRIES = 20, 100  # blocks of ports that are tried, one after another
 
 
@@ -124,7 +125,7 @@ def _configure(layout: Layout, ports: Sequence[int]) -> list[Config]:
     founders = []
     for home, port in zip(layout.nodes, ports, strict=False):
         config = replace(load_config(home, environment={}), api_port=port)
-        config = replace(config, p2p_port=port + P2P_OFFSET)
+        config = replace(config, p2p_port=port + P2P_OFFSET, link_port=port + LINK_OFFSET)
         founders.append(Founded(home, config, unlock(home, config.account), ""))
     configs = []
     for founded in founders:
@@ -139,7 +140,7 @@ def _configure(layout: Layout, ports: Sequence[int]) -> list[Config]:
 
 
 def choose_ports(plan: Plan) -> list[int]:
-    """API ports, so that they and the libp2p ports above them are free now."""
+    """API ports, so that they and the ports of libp2p and of links above them are free now."""
     if plan.base_port is not None:
         ports = list(range(plan.base_port, plan.base_port + plan.nodes))
         _check_free(ports)
@@ -159,7 +160,7 @@ def choose_ports(plan: Plan) -> list[int]:
 
 def _check_free(ports: Sequence[int]) -> None:
     for port in ports:
-        if port + P2P_OFFSET > 65535:
-            raise InputError(f"--base-port: at most {65535 - P2P_OFFSET - len(ports) + 1}")
-        for each in (port, port + P2P_OFFSET):
+        if port + LINK_OFFSET > 65535:
+            raise InputError(f"--base-port: at most {65535 - LINK_OFFSET - len(ports) + 1}")
+        for each in (port, port + P2P_OFFSET, port + LINK_OFFSET):
             check_port_free(Address("ip4", "127.0.0.1", each))

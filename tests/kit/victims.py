@@ -138,7 +138,7 @@ class Victims:
 
     @staticmethod
     def _found(path: Path, port: int) -> Founded:
-        config = Config(api_port=port, p2p_port=port + P2P_OFFSET, log_level="info")
+        config = Config(api_port=port, p2p_port=port + P2P_OFFSET, link_port=0, log_level="info")
         return found_home(Home(path), config)
 
     def stranger(self, bootstrap: list[str]) -> Victim:
