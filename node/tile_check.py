@@ -7,13 +7,13 @@ from pathlib import Path
 
 from chain import records as r
 from chain.codec import decode
-from chain.errors import InputError, VerifyError
+from chain.errors import InputError, StorageError, VerifyError
 from chain.hashes import Hash32
 from node.client import Json
 from node.verified import Finality, ShardVersion, VerifiedReader
 from tiles import merkle
-from tiles.layout import SUBTILES_PER_TILE, ShardSpec, subtile_count
-from tiles.shardfile import shard_header
+from tiles.layout import ShardSpec
+from tiles.store import TileReader
 
 
 @dataclass(slots=True)
@@ -114,40 +114,19 @@ def _finality_line(report: TileReport) -> str:
 
 
 def check_local(directory: Path, version: ShardVersion, tile: int) -> None:
-    """One tile of a home's store, read without touching what its node does. VerifyError names the
-    subtile that differs."""
+    """One tile of a home's store, read beside its node. InputError if it is not there, VerifyError
+    that names the subtile if it differs.
+    """
     spec = version.spec
-    stem = directory / f"{spec.index:05d}" / version.root.hex()
-    path = stem.with_suffix(".safetensors")
-    if not path.exists():
-        path = stem.with_suffix(".partial")
-    start, end = spec.tile_range(tile)
+    reader = TileReader(directory, [spec])
     try:
-        with path.open("rb") as file:
-            file.seek(len(shard_header(spec)) + start)
-            data = file.read(end - start)
-        hashes = stem.with_suffix(".roots").read_bytes()
-    except FileNotFoundError:
+        data = reader.read_tile(spec.index, version.root, tile)
+    except InputError:
         raise InputError(
             f"tile {tile} of {spec.name} at {version.root.hex()} is not in {directory}; "
             "--node URL checks another node's"
         ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) == end - start and merkle.tile_root(data) == version.tile_roots[tile]:
-        return
-    raise VerifyError(f"{path}: tile {tile}{_where(version, tile, data, hashes)} is damaged")
-
-
-def _where(version: ShardVersion, tile: int, data: bytes, hashes: bytes) -> str:
-    """Which subtile differs, if the stored subtile hashes themselves hold."""
-    size = version.spec.tile_bytes(tile)
-    at = 32 * (version.spec.tile_count + tile * SUBTILES_PER_TILE)
-    count = subtile_count(size)
-    stored = tuple(Hash32(hashes[at + 32 * i : at + 32 * (i + 1)]) for i in range(count))
-    if merkle.tile_root_of(stored, size) != version.tile_roots[tile]:
-        return ""
-    for i, part in enumerate(merkle.subtiles(data)):
-        if merkle.subtile_hash(i, part) != stored[i]:
-            return f", subtile {i},"
-    return ", its end,"
+    except StorageError as error:
+        raise VerifyError(f"{directory}: {error}") from None
+    if merkle.tile_root(data) != version.tile_roots[tile]:
+        raise VerifyError(f"{directory}: tile {tile} of {spec.name} has another root")

@@ -159,7 +159,7 @@ def test_a_flipped_byte_on_disk_is_named_and_can_be_repaired(tmp_path: Path) -> 
     held.put_shard(1, data, root)
     flip(held.path(1, root), 4096 + limits.TILE_BYTES + 3 * limits.SUBTILE_BYTES + 17)
     assert held.read_tile(1, root, 0) == tile(TALL, data, 0)
-    with pytest.raises(StorageError, match="tile 1: subtile 3 is damaged"):
+    with pytest.raises(StorageError, match="tile 1, subtile 3, is damaged"):
         held.read_tile(1, root, 1)
     held = reopened(held)  # remembered over a restart
     assert held.versions(1) == ()

@@ -32,11 +32,13 @@ class Reading(ABC):
     return what was put there.
     """
 
+    advice = "`blyan tile scrub` finds all damage, and a node fetches it again"
+
     def __init__(self, directory: Path, specs: Sequence[ShardSpec], disk: Disk) -> None:
         self.directory, self._disk = directory, disk
         self._specs = {spec.index: spec for spec in specs}
         self._lock = threading.RLock()  # what is known of the disk, and the names on it
-        self._bytes = SlotReader(disk, self._lock, self._damaged)
+        self._bytes = SlotReader(disk, self._lock, self._damaged, self.advice)
 
     # --- what is here -----------------------------------------------------------------------
 

@@ -31,11 +31,11 @@ class SlotReader:
     """Reads what a catalog says is here.
 
     `damaged(catalog, slot, hashes)` is told of a tile that is not what its hashes said, and says
-    whether it still was to be there. `lock` guards the catalog and the names of files.
+    whether it still was to be there; `advice` tells the user what to do. `lock` guards the catalog and the names of files.
     """
 
-    def __init__(self, disk: Disk, lock: threading.RLock, damaged: Damaged) -> None:
-        self.disk, self._lock, self._damaged = disk, lock, damaged
+    def __init__(self, disk: Disk, lock: threading.RLock, damaged: Damaged, advice: str) -> None:
+        self.disk, self._lock, self._damaged, self._advice = disk, lock, damaged, advice
 
     def tile(self, catalog: Catalog, way: Way) -> bytes:
         """Verified bytes of a tile. Raises StorageError, and InputError if it has gone."""
@@ -82,8 +82,8 @@ class SlotReader:
         if not self._damaged(catalog, slot, hashes):
             raise InputError(f"a tile of shard {name} has just been dropped")
         raise StorageError(
-            f"shard {name}, {_tile_of(catalog, slot)}: subtile {subtile} is damaged on disk; the "
-            "tile counts as missing now and can be fetched again"
+            f"shard {name}, {_tile_of(catalog, slot)}, subtile {subtile}, is damaged on disk; "
+            + self._advice
         )
 
     def rebuild(self, catalog: Catalog, slot: Slot, steps: Sequence[Step]) -> bytes:

@@ -39,6 +39,8 @@ _LOCK = "lock"
 class TileStore(Reading):
     """Shard versions by shard root. Safe to call from several threads of one process."""
 
+    advice = "the tile counts as missing now and can be fetched again"
+
     def __init__(
         self,
         directory: Path,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from chain.errors import InputError, VerifyError, invariant
+from chain.errors import InputError, StorageError, VerifyError
 from chain.hashes import ZERO_HASH, Hash32
 from tiles import merkle
 from tiles.layout import subtile_count
@@ -69,7 +69,8 @@ class Writing:
     def changing(self, what: str) -> Iterator[None]:
         """The turn to change something; the system's refusals are put into words meanwhile."""
         with self._turn, refusals(what):
-            invariant(not self.is_closed, "a store that was closed is written to")
+            if self.is_closed:
+                raise StorageError(f"cannot {what}: the store is closed")
             yield
 
     # --- versions -----------------------------------------------------------------------------
