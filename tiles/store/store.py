@@ -139,6 +139,20 @@ class TileStore(Reading):
                 raise InputError(f"shard {spec.name}: {shard_root.hex()} has just been dropped")
             self._writing.add(catalog, shard_root, roots, {tile: new})
 
+    def add_shard(self, spec: ShardSpec) -> None:
+        """Know one more shard, as if it had been named at the opening."""
+        with self._writing.changing(f"open shard {spec.name}"):
+            catalog = load_catalog(spec, self._folder(spec.index), self._disk, mend=True)
+            upkeep.collect(self._writing, catalog)
+            with self._lock:
+                self._specs[spec.index], self._catalogs[spec.index] = spec, catalog
+
+    def forget_shard(self, shard: int) -> None:
+        """Free what is known of a shard, about 1 kB a tile; what is on disk stays as it is."""
+        with self._writing.changing(f"forget shard {shard}"), self._lock:
+            self._spec(shard)
+            del self._specs[shard], self._catalogs[shard]
+
     def writer(self, shard: int) -> ShardWriter:
         """Take a shard's data section in sequential parts, as an import reads it."""
         self._spec(shard)
