@@ -22,13 +22,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `tiles` would be this file
 
-from bench import tile_import, tile_proof, tile_store
+from bench import tile_import, tile_proof, tile_store, tile_transfer
 from bench.measure import Row, Sizes
 
 GROUPS: dict[str, Callable[[Sizes], Iterator[Row]]] = {
     "load_warm": tile_store.load_warm,
     "load_cold": tile_store.load_cold,
     "expert": tile_store.load_expert,
+    "transfer": tile_transfer.transfer,
+    "peers": tile_transfer.peers,
     "import": tile_import.imported,
     "reroot": tile_store.reroot,
     "aggregate": tile_store.aggregated,
