@@ -31,7 +31,7 @@ from node.version import version as package_version
 
 STOP_TIMEOUT_S = 15.0  # a node drains its queues first; normally it is gone within two seconds
 _POLL_S = 0.05
-_PORT = click.IntRange(1, 65535)
+_PORT, _ANY_PORT = click.IntRange(1, 65535), click.IntRange(0, 65535)
 
 
 @click.group(cls=Group)
@@ -60,6 +60,7 @@ def program() -> None:
 @click.option("--bootstrap", multiple=True, metavar="ADDR", help="A peer's address; repeatable.")
 @click.option("--api-port", type=_PORT, help="Port of API and explorer. [default: 8645]")
 @click.option("--p2p-port", type=_PORT, help="Port for other nodes. [default: 9645]")
+@click.option("--link-port", type=_ANY_PORT, help="Port for tiles; 0: a free one. [default: 10645]")
 @click.option("--p2p-host", help="Address to listen on for other nodes. [default: 127.0.0.1]")
 @click.option(
     "--generate-passphrase",
@@ -118,6 +119,7 @@ def _show_founded(session: Session, founded: Founded, chain_id: str) -> None:
 @program.command(cls=Command)
 @click.option("--api-port", type=_PORT, help="Port of API and explorer.")
 @click.option("--p2p-port", type=_PORT, help="Port for other nodes.")
+@click.option("--link-port", type=_ANY_PORT, help="Port for tiles and other bulk; 0: a free one.")
 @click.option("--bootstrap", multiple=True, metavar="ADDR", help="A peer's address; repeatable.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="[default: info]")
 @pass_session

@@ -157,7 +157,7 @@ def test_a_stranger_joins_with_a_genesis_and_one_address(
             "blyan-node",
             *("init", "--home", home.path, "--generate-passphrase", "--json"),
             *("--genesis", network.directory / "genesis.json", "--bootstrap", address),
-            *("--api-port", str(free_port()), "--p2p-port", str(free_port())),
+            *("--api-port", str(free_port()), "--p2p-port", str(free_port()), "--link-port", "0"),
         )
     )
     stranger = Api(home)
@@ -245,7 +245,7 @@ def test_a_port_in_use_is_told(network: Network, tmp_path: Path) -> None:
         call(
             "blyan-node",
             *("init", "--home", home, "--generate-passphrase", "--json"),
-            *("--api-port", taken, "--p2p-port", str(free_port())),
+            *("--api-port", taken, "--p2p-port", str(free_port()), "--link-port", "0"),
         )
     )
     result = call("blyan-node", "start", "--home", home)
