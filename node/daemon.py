@@ -14,13 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chain import records as r
 from chain.errors import BlyanError, QuotaError
 from chain.execute import Executed
+from chain.hashes import Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.store import ChainStore
 from chain.transactions import Payload
 from chain.types import Block, PubKey
+from learning.init import initial_shard
+from learning.spec import ModelSpec
 from node.config import Config, load_genesis
 from node.genesis import GenesisChain, build_genesis
 from node.home import Home, unlock
@@ -32,6 +36,10 @@ from node.services.chain import ChainService
 from node.services.consensus import ConsensusService
 from node.services.duties import Duties
 from node.services.placement import Placement
+from node.services.rebuild import Rebuild
+from node.services.retention import Retention
+from node.services.retention_plan import RetentionRule
+from node.services.scrub import ScrubService
 from node.services.sender import DutySender
 from node.services.sync import SyncService
 from node.services.tile_cache import TileCache
@@ -93,7 +101,7 @@ class Node:
             ),
             capacity_tiles=config.capacity_tiles,
         )
-        self._put_genesis(start)
+        self._keep_versions(start)
         self.sync = SyncService(self.chain, self.net)
         self.consensus = ConsensusService(
             self.chain, self.pool, self.net, keys, home.wal, self.sync.want, self._halt
@@ -107,9 +115,48 @@ class Node:
         self._round_began = 0.0
         self.chain.finalized(self._committed)
 
+    def _keep_versions(self, start: GenesisChain) -> None:
+        """What makes, keeps, thins and mends the versions of the model on disk."""
+        model = ModelSpec.from_json(dict(self.genesis.model))
+        store, config = self.tiles.store, self.config
+        self._rebuild = Rebuild(
+            store,
+            self.history,
+            self.tiles.tile_roots,
+            lambda shard: initial_shard(model, start.specs[shard]),
+        )
+        self.tiles.remake = self._rebuild.tile
+        self.retention = Retention(
+            store,
+            self.history,
+            self.chain,
+            RetentionRule(config.keep_versions, config.retention_rounds, config.snapshot_every),
+        )
+        self.retention.keeps = lambda shard, tile: tile in self.placement.wanted(shard)
+        touch_cache = self.tiles.touched
+
+        def touched(shard: int, root: Hash32, tile: int = -1) -> None:
+            touch_cache(shard, root, tile)
+            self.retention.used(shard, root)
+
+        self.tiles.touched = touched
+        self.scrub = ScrubService(
+            self.tiles,
+            self.retention.missing,
+            self._rebuild.tile,
+            self.home.scrub_file,
+            config.scrub_interval_hours * 3600.0,
+        )
+        self._put_genesis(start)
+
     def _put_genesis(self, start: GenesisChain) -> None:
-        """The first versions, which follow from the genesis file; as far as there is room."""
+        """The first versions, unless the chain or the store has gone on from them. What there is no
+        room for follows from the seed when it is asked for."""
+        state, store = self.chain.state(), self.tiles.store
         for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
+            is_newest = state.need(r.ShardRecord, r.shard_key(index)).root == shard.root
+            if not is_newest or store.versions(index) or store.partial_versions(index):
+                continue
             try:
                 self.tiles.put_shard(index, data, shard.root)
             except QuotaError as error:
@@ -157,6 +204,9 @@ class Node:
             "blobs_fetched": self.blobs.fetched,
             "blobs_lies": self.blobs.lies,
             **self.tiles.metrics(),
+            "tiles_rebuilt": self._rebuild.rebuilt,
+            **self.retention.metrics(),
+            **self.scrub.metrics(),
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
             "txs_refused_from_peers": self._txs.refused_total,
@@ -184,6 +234,8 @@ class Node:
             tasks.append(asyncio.create_task(self._txs.run()))
             tasks.append(asyncio.create_task(self.placement.run()))
             tasks.append(asyncio.create_task(self._duties.run()))
+            tasks.append(asyncio.create_task(self.retention.run()))
+            tasks.append(asyncio.create_task(self.scrub.run()))
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
             watched = [*ends, *tasks[len(self.config.bootstrap) :]]
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
@@ -197,6 +249,7 @@ class Node:
         """In order, and bounded: no new requests, no duties, no messages; then the disk."""
         for task in tasks:
             task.cancel()
+        self.scrub.close()
         try:
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*tasks, return_exceptions=True)

@@ -43,6 +43,7 @@ class Home:
         self.blobs = self.path / "blobs"
         self.corpus = self.path / "corpus"
         self.logs = self.path / "logs"
+        self.scrub_file = self.path / "scrub.json"  # the last scrub's report
         self.lock_file = self.path / "node.lock"
 
     def __repr__(self) -> str:

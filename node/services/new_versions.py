@@ -56,12 +56,8 @@ class NewVersions:
         if base is None:
             return
         spec = self._specs[shard]
-        changed = [
-            tile
-            for tile in range(spec.tile_count)
-            if version.tile_roots[tile] != base.tile_roots[tile]
-            and (tiles is None or tile in tiles)
-        ]
+        wanted = range(spec.tile_count) if tiles is None else sorted(set(tiles))
+        changed = [t for t in wanted if version.tile_roots[t] != base.tile_roots[t]]
         steps = self._steps(spec, version, base, changed)
         made = _Made(self._store, spec, base, version, changed, steps, self._own)
         if tiles is not None or not self._apply(base, version, made):

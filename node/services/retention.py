@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -52,8 +53,8 @@ class Retention:
         chain.finalized(lambda *_: self._wake.set())
 
     def used(self, shard: int, root: Hash32) -> None:
-        """Somebody asks for a version: it stays for a while. Call on the loop."""
-        self._leases[shard, root] = asyncio.get_running_loop().time() + LEASE_S
+        """Somebody asks for a version: it stays for a while."""
+        self._leases[shard, root] = time.monotonic() + LEASE_S
 
     def metrics(self) -> Mapping[str, int]:
         return {
@@ -84,8 +85,10 @@ class Retention:
 
     async def _pass(self, state: State) -> bool:
         """All shards once; False if the disk refused something that is worth another try."""
-        now = asyncio.get_running_loop().time()
-        self._leases = {key: until for key, until in self._leases.items() if until > now}
+        now = time.monotonic()
+        for key, until in list(self._leases.items()):
+            if until <= now:
+                del self._leases[key]
         pinned = {*self._leases, *custody_roots(state)}
         budget, sound = COMPACT_BYTES, True
         for shard in range(len(self._history.specs)):
