@@ -26,6 +26,9 @@ class CustodyList(Resource):
     interval_blocks: int
     replicas: int
     bond: int
+    slash_permille: int
+    commit_blocks: int
+    commit_ms: int
     events: list[CustodyRow]
     next: int | None
 

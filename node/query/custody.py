@@ -41,6 +41,9 @@ class CustodyQueries(Reader):
             "interval_blocks": interval,
             "replicas": params.custody_replicas,
             "bond": params.custody_bond_grains,
+            "slash_permille": params.custody_slash_permille,
+            "commit_blocks": params.custody_commit.blocks,
+            "commit_ms": params.custody_commit.ms,
             "events": [self._row(_Found(decoded(row.data["record"]), row.height)) for row in rows],
             "next": rows[-1].height if len(rows) == most else None,
         }
