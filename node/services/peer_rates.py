@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 DEFAULT_RATE = 10e6  # bytes a second expected of a peer that was never measured
-WINDOW_S = 0.25  # a rate is taken over at least this long while bytes flow
+WINDOW_S = 0.25  # a rate is taken over so long, counting only while something is outstanding
+FIRST_S = 0.005  # enough for the first look at a peer
 RETRY_S = 30.0  # what was measured longer ago means nothing: a slow peer has another chance
 FRESH_S = 2.0  # a rate is compared with others' for so long after it was measured
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.25, 30.0  # after a failure, four times longer after each more
@@ -36,13 +37,13 @@ class PeerRate:
     failures_total: int = 0
     slow_total: int = 0
     lies_total: int = 0
-    _window_start: float = 0.0
-    _window_bytes: int = 0
+    _mark: float = 0.0  # up to when the time of this window is counted
+    _busy_s: float = 0.0  # time of this window in which something was outstanding
+    _bytes: int = 0  # that came in it
 
     def began(self, now: float, size: int) -> None:
         """It was asked for `size` bytes."""
-        if not self.lanes:
-            self._window_start, self._window_bytes = now, 0
+        self._advance(now)
         if now - self.used > RETRY_S:
             self.misses = 0
         self.lanes += 1
@@ -51,17 +52,20 @@ class PeerRate:
 
     def arrived(self, now: float, size: int) -> None:
         """`size` more bytes came."""
-        self._window_bytes += size
+        self._advance(now)
+        self._bytes += size
         self.bytes_total += size
         self.outstanding -= size
-        if now - self._window_start >= WINDOW_S:
+        if self._busy_s >= WINDOW_S:
             self._close_window(now)
 
     def ended(self, now: float, left: int) -> None:
         """One of its transfers is over, however; `left` bytes of it never came."""
+        self._advance(now)
         self.lanes -= 1
         self.outstanding -= left
-        if not self.lanes and (self._window_bytes or now - self._window_start >= WINDOW_S):
+        least = WINDOW_S if self.rate is not None else FIRST_S
+        if self._busy_s >= least:
             self._close_window(now)
 
     def slowed(self, now: float) -> float:
@@ -90,25 +94,31 @@ class PeerRate:
 
     def live(self, now: float) -> float | None:
         """As measured of late; None if it was not. While it is asked, silence counts."""
-        age = now - self._window_start
+        self._advance(now)
         if not self.lanes:
             return self.rate if now - self.measured < RETRY_S else None
-        if age < WINDOW_S:
+        if self._busy_s < WINDOW_S:
             return self.rate
-        current = self._window_bytes / age
+        current = self._bytes / self._busy_s
         return current if self.rate is None else min(self.rate, current)
 
     def excuse(self, seconds: float) -> None:
-        self._window_start += seconds
+        """So much of the time that passes now is not the peer's fault."""
+        self._mark += seconds
 
     def is_fresh(self, now: float) -> bool:
         return self.rate is not None and (self.lanes > 0 or now - self.measured < FRESH_S)
 
+    def _advance(self, now: float) -> None:
+        if self.lanes:
+            self._busy_s += max(0.0, now - self._mark)
+        self._mark = max(self._mark, now)
+
     def _close_window(self, now: float) -> None:
-        rate = self._window_bytes / max(now - self._window_start, 1e-4)
+        rate = self._bytes / self._busy_s
         self.rate = rate if self.rate is None else (self.rate + rate) / 2
         self.measured = now
-        self._window_start, self._window_bytes = now, 0
+        self._busy_s, self._bytes = 0.0, 0
 
 
 class PeerRates:
