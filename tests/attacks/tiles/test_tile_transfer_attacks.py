@@ -4,8 +4,9 @@ its tiles in the end, knows who lied, and nothing unverified reached its disk or
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,22 @@ def serve_spoilt(station: Station, spoil: Spoil) -> None:
     station.net.serve(PROTOCOL, lie, most=64, concurrent=16)
 
 
-def play(directory: Path, spoil: Spoil, act: Callable[..., Awaitable[None]]) -> None:
+@contextlib.asynccontextmanager
+async def linked(*names: str, links: bool = True) -> AsyncIterator[list[Station]]:
+    """Stations of which the first has a link to each other one, or none at all."""
+    options = {"link_port": 0} if links else {}
+    async with stations(*names, **options) as made:
+        if links:
+            net = made[0].net
+            await made[0].until(lambda: sum(i.up for i in net.link_info()) == len(names) - 1)
+        yield made
+
+
+def play(directory: Path, spoil: Spoil, act: Callable[..., Awaitable[None]], links: bool) -> None:
     """A node without the shard, a bad one, and an honest one that comes up second."""
 
     async def scenario() -> None:
-        async with stations("asker", "bad", "honest") as (a, b, c):
+        async with linked("asker", "bad", "honest", links=links) as (a, b, c):
             serve_spoilt(b, spoil)
             asker, honest = Node(a, directory, holds=False), Node(c, directory, holds=True)
             asker.tiles.holders = lambda shard, root, tile: [b.id, c.id]
@@ -117,23 +129,31 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_lies_name_their_sender(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "links"), [*((name, True) for name in LIES), ("a flipped bit in the last byte", False)]
+)
+def test_lies_name_their_sender(name: str, links: bool, tmp_path: Path) -> None:
     async def act(asker: Node, a: Station, b: Station) -> None:
         assert await asker.tiles.shard(0, ROOT) == DATA
         assert asker.tiles.lies >= 1
         await a.until(lambda: all(p.violations >= 49 for p in a.net.peers() if p.peer_id == b.id))
         assert all(p.violations == 0 for p in a.net.peers() if p.peer_id != b.id)
 
-    play(tmp_path, LIES[name], act)
+    play(tmp_path, LIES[name], act, links)
 
 
-@pytest.mark.parametrize("name", ["too much", "too little", "a gigabyte", "nothing"])
-def test_answers_of_another_length(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "links"),
+    [
+        *((name, True) for name in ("too much", "too little", "60 MiB", "nothing")),
+        *((name, False) for name in ("too much", "too little")),
+    ],
+)
+def test_answers_of_another_length(name: str, links: bool, tmp_path: Path) -> None:
     spoils: dict[str, Spoil] = {
         "too much": lambda request, answer: answer.extend(bytes(STEP)),
         "too little": lambda request, answer: answer.__delitem__(slice(len(answer) // 2, None)),
-        "a gigabyte": lambda request, answer: answer.extend(bytes(60 * 1024 * 1024)),
+        "60 MiB": lambda request, answer: answer.extend(bytes(60 * 1024 * 1024)),
         "nothing": lambda request, answer: answer.clear(),
     }
 
@@ -143,12 +163,12 @@ def test_answers_of_another_length(name: str, tmp_path: Path) -> None:
         blamed = {p.peer_id for p in a.net.peers() if p.violations > 1}
         assert blamed <= {b.id}
 
-    play(tmp_path, spoils[name], act)
+    play(tmp_path, spoils[name], act, links)
 
 
 def test_a_peer_that_never_answers(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with stations("asker", "silent", "honest") as (a, b, c):
+        async with linked("asker", "silent", "honest") as (a, b, c):
             asker, honest = Node(a, tmp_path, holds=False), Node(c, tmp_path, holds=True)
 
             async def silent(peer: str, data: bytes) -> bytes:
@@ -241,7 +261,7 @@ def test_a_peer_that_sends_one_byte_a_second(tmp_path: Path) -> None:
 
 def test_a_peer_that_goes_away_in_the_middle(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with stations("asker", "leaves", "honest") as (a, b, c):
+        async with linked("asker", "leaves", "honest") as (a, b, c):
             asker, honest = Node(a, tmp_path, holds=False), Node(c, tmp_path, holds=True)
 
             async def leave(peer: str, data: bytes) -> bytes:
@@ -262,7 +282,7 @@ def test_a_peer_that_goes_away_in_the_middle(tmp_path: Path) -> None:
 
 def test_askers_that_ask_for_what_cannot_exist(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with stations("asker", "holder") as (a, b):
+        async with linked("asker", "holder") as (a, b):
             holder = Node(b, tmp_path, holds=True)
             bad = TileRequest(0, ROOT, 9, 0, 1, 0).encoded()
             for data in (b"", b"x" * 40, bad):
