@@ -31,7 +31,7 @@ from chain.prf import Prf, below
 from chain.rules import Rules
 from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Custody, CustodyDispute, CustodyOpening, Payload
-from chain.types import Height, PubKey, ShardIndex, TileIndex, TimeMs, u64_be
+from chain.types import Epoch, Height, PubKey, ShardIndex, TileIndex, TimeMs, u64_be
 
 FINDER_SHARE = 2  # whoever shows a wrong commitment gets 1/2 of what it costs, the pool the rest
 _SUBTILES = TILE_BYTES // SUBTILE_BYTES
@@ -75,6 +75,17 @@ def custody_roots(state: State) -> set[tuple[int, Hash32]]:
     the newest model: whoever has to show them must not drop them before it ends."""
     event = current(state)
     return {(p.shard, p.shard_root) for p in event.places} if event is not None else set()
+
+
+def custody_tiles(state: State, account: PubKey) -> set[tuple[int, Hash32, int]]:
+    """(shard, shard root, tile) that the event in progress asks of an account: to be kept until it
+    ends, also if the account's epoch is over meanwhile."""
+    event = current(state)
+    member = member_of(event, account) if event is not None else None
+    if event is None or member is None:
+        return set()
+    places = (event.places[at] for at in positions(event, member))
+    return {(p.shard, p.shard_root, p.tile) for p in places}
 
 
 def is_asked(state: State, account: PubKey, payload: Payload) -> bool:
@@ -256,10 +267,10 @@ def advance(state: State, params: Params, rules: Rules) -> None:
     event = current(state)
     if event is None:
         if state.head.height % params.custody_interval_blocks == 0:
-            _anchor(state)
+            _anchor(state, params)
     elif event.phase == CustodyPhase.SEED:
         if event.model_root != state.model.root:
-            _anchor(state)  # nobody had the new model when its custodians were fixed
+            _anchor(state, params)  # nobody had the new model when its custodians were fixed
         elif state.head.height >= event.anchor + params.seed_blocks:
             _draw(state, params, rules, event)
     elif event.phase == CustodyPhase.COMMIT:
@@ -269,11 +280,14 @@ def advance(state: State, params: Params, rules: Rules) -> None:
         _end_disputes(state, params, event)
 
 
-def _anchor(state: State) -> None:
+def _anchor(state: State, params: Params) -> None:
+    """Asked are the custodians of the epoch in which the seed is drawn: its ranks are known, and
+    those whose epoch is over by then may have let go of their tiles."""
     head = state.head
+    drawn = Epoch((head.height + params.seed_blocks - 1) // params.epoch_blocks)
     event = c.CustodyEvent(
         anchor=head.height,
-        epoch=head.epoch,
+        epoch=min(drawn, Epoch(head.epoch + 1)),
         model_root=state.model.root,
         phase=CustodyPhase.SEED,
         seed=ZERO_HASH,

@@ -119,7 +119,7 @@ class Chaos(RoundRun):
         phase, name, validator = self.round.phase, self.pick(*NAMES), self.pick(*self.m.validators)
         account = validator.account.public
         event = custody.current(self.m.state)
-        if event is not None and event.members and self.dice.random() < 0.4:
+        if event is not None and event.members and self.dice.random() < 0.5:
             return self.custody_(event, name, validator)
         if self.dice.random() < 0.2:  # anything, at any time
             if self.dice.random() < 0.2:
@@ -235,7 +235,7 @@ class Chaos(RoundRun):
                 for at in custody.positions(event, custody.member_of(event, account) or 0)
             )
             return encode(self.m.tx(validator.node, Custody(seed, made), account=account))
-        if self.dice.random() < 0.4:
+        if self.dice.random() < 0.6:
             bond = Grains(self.pick(*(10**6,) * 9, *LARGE))
             doubt = CustodyDispute(seed, suspect, position, bond)
             owner = self.pick(validator.account, validator.account, key(name))

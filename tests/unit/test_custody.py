@@ -117,6 +117,25 @@ def test_an_event_that_lasts_puts_off_the_next() -> None:
     assert run.event.anchor % 8 == 0
 
 
+def test_asked_are_the_custodians_of_the_epoch_in_which_the_seed_is_drawn() -> None:
+    run = CustodyRun(epoch_blocks=8, unbonding_blocks=25, custody_interval_blocks=6)
+    run.until(CustodyPhase.SEED)
+    assert (run.event.anchor, run.event.epoch, run.m.state.head.epoch) == (6, 0, 0)
+    run.until(CustodyPhase.COMMIT)
+    run.until(None)
+    run = CustodyRun(epoch_blocks=8, unbonding_blocks=25)
+    run.until(CustodyPhase.SEED)
+    assert (run.event.anchor, run.event.epoch, run.m.state.head.epoch) == (8, 1, 0)
+    run.until(CustodyPhase.COMMIT)
+    place, state = run.event.places[0], run.m.state
+    ranks = tile_ranks(state, run.m.rules, place.shard, place.tile)
+    assert state.head.epoch == 1
+    assert tuple(run.account(i) for i in place.custodians) == ranks[:3]
+    mine = custody.custody_tiles(state, run.account(0))
+    assert mine == {(p.shard, p.shard_root, p.tile) for p in run.event.places if 0 in p.custodians}
+    assert custody.custody_tiles(state, key("ann").public) == set()
+
+
 def test_a_deadline_needs_height_and_time() -> None:
     run = CustodyRun(custody_commit={"blocks": 2, "ms": 6000})
     run.until(CustodyPhase.COMMIT)
