@@ -95,7 +95,7 @@ class Placement:
         self._chain_id, self._target = genesis.chain_id, genesis.params.custody_replicas
         self._account, self._chain, self._store = account, chain, store
         self._tiles, self._net, self.cache, self._clock = tiles, net, cache, clock
-        self._capacity_set = capacity_tiles
+        self._capacity_set, self._tick_s = capacity_tiles, min(TICK_S, grace_s / 2)
         self._model: list[Tile] = [(s.index, t) for s in tiles.specs for t in range(s.tile_count)]
         self._custodians = Custodians(account, clock(), grace_s)
         self.presence = Presence(net, tiles.store, tiles.specs, self._of_interest)
@@ -275,7 +275,7 @@ class Placement:
             except Exception:
                 log.exception("placement was not planned; it is tried again")
             try:
-                async with asyncio.timeout(TICK_S):
+                async with asyncio.timeout(self._tick_s):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -304,7 +304,7 @@ class Placement:
         state, now = self._chain.state(), self._clock()
         epochs = self._epochs(state)
         members = {v.account: v.node_id for e in epochs for v in e.validators.members}
-        connected = {p.peer_id for p in self._net.peers() if p.connected}
+        connected = self._connected()
         self._custodians.connected([a for a, n in members.items() if n in connected], now)
         gone = self._custodians.gone(members, now)
         if self.capacity(state) >= len(self._model):
@@ -349,7 +349,7 @@ class Placement:
             lacking = self._lacking(state, epochs[number], ahead) if number == 0 else {}
             part = keep(
                 self._model,
-                ahead,
+                {t: others for t, others in ahead.items() if t not in kept},
                 own=self._account,
                 target=self._target,
                 capacity=capacity - len(kept),
@@ -483,14 +483,19 @@ class Placement:
         return [result for result in done if isinstance(result, UnreachableError)]
 
     async def _fetch_of(self, shard: int, root: Hash32, tiles: Sequence[int]) -> None:
+        known = self._connected()
         try:
             await self._tiles.ensure(shard, root, tiles)
         except UnreachableError:
             held = self._tiles.store.presence(shard, root)
-            left = [t for t in tiles if not held or not held[t]]
-            if not await self._search.seek((shard, left[0] if left else tiles[0])):
+            left = [t for t in tiles if not held or not held[t]] or tiles
+            found = await self._search.seek((shard, left[0]))
+            if not found and self._connected() <= known:
                 raise
             await self._tiles.ensure(shard, root, tiles)
+
+    def _connected(self) -> set[str]:
+        return {p.peer_id for p in self._net.peers() if p.connected}
 
     # --- telling ------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class RoomStore(Protocol):
 
     def presence(self, shard: int, shard_root: Hash32) -> tuple[bool, ...]: ...
 
+    def drop(self, shard: int, shard_root: Hash32) -> None: ...
+
     def drop_tile(self, shard: int, shard_root: Hash32, tile: int) -> None: ...
 
 
@@ -74,9 +76,7 @@ class TileCache:
             short = need_bytes - self.room()
             while short > 0:
                 chosen = evict(self._cached(), short)
-                for entry in chosen:
-                    self._store.drop_tile(entry.shard, entry.root, entry.tile)
-                    self._used.pop((entry.shard, entry.root, entry.tile), None)
+                self._drop(chosen)
                 self.evicted += len(chosen)
                 short = need_bytes - self.room()
                 if not chosen:
@@ -99,6 +99,19 @@ class TileCache:
         if self.full is not None:
             log.info("there is room for tiles again")
             self.full = None
+
+    def _drop(self, chosen: Sequence[Cached]) -> None:
+        """Versions as a whole where nothing of them is left, else tile by tile."""
+        versions: dict[tuple[int, Hash32], list[int]] = {}
+        for entry in chosen:
+            versions.setdefault((entry.shard, entry.root), []).append(entry.tile)
+            self._used.pop((entry.shard, entry.root, entry.tile), None)
+        for (shard, root), tiles in versions.items():
+            if len(tiles) == sum(self._store.presence(shard, root)):
+                self._store.drop(shard, root)
+                continue
+            for tile in tiles:
+                self._store.drop_tile(shard, root, tile)
 
     def _refused(self) -> QuotaError:
         used, free = self._store.used_bytes, self._free_bytes()

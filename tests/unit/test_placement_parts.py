@@ -86,6 +86,9 @@ class Store:
     def presence(self, shard: int, shard_root: Hash32) -> tuple[bool, ...]:
         return tuple(self.held[shard_root])
 
+    def drop(self, shard: int, shard_root: Hash32) -> None:
+        raise AssertionError("something pinned is in every version")
+
     def drop_tile(self, shard: int, shard_root: Hash32, tile: int) -> None:
         self.dropped.append((shard_root, tile))
         self.held[shard_root][tile] = False
