@@ -196,6 +196,14 @@ class Client:
 
     # --- blobs -------------------------------------------------------------------------
 
+    async def start_scrub(self) -> None:
+        """Have the node read and mend its tiles; needs the node's token."""
+        await self._send("POST", "tiles/scrub", write=True)
+
+    async def scrub(self) -> Json:
+        """How far the node's scrub is, and its last report."""
+        return await self._object("tiles/scrub")
+
     async def put_blob(self, data: bytes) -> BlobId:
         """Have the node host bytes; needs the node's token."""
         answer = await self._send("POST", "blobs", content=data, write=True)

@@ -24,8 +24,10 @@ from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.placement import Placement
+from node.services.rebuild import Rebuild
 from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
+from node.services.versions import VersionHistory
 from tiles.store import TileStore
 
 if TYPE_CHECKING:
@@ -86,6 +88,16 @@ class _Info:
         return self._values
 
 
+class _NoScrub:
+    """`blyan tile scrub` reads a stopped node's store itself."""
+
+    def start(self) -> Mapping[str, Any]:
+        raise UnreachableError(NO_NODE)
+
+    def info(self) -> Mapping[str, Any]:
+        return {"running": False, "done_tiles": 0, "total_tiles": 0, "last": None}
+
+
 class OfflineNode:
     """What `NodeSeam` asks, read from a home that the caller owns. Close it."""
 
@@ -101,12 +113,18 @@ class OfflineNode:
         self.net = _NoNetwork()
         self.pool = _NoPool(self.genesis, rules, self.chain.state, lambda raw: None)
         self.blobs = BlobService(home.blobs, self.net)
+        genesis_roots = [s.tile_roots for s in start.rooted]
+        self.history = VersionHistory(self.store, start.specs, genesis_roots)
         self.tiles = TileService(
             TileStore(home.tiles, start.specs),
             start.specs,
             self.net,
-            chain_roots(self.store, start.specs, [s.tile_roots for s in start.rooted]),
+            chain_roots(self.store, start.specs, genesis_roots),
         )
+        self.rebuild = Rebuild(
+            self.tiles.store, self.history, self.tiles.tile_roots, lambda shard: start.shards[shard]
+        )
+        self.tiles.remake = self.rebuild.tile
         self.placement = Placement(
             self.genesis,
             account,
@@ -128,6 +146,7 @@ class OfflineNode:
             epoch=tip.epoch, view=tip.view, delta_ms=0, index=None, halted="the node is stopped"
         )
         self.sync = _Info(synced=False, target=tip.height)
+        self.scrub = _NoScrub()
 
     def metrics(self) -> Mapping[str, int | float]:
         return {}

@@ -21,6 +21,7 @@ from tiles.store import TileStore
 
 if TYPE_CHECKING:
     from node.net.port import PeerInfo
+    from node.services.versions import VersionHistory
 
 
 class ChainSeam(Protocol):
@@ -85,6 +86,8 @@ class TileSeam(Protocol):
 
     async def shard(self, index: int, root: Hash32) -> bytes: ...
 
+    async def tile(self, index: int, root: Hash32, tile: int) -> bytes: ...
+
 
 class PlacementSeam(Protocol):
     """What this node keeps of the model, and who else holds it, in plain JSON values."""
@@ -104,6 +107,16 @@ class NetSeam(Protocol):
         """Multiaddrs with the peer id, at which this node can be dialled."""
 
     def peers(self) -> list[PeerInfo]: ...
+
+
+class ScrubSeam(Protocol):
+    """Checks of the whole store, in plain JSON values (node/services/scrub.py)."""
+
+    def start(self) -> Mapping[str, Any]:
+        """Begin one, unless one is under way; what `info` says then."""
+
+    def info(self) -> Mapping[str, Any]:
+        """`running`, `done_tiles`, `total_tiles`, `last`: the last report or None."""
 
 
 class InfoSeam(Protocol):
@@ -151,6 +164,12 @@ class NodeSeam(Protocol):
 
     @property
     def tiles(self) -> TileSeam: ...
+
+    @property
+    def history(self) -> VersionHistory: ...
+
+    @property
+    def scrub(self) -> ScrubSeam: ...
 
     @property
     def placement(self) -> PlacementSeam: ...

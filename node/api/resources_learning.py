@@ -23,6 +23,7 @@ class Model(Resource):
     version: int
     height: int
     changed: int
+    retained_from: int | None  # the lowest height from which on this node has every model
     spec: dict[str, Any]
     data_bytes: int
     shards: list[ModelShard]

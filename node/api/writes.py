@@ -19,6 +19,7 @@ from chain.errors import InputError
 from chain.hashes import Hash32
 from chain.types import BlobId
 from node.api import resources as res
+from node.api import resources_upkeep as upkeep
 from node.api.errors import MediaError, TokenError, TooLarge
 from node.api.routes import BYTES, Ask, Name, node_of
 from node.query.base import unhex
@@ -69,6 +70,24 @@ async def submit(request: Request, ask: Ask) -> Response:
     """Hand in a signed transaction (encode(Transaction), docs/spec/transactions.md)."""
     raw = await body_of(request, limits.MAX_OPENING_TX_BYTES)
     return JSONResponse(ask.submit(raw), status_code=202)
+
+
+@router.post(
+    "/tiles/scrub",
+    status_code=202,
+    response_model=upkeep.Scrub,
+    tags=["model"],
+    dependencies=[Depends(needs_token)],
+)
+async def start_scrub(node: Node) -> Response:
+    """Have this node read and mend all tiles on its disk; see GET for how far it is."""
+    return JSONResponse(dict(node.scrub.start()), status_code=202)
+
+
+@router.get("/tiles/scrub", response_model=upkeep.Scrub, tags=["model"])
+async def scrub(node: Node) -> Response:
+    """How far the scrub in progress is, and what the last one found."""
+    return JSONResponse(dict(node.scrub.info()))
 
 
 @router.post(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chain import records as r
-from chain.errors import VerifyError
+from chain.errors import UnreachableError, VerifyError
 from chain.hashes import MODEL, SHARD, Context, Hash32
 from chain.limits import MERKLE_ARITY
 from chain.types import Validator, u64_be
@@ -12,6 +12,7 @@ from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
 from node.query.plain import address, plain
 from node.rules import ProtocolRules
+from node.services.retention import retained_from
 from tiles import merkle
 from tiles.layout import ShardSpec, subtile_count
 
@@ -34,6 +35,7 @@ class ModelQueries(Reader):
             "version": version,
             "height": at,
             "changed": changed,
+            "retained_from": retained_from(self.node.tiles.store, self.node.history),
             "spec": dict(self.node.genesis.model),
             "data_bytes": sum(spec.data_bytes for spec in self.node.tiles.specs),
             "shards": [
@@ -174,11 +176,20 @@ class ModelQueries(Reader):
         record = self.state.need(r.ShardRecord, r.shard_key(spec.index))
         wanted = Hash32(unhex(root, "shard root")) if root else record.root
         try:
-            data = await self.node.tiles.shard(spec.index, wanted)
+            return await self.node.tiles.tile(spec.index, wanted, index)
         except VerifyError as error:  # no such version was ever on this chain
             raise NotFound(str(error)) from None
-        start, end = spec.tile_range(index)
-        return data[start:end]
+        except UnreachableError as error:
+            if wanted == record.root:
+                raise
+            raise UnreachableError(f"{error}; {self._retained()}") from None
+
+    def _retained(self) -> str:
+        """From which height on old models can be had, for whoever asked for an older one."""
+        height = retained_from(self.node.tiles.store, self.node.history)
+        if height is None:
+            return "this node keeps only a part of the model"
+        return f"this node has every model from height {height} on"
 
     def election(self, shard: str, tile: str) -> Json:
         """Who keeps a tile in this epoch: custody order, drawn by stake from the epoch's seed."""

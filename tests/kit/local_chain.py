@@ -47,6 +47,7 @@ from node.genesis import build_genesis
 from node.mempool import Mempool
 from node.net.port import PeerInfo
 from node.rules import ProtocolRules
+from node.scrub import LEFT, Finding, Repair, ScrubReport, end_report
 from node.services.chain import ChainService, vrf_input
 from node.services.versions import VersionHistory
 from tiles.layout import ShardSpec
@@ -113,6 +114,7 @@ class LocalChain:
         self.consensus = LocalInfo(
             lambda: {"epoch": self.chain.tip.epoch, "view": self.chain.tip.view, "index": 0}
         )
+        self.scrub = LocalScrub()
         self.sync = LocalInfo(lambda: {"synced": True, "target": self.chain.tip.height})
         self.account: PubKey = self.validators[0].account.public
         self.api_address = "http://127.0.0.1:8645"
@@ -271,10 +273,33 @@ class LocalTiles:
     async def shard(self, index: int, root: Hash32) -> bytes:
         return self.read(index, root)
 
+    async def tile(self, index: int, root: Hash32, tile: int) -> bytes:
+        if not self.store.presence(index, root):
+            raise VerifyError(f"shard {index} never had the root {root.hex()} on this chain")
+        return self.store.read_tile(index, root, tile)
+
     def read(self, index: int, root: Hash32) -> bytes:
         if root not in self.store.versions(index):
             raise VerifyError(f"shard {index} never had the root {root.hex()} on this chain")
         return self.store.read_shard(index, root)
+
+
+class LocalScrub:
+    """A node whose disk was read a while ago."""
+
+    def __init__(self) -> None:
+        self.started = 0
+
+    def start(self) -> dict[str, Any]:
+        self.started += 1
+        return self.info()
+
+    def info(self) -> dict[str, Any]:
+        report = end_report(ScrubReport("chain", START_MS, tiles=7))
+        finding = Finding((0, Hash32(bytes(32)), 0), 3)
+        report.repairs.append(Repair(finding, LEFT, "none of 0 connected peers has it"))
+        last = report.to_json(())
+        return {"running": bool(self.started), "done_tiles": 0, "total_tiles": 7, "last": last}
 
 
 class LocalPlacement:

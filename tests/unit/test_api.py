@@ -20,6 +20,7 @@ from consensus.certificates import verify_certificate
 from node.api import resources as res
 from node.api import resources_custody as kept
 from node.api import resources_learning as learn
+from node.api import resources_upkeep as upkeep
 from node.api.app import create_app
 from tests.kit.http import BYTES, ask, get
 from tests.kit.local_chain import LocalChain, key
@@ -80,6 +81,7 @@ ROUTES: list[tuple[str, Any]] = [
     ("shards/0", learn.Shard),
     ("shards/layers.0.experts.1", learn.Shard),
     ("tiles/layers.0.experts.1/0", learn.Tile),
+    ("tiles/scrub", upkeep.Scrub),
     ("election/0/0", learn.Election),
     ("model", learn.Model),
     ("model?height=0", learn.Model),
