@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from chain import records as r
-from chain.errors import BlyanError, QuotaError, StorageError, UnreachableError, VerifyError
+from chain.errors import BlyanError, QuotaError, StorageError, VerifyError
 from chain.hashes import Hash32
 from chain.store import ChainStore
 from node.services.peers import Peers
@@ -144,7 +145,8 @@ class TileService:
         """Have these tiles of a version in the store (all if None), fetched in this order.
 
         Ends when all that could be had are there. Raises UnreachableError for the first that
-        could not, QuotaError or StorageError if the disk refuses; what was fetched stays.
+        could not, QuotaError or StorageError if the disk refuses, InputError if the version was
+        dropped meanwhile; what was fetched stays.
         """
         spec = self._spec(index)
         missing = set(await self._begin(index, root))
@@ -158,7 +160,7 @@ class TileService:
                     return  # the next would be refused as well
                 try:
                     await self._shared(index, root, tile, timeout_s).stored()
-                except (UnreachableError, StorageError) as error:
+                except BlyanError as error:
                     failures.append(error)
 
         async with asyncio.TaskGroup() as group:
@@ -323,12 +325,17 @@ class _Fetch:
         """Put a verified tile into the store; the error if the disk refuses it."""
         if self._wants_copy:
             self._copy = bytes(data)
+        storing = asyncio.ensure_future(asyncio.to_thread(self._store, data))
         try:
-            await asyncio.to_thread(self._store, data)
+            await asyncio.shield(storing)
         except StorageError as error:
             level = logging.DEBUG if isinstance(error, QuotaError) else logging.WARNING
             log.log(level, "a fetched tile is not kept: %s", error)
             return error
+        finally:
+            while not storing.done():  # a thread cannot be cancelled, and it still reads `data`
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({storing})
         return None
 
     def _store(self, data: memoryview) -> None:

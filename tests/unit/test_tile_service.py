@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chain import limits
 from chain import records as r
-from chain.errors import StorageError, UnreachableError, VerifyError
+from chain.errors import InputError, StorageError, UnreachableError, VerifyError
 from chain.hashes import Hash32
 from chain.types import ShardIndex, TileIndex
 from node.genesis import build_genesis
 from node.net.requests import parts_of
+from node.services.tile_fetch import TileFetcher
 from node.services.tile_wire import TileRequest
 from node.services.tiles import TileService, chain_roots
 from tests.kit.local_chain import LocalChain
@@ -131,6 +134,51 @@ def test_a_caller_that_goes_away_leaves_the_others_their_tile(nodes: Nodes) -> N
         await empty.close()
 
     asyncio.run(act())
+
+
+def test_a_buffer_is_not_reused_while_the_disk_still_reads_it(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller goes away while its tile is written: the next tile waits for the buffer."""
+    nodes.connect("empty", "full")
+    empty = nodes.services["empty"]
+    empty.fetcher = TileFetcher(nodes.wires["empty"], buffers=1)
+    started, go_on = threading.Event(), threading.Event()
+    put_tile = empty.store.put_tile
+
+    def slow(*args: Any) -> None:
+        started.set()
+        assert go_on.wait(10)
+        put_tile(*args)
+
+    async def act() -> None:
+        monkeypatch.setattr(empty.store, "put_tile", slow)
+        one = asyncio.create_task(empty.tile(0, ROOT, 0))
+        await asyncio.to_thread(started.wait, 10)
+        one.cancel()
+        other = asyncio.create_task(empty.tile(0, ROOT, 1))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert nodes.wires["empty"].asked == ["full"]
+        go_on.set()
+        await other
+        assert empty.store.presence(0, ROOT) == (True, True, False)
+        await empty.close()
+
+    asyncio.run(act())
+    assert empty.store.scrub() == []
+
+
+def test_a_version_that_is_dropped_meanwhile(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.connect("empty", "full")
+    empty = nodes.services["empty"]
+
+    def dropped(*_: object) -> None:
+        raise InputError("shard layers.0.experts.0: it has just been dropped")
+
+    monkeypatch.setattr(empty.store, "put_tile", dropped)
+    with pytest.raises(InputError, match="just been dropped"):
+        asyncio.run(empty.ensure(0, ROOT))
 
 
 def test_a_flipped_byte_is_charged_to_its_sender(nodes: Nodes) -> None:
