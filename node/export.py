@@ -1,25 +1,28 @@
-"""The model as one .safetensors file, every tile verified on the way (docs/guides/train.md).
+"""The chain's model as one .safetensors file, every tile verified on the way
+(docs/guides/train.md).
 
-Tensors are named `<shard>.<tensor>`, fp32. Metadata: `blyan.model` (the model's shape, JSON),
+Tensors are named `<shard>.<tensor>`, fp32, in order of the shards, so that the file's data is the
+shards' data one after another and streams. Metadata: `blyan.model` (the model's shape, JSON),
 `blyan.root`, `blyan.height`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save_file
-
 from chain import records as r
-from chain.errors import InputError, VerifyError
+from chain.errors import VerifyError
 from chain.hashes import Hash32
-from node.verified import Finality, ShardVersion, VerifiedReader
-from tiles.layout import ShardSpec
+from node.checkpoint.intake import Progress
+from node.checkpoint.output import output_file
+from node.verified import FETCHES, Finality, ShardVersion, VerifiedReader
+from tiles.layout import ShardSpec, TensorSpec
+from tiles.shardfile import build_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +65,20 @@ async def _round_of(reader: VerifiedReader, root: Hash32) -> str:
     raise VerifyError(f"no round of this chain had the model root {root.hex()}")
 
 
-def tensors_of(
-    specs: Sequence[ShardSpec], shards: Sequence[bytes]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """fp32 arrays by `<shard>.<tensor>`, views of the data sections."""
-    found = {}
-    for spec, data in zip(specs, shards, strict=True):
-        flat = np.frombuffer(data, "<f4")
-        for tensor in spec.tensors:
-            start, end = spec.offsets()[tensor.name]
-            found[f"{spec.name}.{tensor.name}"] = flat[start // 4 : end // 4].reshape(tensor.shape)
-    return found
+def model_header(specs: Sequence[ShardSpec], metadata: dict[str, str]) -> bytes:
+    """The header of a file whose data is the shards' data sections one after another."""
+    tensors = (
+        TensorSpec(f"{spec.name}.{tensor.name}", tensor.dtype, tensor.shape)
+        for spec in specs
+        for tensor in spec.tensors
+    )
+    return build_header(tuple(tensors), metadata)
 
 
-def write_model(
-    path: Path, reader: VerifiedReader, model: FoundModel, shards: Sequence[bytes]
+async def write_model(
+    path: Path, reader: VerifiedReader, model: FoundModel, progress: Progress
 ) -> int:
-    """Write the file, whole or not at all; its size in bytes."""
+    """Write the file, whole or not at all, a few tiles in memory at a time; its size in bytes."""
     metadata = {
         "format": "pt",
         "blyan.model": json.dumps(reader.spec.to_json(), sort_keys=True),
@@ -86,11 +86,28 @@ def write_model(
         "blyan.height": str(model.height),
         "blyan.version": str(model.version),
     }
-    part = path.with_name(f".{path.name}.part")
+    header = model_header(reader.specs, metadata)
+    total = len(header) + sum(spec.data_bytes for spec in reader.specs)
+    with output_file(path) as file:
+        file.append(header)
+        async for data in _tiles(reader, model):
+            await asyncio.to_thread(file.append, data)
+            progress(file.size_bytes, total)
+        await asyncio.to_thread(file.finish)
+        return file.size_bytes
+
+
+async def _tiles(reader: VerifiedReader, model: FoundModel) -> AsyncIterator[bytes]:
+    """All tiles in order, verified; the next few are fetched meanwhile."""
+    ahead: deque[asyncio.Task[bytes]] = deque()
     try:
-        save_file(tensors_of(reader.specs, shards), part, metadata)
-        part.replace(path)
-        return path.stat().st_size
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        for version in model.shards:
+            for tile in range(version.spec.tile_count):
+                ahead.append(asyncio.create_task(reader.tile(version, tile)))
+                if len(ahead) == FETCHES:
+                    yield await ahead.popleft()
+        while ahead:
+            yield await ahead.popleft()
+    finally:
+        for task in ahead:
+            task.cancel()

@@ -100,3 +100,22 @@ def when(time_ms: int) -> str:
 
 def on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask where somebody can answer; a script says --yes."""
+    if yes:
+        return
+    if not on_terminal():
+        raise click.UsageError("this needs a confirmation: add --yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def size(count: int) -> str:
+    """Bytes for people: `2.15 GB`, in steps of a thousand as disks and networks have it."""
+    value, unit = float(count), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{count} bytes" if unit == "bytes" else f"{value:.2f} {unit}"

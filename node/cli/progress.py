@@ -7,10 +7,11 @@ import time
 
 import click
 
-from node.cli.output import progress
+from node.cli.output import progress, size
 
 BAR_WIDTH = 24
 REFRESH_S = 0.1
+MIN_ELAPSED_S = 1e-6
 
 
 class TerminalProgress:
@@ -50,3 +51,47 @@ class TerminalProgress:
         if self._open:
             self._open = False
             click.echo(err=True)
+
+
+class ByteProgress:
+    """A bar over bytes: share done, speed, time left. Silent unless stderr is a terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._terminal = what, sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self._open = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._terminal or (now - self._drawn < REFRESH_S and done < total):
+            return
+        self._drawn, self._open = now, True
+        elapsed = max(now - self._started, MIN_ELAPSED_S)
+        left = (total - done) * elapsed / max(done, 1)
+        filled = BAR_WIDTH * done // max(total, 1)
+        bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+        end = "syncing" if done == total else f"{_minutes(left)} left"
+        line = f"{self._what} {bar} {size(done)} of {size(total)}  {size(int(done / elapsed))}/s"
+        click.echo(f"\r\x1b[2K{line}  {end}", err=True, nl=False)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def close(self) -> None:
+        """Take the bar away; what follows stands on a line of its own."""
+        if self._open:
+            self._open = False
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+    def __enter__(self) -> ByteProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

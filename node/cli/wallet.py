@@ -12,7 +12,7 @@ from chain.address import format_address, parse_address
 from chain.errors import InputError
 from chain.transactions import Transfer
 from chain.types import GRAINS_PER_BLY, Grains, PubKey
-from node.cli.output import bly, emit, on_terminal, progress, table
+from node.cli.output import bly, confirm, emit, progress, table
 from node.cli.session import Group, Session, ask_new_passphrase, pass_session
 from node.client import Client
 from node.home import (
@@ -109,7 +109,7 @@ def show(session: Session, name: str, mnemonic: bool, yes: bool) -> None:
         "vrf": keys.vrf.public.hex(),
     }
     if mnemonic:
-        _confirm("Everybody who sees the mnemonic can take the account. Show it?", yes)
+        confirm("Everybody who sees the mnemonic can take the account. Show it?", yes)
         secret = read_passphrase(session.home, None, name)
         data["mnemonic"] = Keystore(session.home.keystore).words(name, secret) or "none"
     emit(session, data)
@@ -167,7 +167,7 @@ def send(session: Session, address: str, amount: str, key: str | None, yes: bool
     """
     to, grains = parse_address(address), parse_bly(amount)
     keys = session.keys(key)
-    _confirm(f"Send {bly(grains)} BLY to {format_address(to)}?", yes)
+    confirm(f"Send {bly(grains)} BLY to {format_address(to)}?", yes)
 
     async def transfer(client: Client) -> dict[str, Any]:
         tx_id, found = await client.submit(Transfer(to, grains), keys)
@@ -178,15 +178,6 @@ def send(session: Session, address: str, amount: str, key: str | None, yes: bool
         session.ask(transfer),
         lambda d: f"sent {bly(d['amount'])} BLY in block {d['height']} (transaction {d['id']})",
     )
-
-
-def _confirm(question: str, yes: bool) -> None:
-    """Ask where somebody can answer; a script says --yes."""
-    if yes:
-        return
-    if not on_terminal():
-        raise click.UsageError("this needs a confirmation: add --yes")
-    click.confirm(question, abort=True, err=True)
 
 
 def parse_bly(text: str) -> Grains:

@@ -282,7 +282,7 @@ def test_an_index_names_its_files_and_their_tensors() -> None:
         (b'{"weight_map":{"a":".."}}', "no name of a file beside it"),
         (b'{"weight_map":{"a":""}}', "no name of a file beside it"),
         (b'{"weight_map":{"a":"b\\u0000"}}', "no name of a file beside it"),
-        (b'{"weight_map":{"a":"\\ud800"}}', "no name of a file beside it"),
+        (b'{"weight_map":{"a":"\\ud800"}}', "utf-8"),
         (b'{"x":' + b"[" * 99 + b"]" * 99 + b',"weight_map":{}}', "nested"),
         (b'{"x":01,"weight_map":{}}', "not JSON"),
         (b'{"x":nul,"weight_map":{}}', "not JSON"),

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from safetensors.numpy import save_file
 
 from chain.errors import DecodeError, InputError
 from chain.hashes import ZERO_HASH, Hash32
@@ -23,7 +22,7 @@ from learning.init import initial_shards
 from learning.spec import NANO_MODEL, NANO_TRAINING
 from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from learning.train import Progress, train_segment
-from node.export import tensors_of
+from node.export import model_header
 from tests.kit.nano import TINY, TINY_TRAINING, library, tiny_batches
 from tiles.delta import decode_delta, payload_root
 
@@ -198,7 +197,7 @@ def test_plain_torch_finds_the_same_loss(tmp_path: Path) -> None:
     rule = replace(TINY_TRAINING, learning_rate_nano=10_000_000, bias_rate_ppm=50_000)
     state = train_segment(TINY, rule, TrainState.fresh(BASE), BATCHES.__getitem__, 8)
     metadata = {"blyan.model": json.dumps(TINY.to_json())}
-    save_file(tensors_of(LAYOUT, state.weights), model, metadata)
+    model.write_bytes(model_header(LAYOUT, metadata) + b"".join(state.weights))
     holdout.write_bytes(library(12_000))  # more than 512 windows of 16 bytes
     script = Path(__file__).parent.parent / "reference" / "plain_loss.py"
     command = [sys.executable, "-I", str(script), str(model), str(holdout)]  # -I: no path to us
