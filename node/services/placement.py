@@ -22,8 +22,7 @@ from chain.hashes import ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.state import State
 from chain.types import Certificate, Height, PubKey
-from consensus.election import Candidate
-from node.services.custodians import GRACE_S, Custodians
+from node.services.custodians import GRACE_S, Custodians, Lacking, Standings
 from node.services.holder_search import HolderSearch, PlacementChain, PlacementNet
 from node.services.placement_plan import (
     Ahead,
@@ -33,7 +32,6 @@ from node.services.placement_plan import (
     keep,
     provider_keys,
     spread,
-    standing,
 )
 from node.services.presence import Presence, Versions
 from node.services.tile_cache import TileCache
@@ -44,9 +42,7 @@ log = logging.getLogger("blyan.placement")
 
 DEFAULT_CAPACITY = 65_536  # tiles, 256 GiB, for an account that has announced nothing
 TICK_S = 5.0  # how often the plan is looked at again
-LACKING_S = 1800.0  # a custodian that is there and lacks a tile for so long has no room for it
 CHUNK = 32  # tiles ordered by rarity and fetched together
-SLICE = 256  # tiles whose election is computed without a pause
 LOOK_S = 1.0  # presence is not asked for more often than this, whoever wants to fetch
 FULL_S = 60.0  # how often a full disk is looked at again
 MAX_LISTED = 32  # holders of a tile that are listed
@@ -65,7 +61,6 @@ class _Plan:
     """What is kept now, and what it follows from."""
 
     epochs: tuple[r.EpochRecord, ...] = ()
-    depth: int = 0
     before: tuple[Ahead, ...] = ()  # of each epoch
     kept: Keep = field(default_factory=lambda: Keep(frozenset(), 0))
     by_shard: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -100,7 +95,8 @@ class Placement:
         self._custodians = Custodians(account, clock(), grace_s)
         self.presence = Presence(net, tiles.store, tiles.specs, self._of_interest)
         self._plan = _Plan()
-        self._lacking_since: dict[tuple[PubKey, Tile], float] = {}
+        self._standings = Standings(account, self._model, self._target)
+        self._lacking = Lacking()
         self._looked = self._full_since = -1e9
         self._search = HolderSearch(genesis.chain_id, account, chain, net, self.presence, clock)
         self._provided: dict[Hash32, None] = {}
@@ -333,20 +329,10 @@ class Placement:
         self, state: State, epochs: tuple[r.EpochRecord, ...], gone: frozenset[PubKey]
     ) -> _Plan:
         """What falls to us in this epoch and, as far as there is room, in the next."""
-        plan = _Plan(epochs=epochs, depth=self._depth(len(gone)))
-        before = []
-        for epoch in epochs:
-            old = self._plan
-            known = next(
-                (b for e, b in zip(old.epochs, old.before, strict=False) if e == epoch), None
-            )
-            if known is None or old.depth != plan.depth:
-                known = await self._standing(epoch, plan.depth)
-            before.append(known)
-        plan.before = tuple(before)
+        plan = _Plan(epochs=epochs, before=await self._standings.of(epochs, len(gone)))
         capacity, kept, beyond = self.capacity(state), frozenset[Tile](), 0
-        for number, ahead in enumerate(before):
-            lacking = self._lacking(state, epochs[number], ahead) if number == 0 else {}
+        for number, ahead in enumerate(plan.before):
+            lacking = self._lacks(state, epochs[number], ahead) if number == 0 else {}
             part = keep(
                 self._model,
                 {t: others for t, others in ahead.items() if t not in kept},
@@ -361,47 +347,16 @@ class Placement:
         plan.kept, plan.by_shard = Keep(kept, beyond), _by_shard(kept)
         return plan
 
-    def _depth(self, gone: int) -> int:
-        """How many before us are looked for: with so many gone nothing is overlooked; in steps,
-        or each departure would cost an election of the whole model."""
-        spare = 2
-        while spare < gone:
-            spare *= 2
-        return self._target + spare
-
-    async def _standing(self, epoch: r.EpochRecord, depth: int) -> Ahead:
-        """Computed in slices in a thread: some 0.1 ms a tile, once an epoch."""
-        candidates = [Candidate(v.account, v.stake) for v in epoch.validators.members]
-        found: dict[Tile, tuple[PubKey, ...]] = {}
-        for start in range(0, len(self._model), SLICE):
-            part = self._model[start : start + SLICE]
-            found |= await asyncio.to_thread(
-                standing, epoch.seed, candidates, self._account, part, depth
-            )
-        return found
-
-    def _lacking(
+    def _lacks(
         self, state: State, epoch: r.EpochRecord, before: Ahead
     ) -> dict[Tile, frozenset[PubKey]]:
-        """Custodians before us that are connected and, for LACKING_S, say they lack a tile."""
-        now, names = self._clock(), {v.account: v.node_id for v in epoch.validators.members}
+        names = {v.account: v.node_id for v in epoch.validators.members}
         holdings, roots = self.presence.holdings, self._roots(state)
-        since: dict[tuple[PubKey, Tile], float] = {}
-        found: dict[Tile, frozenset[PubKey]] = {}
-        for tile, others in before.items():
-            if len(others) < self._target:
-                continue  # ours in any case
-            for account in others:
-                said = holdings.holds(names[account], tile[0], roots[tile[0]], tile[1])
-                if said is False:
-                    since[account, tile] = self._lacking_since.get((account, tile), now)
-                elif said is None and (account, tile) in self._lacking_since:
-                    since[account, tile] = self._lacking_since[account, tile]  # a new version
-            late = [a for a in others if now - since.get((a, tile), now) > LACKING_S]
-            if late:
-                found[tile] = frozenset(late)
-        self._lacking_since = since
-        return found
+
+        def says(account: PubKey, tile: Tile) -> bool | None:
+            return holdings.holds(names[account], tile[0], roots[tile[0]], tile[1])
+
+        return self._lacking.of(before, self._target, says, self._clock())
 
     def _adopt(self, plan: _Plan) -> None:
         changed = plan.kept != self._plan.kept

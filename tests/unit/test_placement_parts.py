@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 
 from chain.errors import QuotaError
 from chain.hashes import Hash32
-from chain.types import PubKey
-from node.services.custodians import REMEMBERED, Custodians
+from chain.records import EpochRecord
+from chain.types import Epoch, PubKey, Stake, Validator, ValidatorSet
+from node.services.custodians import REMEMBERED, SPARE, Custodians, Lacking, Standings
+from node.services.placement_plan import Tile
 from node.services.tile_cache import RESERVE_BYTES, TileCache
 from tiles.layout import ShardSpec, TensorSpec
 
@@ -58,6 +61,45 @@ def test_what_is_remembered_is_bounded() -> None:
     known = Custodians(OWN, 0.0, grace_s=10.0)
     known.connected([account(i) for i in range(1, REMEMBERED + 100)], 1.0)
     assert len(known._seen) == len(known._met) == REMEMBERED
+
+
+def test_a_custodian_without_room_is_known_by_what_it_says_for_long() -> None:
+    lacking = Lacking(lacking_s=100.0)
+    before = {(0, 0): (A, B, C), (0, 1): (A,), (0, 2): (A, B)}
+    said: dict[PubKey, bool | None] = {A: True, B: False, C: None}
+
+    def at(now: float) -> dict[Tile, frozenset[PubKey]]:
+        return lacking.of(before, 2, lambda account, tile: said[account], now)
+
+    assert at(0.0) == {}
+    assert at(99.0) == {}
+    said[B] = None  # a new version: it is not known whether it has that
+    assert at(101.0) == {(0, 0): {B}, (0, 2): {B}}  # but not where we are a custodian ourselves
+    said[B] = True
+    assert at(102.0) == {}
+    said[B] = False
+    assert at(103.0) == {}
+
+
+def test_the_election_is_computed_once_and_deeper_when_many_are_gone() -> None:
+    members = tuple(Validator(account(i), account(i), account(i), "", Stake(1)) for i in range(20))
+    epochs = [
+        EpochRecord(Epoch(e), ValidatorSet(members), Hash32(bytes([e]) * 32)) for e in range(3)
+    ]
+    model = [(0, tile) for tile in range(600)]
+    standings = Standings(A, model, 3)
+
+    async def scenario() -> None:
+        first, second = await standings.of(epochs[:2], 0)
+        assert max(len(others) for others in first.values()) == 3 + SPARE - 1
+        again, following = await standings.of(epochs[1:], SPARE)
+        assert again is second
+        assert following is not first
+        (deeper,) = await standings.of(epochs[1:2], SPARE + 1)
+        assert max(len(others) for others in deeper.values()) == 3 + 2 * SPARE - 1
+        assert second.items() <= deeper.items()
+
+    asyncio.run(scenario())
 
 
 # --- room ----------------------------------------------------------------------------------
