@@ -336,6 +336,7 @@ class _Fetch:
             while not storing.done():  # a thread cannot be cancelled, and it still reads `data`
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait({storing})
+            storing.exception()
         return None
 
     def _store(self, data: memoryview) -> None:
