@@ -51,6 +51,8 @@ class Sizes:
     checkpoint_mib: int = 2048
     transfer_mib: int = 512
     samples: int = 200
+    servers: int = 4  # of which one lies
+    repeats: int = 3  # of what takes seconds and processes of its own
 
     @property
     def few(self) -> int:

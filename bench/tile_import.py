@@ -82,7 +82,7 @@ def imported(sizes: Sizes) -> Iterator[Row]:
     checkpoint(source, sizes.checkpoint_mib)
     size = source.stat().st_size
     taken: dict[str, list[dict[str, float]]] = {"import": [], "copy": []}
-    for _ in range(3):
+    for _ in range(sizes.repeats):
         for what, samples in taken.items():
             command = [sys.executable, "-m", "bench.tile_import", what, str(source), str(target)]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

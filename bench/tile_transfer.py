@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CHILD_S = 120.0  # the longest that a child may be silent
 LINKS_S = 10.0  # until links must be up
 WARM_TILES = 8  # fetched before the clock starts, from one honest server
-SAMPLES = 3
 Json = dict[str, Any]
 
 
@@ -182,7 +181,7 @@ class Held:
 
 
 def hold(sizes: Sizes) -> Held:
-    """Four stores with one version, the files of the last three being links to the first's."""
+    """Stores with one version, the files of all but the first being links to those of the first."""
     from bench.tile_store import noise
     from tiles.layout import ShardSpec, TensorSpec
     from tiles.store import TileStore
@@ -191,7 +190,7 @@ def hold(sizes: Sizes) -> Held:
     data = noise(sizes.transfer_mib << 20)
     tree = ShardTree.of_data(data)
     spec = ShardSpec(0, "expert", "sparse", (TensorSpec("w", "F32", (len(data) // 4,)),))
-    directories = [sizes.directory / f"server-{i}" for i in range(4)]
+    directories = [sizes.directory / f"server-{i}" for i in range(sizes.servers)]
     with TileStore(directories[0], [spec]) as store:
         store.put_shard(0, data, tree.root)
     for other in directories[1:]:
@@ -284,7 +283,7 @@ def transfer(sizes: Sizes) -> Iterator[Row]:
 
     async def measure() -> tuple[list[float], list[float], int]:
         ours, bare, links = [], [], 0
-        for _ in range(SAMPLES):
+        for _ in range(sizes.repeats):
             speed, said, _ = await over_links(held, 1, liar=False)
             ours.append(speed)
             links = said["links"]
@@ -305,9 +304,9 @@ def peers(sizes: Sizes) -> Iterator[Row]:
 
     async def measure() -> tuple[list[float], list[float], int, int]:
         honest, lied, named, wrong = [], [], 0, 0
-        for _ in range(SAMPLES):
-            honest.append((await over_links(held, 4, liar=False))[0])
-            speed, said, liar = await over_links(held, 4, liar=True)
+        for _ in range(sizes.repeats):
+            honest.append((await over_links(held, sizes.servers, liar=False))[0])
+            speed, said, liar = await over_links(held, sizes.servers, liar=True)
             lied.append(speed)
             named += liar in said["blamed"]
             wrong += len(set(said["blamed"]) - {liar})
@@ -316,7 +315,7 @@ def peers(sizes: Sizes) -> Iterator[Row]:
     honest, lied, named, wrong = asyncio.run(measure())
     floor = quantile(honest, 0.5)
     yield at_least("peers_one_lying", quantile(lied, 0.5), "MB/s", 0.85 * floor, floor)
-    yield at_least("peers_liar_named", 100 * named / SAMPLES, "%", 100.0)
+    yield at_least("peers_liar_named", 100 * named / sizes.repeats, "%", 100.0)
     yield at_most("peers_wrongly_named", wrong, "peers", 0.0)
     drop(held)
 

@@ -53,6 +53,13 @@ def measure(sizes: Sizes, only: list[str], tell: Callable[[Row], None]) -> list[
     return rows
 
 
+def small(directory: Path) -> Sizes:
+    """Sizes whose figures mean nothing, for a look at whether everything works."""
+    return Sizes(
+        directory, shard_mib=8, checkpoint_mib=8, transfer_mib=8, samples=5, servers=2, repeats=1
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
@@ -64,9 +71,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no row {unknown[0]!r}; groups: {', '.join(GROUPS)}")
     with tempfile.TemporaryDirectory(dir=options.dir or Path.cwd(), prefix=".bench-") as name:
-        sizes = Sizes(Path(name))
-        if options.small:
-            sizes = Sizes(Path(name), shard_mib=8, checkpoint_mib=8, transfer_mib=8, samples=5)
+        sizes = small(Path(name)) if options.small else Sizes(Path(name))
         rows = measure(sizes, options.only, lambda row: None if options.json else show(row))
     if options.json:
         print(json.dumps([row.as_json() for row in rows], indent=1))
