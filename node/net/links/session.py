@@ -36,8 +36,8 @@ class Ask:
     """A request of ours and its answer so far."""
 
     __slots__ = (
-        "_done", "answer", "begun", "credit", "failure", "granted", "into", "is_over", "mark",
-        "most", "progress", "protocol", "received", "stream",
+        "_done", "answer", "begun", "credit", "failure", "granted", "into", "is_cut", "is_over",
+        "mark", "most", "progress", "protocol", "received", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +58,9 @@ class Ask:
         self.credit = self.granted = limits.WINDOW_BYTES  # what may still come; in all
         self.failure: Exception | None = None
         self.is_over = False  # for the caller: nothing is written to `into` any more
-        self.mark: tuple[float, int] | None = None  # (time, received) of the last rate check
+        self.is_cut = False  # not all of the request was sent, and CANCEL is due
+        # Of the last look at the rate: time, bytes received of this answer, and of all content.
+        self.mark: tuple[float, int, int] | None = None
         self._done = done
 
     def finish(self, failure: Exception | None = None) -> None:
@@ -288,14 +290,12 @@ class Session:
                 f"{most} are allowed"
             )
         ask.answer = answer
-        if self.outbox.drop(stream):  # refused before all of the request was sent
-            self.outbox.control(Frame(stream, Kind.CANCEL))
+        ask.is_cut = self.outbox.drop(stream)  # refused before all of the request was sent
         if not ask.is_over:
             into = ask.into if answer.status is Status.OK else None
             ask.into = memoryview(bytearray(answer.size)) if into is None else into[: answer.size]
         if not answer.size:
-            del self.asks[stream]
-            ask.finish()
+            self._complete(ask)
 
     def _on_answer_data(self, ask: Ask, count: int) -> None:
         ask.received += count
@@ -308,14 +308,20 @@ class Session:
                     self._cancel(ask.stream)
                 ask.finish(error)
         if ask.received == size:
-            del self.asks[ask.stream]
-            ask.finish()
+            self._complete(ask)
         elif not ask.is_over and ask.granted < size:
             due = ask.received + limits.WINDOW_BYTES - ask.granted
             if due >= limits.WINDOW_BYTES // 2:
                 ask.granted += due
                 ask.credit += due
                 self.outbox.grant(ask.stream, due)
+
+    def _complete(self, ask: Ask) -> None:
+        """All of the answer is here."""
+        del self.asks[ask.stream]
+        if ask.is_cut:  # only now, since CANCEL would also stop the answer
+            self.outbox.control(Frame(ask.stream, Kind.CANCEL))
+        ask.finish()
 
     # --- requests to us -----------------------------------------------------------------
 

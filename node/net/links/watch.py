@@ -14,9 +14,8 @@ TOO_SLOW_BYTES = int(limits.MIN_RATE_BYTES * limits.RATE_WINDOW_S)
 class Watch:
     def __init__(self, session: Session, now: float) -> None:
         self._session = session
-        self._last = self._heard_at = self._since = now
+        self._last = self._heard_at = now
         self._heard = 0  # bytes received in all, at the last look
-        self._content = 0  # content received in all, when the rate was last taken
 
     def look(self, now: float, heard: int) -> None:
         """`heard`: bytes received in all. Raises LinkError if the link is to be closed."""
@@ -27,38 +26,29 @@ class Watch:
             self._heard, self._heard_at = heard, now
         elif now - self._heard_at > limits.SILENCE_S:
             raise LinkError(f"silent for {limits.SILENCE_S:g} s", 0)
-        is_busy = self._is_busy(now, slept)
         for ask in list(session.asks.values()):
-            self._look_at_answer(ask, now, is_busy=is_busy or slept)
+            self._look_at_answer(ask, now, slept=slept)
         for asked in list(session.requests.values()):
             self._look_at_request(asked, now)
 
-    def _is_busy(self, now: float, slept: bool) -> bool:
-        """Whether the link as a whole is quick enough, so that one of its answers may wait."""
-        content = self._session.content_bytes
-        if slept or now - self._since >= limits.RATE_WINDOW_S:
-            was_busy = content - self._content >= TOO_SLOW_BYTES
-            self._since, self._content = now, content
-            return was_busy
-        return content - self._content >= TOO_SLOW_BYTES
-
-    def _look_at_answer(self, ask: Ask, now: float, *, is_busy: bool) -> None:
+    def _look_at_answer(self, ask: Ask, now: float, *, slept: bool) -> None:
+        """It must come at the least rate, unless the link was busy with other things."""
         if ask.answer is None and not ask.is_over:
             return  # being worked on: the caller's own timeout ends that
-        if ask.mark is None:
-            ask.mark = (now, ask.received)
+        content = self._session.content_bytes
+        if ask.mark is None or slept:
+            ask.mark = (now, ask.received, content)
             return
-        since, received = ask.mark
-        waits_s = limits.STALL_S if ask.is_over else limits.RATE_WINDOW_S
-        if now - since < waits_s:
+        since, received, content_then = ask.mark
+        if now - since < (limits.STALL_S if ask.is_over else limits.RATE_WINDOW_S):
             return
-        came = ask.received - received
-        if came < TOO_SLOW_BYTES and not is_busy:
+        if content - content_then < TOO_SLOW_BYTES:
             raise LinkError(
-                f"{came} bytes of an answer to {ask.protocol} in {now - since:.0f} s: too slow",
+                f"{ask.received - received} bytes of an answer to {ask.protocol} in "
+                f"{now - since:.0f} s: too slow",
                 limits.POINTS_SLOW,
             )
-        ask.mark = (now, ask.received)
+        ask.mark = (now, ask.received, content)
 
     def _look_at_request(self, asked: Asked, now: float) -> None:
         session = self._session
