@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from chain.address import format_address
-from chain.errors import BlyanError, ConfigError
+from chain.errors import BlyanError, ConfigError, StorageError
 from node.config import load_config, load_genesis
 from node.home import Home
 from node.net.identity import Address, check_port_free
+from node.scrub import read_report
 from wallet.keystore import Keystore
 
 
@@ -28,6 +31,7 @@ def examine(home: Home) -> list[Finding]:
         ("configuration", lambda: _config(home)),
         ("genesis", lambda: _genesis(home)),
         ("keys", lambda: _keys(home)),
+        ("tiles", lambda: _tiles(home)),
     ]
     if running is None:
         checks += [("store", lambda: _store(home)), ("ports", lambda: _ports(home))]
@@ -79,6 +83,31 @@ def _store(home: Home) -> str:
     with ChainStore(home.chain_db) as store:  # verifies the tip and the state's root
         tip = store.tip()
     return f"height {tip.height}, block {tip.hash.hex()[:16]}…" if tip else "empty"
+
+
+def _tiles(home: Home) -> str:
+    """What the files say of themselves, and what the last scrub found; nothing is read through."""
+    if not home.tiles.is_dir():
+        return "none yet; the first start makes them"
+    from learning.spec import ModelSpec
+    from tiles.store import TileReader
+
+    specs = ModelSpec.from_json(dict(load_genesis(home).model)).shards()
+    reader = TileReader(home.tiles, specs)
+    whole = sum(len(reader.versions(spec.index)) for spec in specs)
+    parts = sum(len(reader.partial_versions(spec.index)) for spec in specs)
+    last = read_report(home.scrub_file)
+    if last is not None and (last["left"] or last["error"]):
+        raise StorageError(
+            f"the scrub of {_date(last)} left {last['left']} damaged tiles {last['error']}: "
+            "`blyan tile scrub` tries again"
+        )
+    scrubbed = f"scrubbed {_date(last)}" if last else "never scrubbed: `blyan tile scrub`"
+    return f"{whole} shard versions whole, {parts} in part; {scrubbed}"
+
+
+def _date(report: dict[str, Any]) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(report["ended_ms"] / 1000))
 
 
 def _ports(home: Home) -> str:

@@ -6,6 +6,7 @@ Nothing is fetched, nothing is signed, and the home is owned while it is read.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,14 +18,17 @@ from chain.store import ChainStore
 from chain.types import PubKey, TxId
 from node.config import Config, load_genesis
 from node.genesis import GenesisChain, build_genesis
-from node.home import Home
+from node.home import Home, write_private
 from node.mempool import Mempool
 from node.net.port import PeerInfo
 from node.rules import ProtocolRules
+from node.scrub import CHAIN_STORE, Progress, scrub_store
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.placement import Placement
 from node.services.rebuild import Rebuild
+from node.services.retention import Retention
+from node.services.retention_plan import RetentionRule
 from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
 from node.services.versions import VersionHistory
@@ -162,12 +166,8 @@ def is_readable(home: Home) -> bool:
 
 
 @contextmanager
-def offline_client(home: Home, config: Config) -> Iterator[Client]:
-    """A client that asks the home's own files. LockedError if a node runs on it after all."""
-    import httpx
-
-    from node.api.app import create_app
-    from node.client import Client
+def offline_node(home: Home, config: Config) -> Iterator[OfflineNode]:
+    """Own a home and open its files. LockedError if a node runs on it after all."""
     from wallet.keystore import Keystore
 
     with home.lock():
@@ -176,7 +176,38 @@ def offline_client(home: Home, config: Config) -> Iterator[Client]:
         account = entries.get(config.account, PubKey(bytes(32)))
         node = OfflineNode(home, config, start, account)
         try:
-            transport = httpx.ASGITransport(create_app(node), raise_app_exceptions=False)
-            yield Client("http://localhost", None, transport)
+            yield node
         finally:
             node.close()
+
+
+@contextmanager
+def offline_client(home: Home, config: Config) -> Iterator[Client]:
+    """A client that asks the home's own files. LockedError if a node runs on it after all."""
+    import httpx
+
+    from node.api.app import create_app
+    from node.client import Client
+
+    with offline_node(home, config) as node:
+        transport = httpx.ASGITransport(create_app(node), raise_app_exceptions=False)
+        yield Client("http://localhost", None, transport)
+
+
+def scrub_home(home: Home, config: Config, progress: Progress) -> dict[str, Any]:
+    """Read all tiles of a stopped node's home, and mend what needs nobody else: a report as the
+    API gives it, which the node finds at its next start."""
+    with offline_node(home, config) as node:
+        rule = RetentionRule(config.keep_versions, config.retention_rounds, config.snapshot_every)
+        retention = Retention(node.tiles.store, node.history, node.chain, rule)
+        retention.keeps = lambda shard, tile: tile in node.placement.wanted(shard)
+        report = scrub_store(
+            node.tiles.store,
+            CHAIN_STORE,
+            retention.missing,
+            node.rebuild.tile,
+            "the node fetches it from peers once it runs",
+            progress,
+        ).to_json(node.tiles.specs)
+        write_private(home.scrub_file, json.dumps(report) + "\n")
+        return report

@@ -6,9 +6,11 @@ missing ones are made again where that needs nobody else. The rest is left for a
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from chain.errors import BlyanError, StorageError
@@ -17,6 +19,7 @@ from tiles.layout import ShardSpec
 from tiles.store import Damage, TileStore
 
 MAX_LISTED = 1000  # repairs in one report; more are only counted
+CHAIN_STORE = "chain"  # the name of the chain's own model among stores
 REBUILT, FETCHED, LEFT = "rebuilt", "fetched", "left"
 
 Place = tuple[int, Hash32, int]  # shard, shard root, tile
@@ -94,6 +97,17 @@ def begin_report(store: str) -> ScrubReport:
 def end_report(report: ScrubReport) -> ScrubReport:
     report.ended_ms = time.time_ns() // 1_000_000
     return report
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """The last report, if there is one that can be read: it only says when, and what was left."""
+    try:
+        found = json.loads(path.read_text())
+        kinds = {"ended_ms": int, "left": int, "error": str}
+        sound = all(isinstance(found[name], kind) for name, kind in kinds.items())
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if sound else None
 
 
 def damaged(damages: Iterable[Damage]) -> list[Finding]:

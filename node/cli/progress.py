@@ -53,6 +53,27 @@ class TerminalProgress:
             click.echo(err=True)
 
 
+class CountProgress:
+    """A bar over so many things. Silent unless stderr is a terminal. Close it."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit, self._terminal = what, unit, sys.stderr.isatty()
+        self._drawn = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._terminal and now - self._drawn >= REFRESH_S:
+            self._drawn = now
+            filled = BAR_WIDTH * done // max(total, 1)
+            bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+            line = f"{self._what} {bar} {done} of {total} {self._unit}"
+            click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
+
+    def close(self) -> None:
+        if self._drawn:
+            click.echo("\r\x1b[2K", err=True, nl=False)
+
+
 class ByteProgress:
     """A bar over bytes: share done, speed, time left. Silent unless stderr is a terminal."""
 

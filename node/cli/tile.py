@@ -1,4 +1,4 @@
-"""`blyan tile verify`, also as `blyan verify`: tiles against a block header."""
+"""`blyan tile`: `verify` (also as `blyan verify`), tiles against a block header, and `scrub`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from node.cli.output import emit
+from node.cli.scrub import scrub
 from node.cli.session import Command, Group, Session, pass_session
 from node.client import Client, Json
 from node.tile_check import check_tiles, parse_target
@@ -17,12 +18,13 @@ from node.verified import VerifiedReader
 
 @click.group(cls=Group)
 def tile() -> None:
-    """Verify tiles against a block header.
+    """Verify tiles against a block header; find and mend damaged ones.
 
     \b
     Examples:
       blyan tile verify layers.0.experts.1
       blyan tile verify 3:0 --node http://127.0.0.1:8646
+      blyan tile scrub
     """
 
 
@@ -51,6 +53,7 @@ def verify(session: Session, target: str) -> None:
 
 
 tile.add_command(verify)
+tile.add_command(scrub)
 
 
 def _local(session: Session) -> Path | None:

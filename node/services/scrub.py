@@ -28,7 +28,6 @@ log = logging.getLogger("blyan.scrub")
 BACKGROUND_BYTES_PER_S = 32 * 1024 * 1024  # a hundredth of what a disk can, and others use it
 FIRST_AFTER_S = 60.0  # a node that was just started has peers to find first
 AT_ONCE = 4  # tiles that are mended at a time
-STORE = "chain"
 
 
 class TilePort(Protocol):
@@ -57,7 +56,7 @@ class ScrubService:
         report; an interval of 0 is never."""
         self._tiles, self._missing, self._remake = tiles, missing, remake
         self._record, self._interval_s = record, interval_s
-        self._last = _read(record)
+        self._last = scrub.read_report(record)
         self._running: ScrubReport | None = None
         self._done = 0
         self._wake = asyncio.Event()
@@ -101,7 +100,7 @@ class ScrubService:
 
     async def scrub(self, bytes_per_s: int | None) -> ScrubReport:
         """Read everything, mend what can be mended, and keep the report."""
-        report = scrub.begin_report(STORE)
+        report = scrub.begin_report(scrub.CHAIN_STORE)
         self._running, self._done = report, 0
         try:
             found = await asyncio.to_thread(self._read_all, report, bytes_per_s)
@@ -144,7 +143,7 @@ class ScrubService:
         def progress(done: int, total: int) -> None:
             report.tiles, self._done = total, done
             early = 0.0
-            if bytes_per_s is not None:
+            if bytes_per_s is not None and not self._wake.is_set():
                 due = began + size * done / max(total, 1) / bytes_per_s
                 early = max(0.0, due - time.monotonic())
             if self._stop.wait(early):
@@ -188,13 +187,3 @@ class StopScrub(BlyanError):
 
     def __init__(self) -> None:
         super().__init__("the node was stopped before the scrub had ended")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The last report, if one can be read: it only says when the next is due."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    sound = isinstance(found, dict) and isinstance(found.get("ended_ms"), int)
-    return found if sound else None
