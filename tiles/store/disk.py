@@ -23,6 +23,7 @@ from tiles.store import libc
 Buffer = bytes | bytearray | memoryview
 TEMP = ".tmp"
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # no link, and no pipe that would hang
+_READ_AHEAD_BYTES = 128 * 1024  # what Linux reads ahead by itself
 _IGNORED_SIGNAL = 23  # SIGURG, which does nothing unless a program asks for it
 
 
@@ -45,6 +46,9 @@ class Disk:
         return os.open(path, _FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def read(self, fd: int, offset: int, size_bytes: int) -> bytes:
+        """Bytes of a file, fewer at its end. All of them are asked of the device at once."""
+        if size_bytes > _READ_AHEAD_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_WILLNEED)
         return os.pread(fd, size_bytes, offset)
 
     def write(self, fd: int, offset: int, data: Buffer) -> None:

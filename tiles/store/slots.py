@@ -31,7 +31,8 @@ class SlotReader:
     """Reads what a catalog says is here.
 
     `damaged(catalog, slot, hashes)` is told of a tile that is not what its hashes said, and says
-    whether it still was to be there; `advice` tells the user what to do. `lock` guards the catalog and the names of files.
+    whether it still was to be there; `advice` tells the user what to do about it. `lock` guards
+    the catalog and the names of files.
     """
 
     def __init__(self, disk: Disk, lock: threading.RLock, damaged: Damaged, advice: str) -> None:
@@ -68,7 +69,7 @@ class SlotReader:
         fd, hashes = self.open_slot(catalog, slot)
         try:
             with refusals(f"read shard {catalog.spec.name}"):
-                data = os.pread(fd, end - start, slot.offset + start)
+                data = self.disk.read(fd, slot.offset + start, end - start)
         finally:
             self.disk.close(fd)
         bad = first_bad(data, end - start, start // limits.SUBTILE_BYTES, hashes)
@@ -107,7 +108,7 @@ class SlotReader:
                 self.disk.close(fd)
         try:
             if TILE_STEP.hash(raw) == step.checksum:
-                step_read: TileStep = decode(TileStep, raw)
+                step_read: TileStep = decode(TileStep, raw, most=limits.MAX_STEP_BYTES)
                 return step_read
         except DecodeError as error:
             raise StorageError(f"shard {catalog.spec.name}: a step: {error}") from None

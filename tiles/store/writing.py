@@ -105,7 +105,7 @@ class Writing:
         with Draft(self.disk, catalog.folder) as draft:
             if version is None:
                 rest = self._with_room(catalog, tile_roots, rest)
-                draft.add(root.hex() + records.ROOTS, tile_roots)
+                draft.add(root.hex() + records.ROOTS, [b"".join(tile_roots)])
             pack = self._draft_pack(catalog, draft, rest)
             draft.publish()
         with self.lock:
