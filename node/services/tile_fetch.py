@@ -116,8 +116,9 @@ class TileFetcher:
         now = asyncio.get_running_loop().time()
         for transfer, job in list(self._active.items()):
             self._assign(transfer, job, now)
+        busy: set[tuple[str, ...]] = set()  # holders of which none can take more
         for job in list(islice(self._waiting, LOOKAHEAD)):
-            if job.future.done() or job.want in self._wanted:
+            if job.future.done() or job.want in self._wanted or job.holders in busy:
                 continue
             if not self._usable(job, now):
                 job.fail(self._why(job, now))
@@ -126,6 +127,8 @@ class TileFetcher:
                 if started is None:
                     break
                 self._assign(started, job, now)
+            else:
+                busy.add(job.holders)
         if self._ticker is None and (self._active or self._waiting):
             self._ticked = now
             self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
