@@ -18,6 +18,7 @@ from blake3 import blake3
 from chain.errors import InputError, QuotaError, StorageError
 from chain.hashes import Hash32
 from chain.limits import SUBTILE_BYTES, TILE_BYTES
+from node.checkpoint.imports import megabytes
 from node.checkpoint.intake import Progress
 from node.checkpoint.manifest import (
     HEADERS,
@@ -219,6 +220,6 @@ def _check_room(out: Path, needed: int) -> None:
         free = shutil.disk_usage(out.absolute().parent).free
     if needed > free:
         raise QuotaError(
-            f"{out} takes {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there; free "
-            "some space or choose another place"
+            f"{out} takes {megabytes(needed)}, and {megabytes(free)} are free there; free some "
+            "space or choose another place"
         )

@@ -50,12 +50,13 @@ def import_checkpoint(
     found = find(paths)
     name = _name(found, name)
     models.check_free(name)
-    with models.lock(), Sources(found) as sources:
-        models.check_free(name)
+    with Sources(found) as sources:
         plan = plan_shards([piece for source in sources.parsed for piece in source.tensors])
-        _check_room(models.directory, sources, plan)
-        with models.staging(name) as staging:
-            return _fill(staging, models.disk, sources, plan, name, now_ms, progress)
+        with models.lock():
+            models.check_free(name)
+            _check_room(models.directory, sources, plan)
+            with models.staging(name) as staging:
+                return _fill(staging, models.disk, sources, plan, name, now_ms, progress)
 
 
 def _name(found: Found, name: str | None) -> str:
@@ -73,13 +74,13 @@ def _check_room(directory: Path, sources: Sources, plan: Sequence[ShardPlan]) ->
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise QuotaError(
-            f"this import needs {_gb(needed)} in {directory}, and {_gb(free)} are free; free some "
-            "space, or choose a home on another disk with --home"
+            f"this import needs {megabytes(needed)} in {directory}, and {megabytes(free)} are "
+            "free; free some space, or choose a home on another disk with --home"
         )
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def _fill(

@@ -77,12 +77,7 @@ class Models:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only one who imports or removes here; what crashes left is removed first."""
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot create {self.directory}: {error.strerror}; choose another home with --home"
-            ) from None
+        self._make_directory()
         with self._exclusive():
             self._clean()
             yield
@@ -156,6 +151,19 @@ class Models:
         for path in self._leftovers():
             with writing(f"remove {path}, which an interrupted import left"):
                 shutil.rmtree(path)
+
+    def _make_directory(self) -> None:
+        """`<home>/models` and what is missing above it, readable by its owner only, durably."""
+        missing = [p for p in (self.directory, *self.directory.parents) if not p.exists()]
+        try:
+            for path in reversed(missing):
+                self.disk.make_folder(path)
+                path.chmod(0o700)
+                self.disk.sync_folder(path.parent)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create {self.directory}: {error.strerror}; choose another home with --home"
+            ) from None
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -63,12 +63,22 @@ def find(paths: Sequence[Path]) -> Found:
         raise InputError(_missing(absent, "the names of the others say that there are"))
     if len(files) > MAX_FILES:
         raise InputError(f"{len(files)} files, at most {MAX_FILES} make a checkpoint")
-    first = index or files[0]
-    alone = index is None and len(files) == 1
-    title = first.name.removesuffix(FILE_END) if alone else first.resolve().parent.name
-    return Found(
-        tuple(sorted(files, key=lambda path: path.name)), index, _OTHER.sub("-", title)[:64]
-    )
+    title = _title(index, files)
+    return Found(tuple(sorted(files, key=lambda path: path.name)), index, title)
+
+
+def _title(index: Path | None, files: Sequence[Path]) -> str:
+    """A file is called after itself, several after their directory.
+
+    In the Hugging Face cache that is `models--<owner>--<name>/snapshots/<commit>/`.
+    """
+    title = files[0].name.removesuffix(FILE_END)
+    if index is not None or len(files) > 1 or title == "model":
+        directory = (index or files[0]).parent.resolve()
+        title = directory.name
+        if directory.parent.name == "snapshots":
+            title = directory.parent.parent.name.rpartition("--")[2]
+    return _OTHER.sub("-", title)[:64]
 
 
 def _in_directory(path: Path) -> tuple[Path | None, list[Path]]:
