@@ -11,7 +11,7 @@ from node.net import limits as net_limits
 from node.net.links import limits
 from node.net.links.frames import Frame, Kind, LinkError, Reader, Status, header
 from node.net.links.session import Ask
-from node.net.links.watch import TOO_SLOW_BYTES, Watch
+from node.net.links.watch import Watch
 from tests.kit.links import End, Pair, content
 
 MIB = 1 << 20
@@ -62,6 +62,15 @@ def test_an_answer_s_sender_stops_without_credit():
     pair.two.session.outbox.credit(ask.stream, 1)
     data = pair.two.take()
     assert data == header(ask.stream, Kind.DATA, 1) + b"\0"
+
+
+def test_the_window_grows_with_the_way_to_the_peer():
+    session = Pair().one.session
+    windows = {}
+    for rtt_ms in (0.1, 30.0, 500.0):
+        session.note_rtt(rtt_ms)
+        windows[rtt_ms] = session.window
+    assert windows == {0.1: limits.WINDOW_BYTES, 30.0: 3_750_000, 500.0: limits.MAX_WINDOW_BYTES}
 
 
 def test_a_vote_passes_tiles_and_normal_things_do_too():
@@ -282,7 +291,7 @@ def test_a_slow_answer_beside_a_quick_one_is_nobody_s_fault():
     pair.two.reader.feed(pair.one.take())
     pair.one.reader.feed(pair.two.take())
     watch = Watch(pair.one.session, 0.0)
-    part = TOO_SLOW_BYTES // 4
+    part = int(limits.MIN_RATE_BYTES * limits.RATE_WINDOW_S) // 4
     for second in range(1, 20):
         pair.one.reader.feed(header(slow.stream, Kind.DATA, 1) + b"x")
         for _ in range(2):

@@ -69,6 +69,7 @@ class Connection(asyncio.BufferedProtocol):
         self.closed = asyncio.Event()  # of no more use
         self.ended = asyncio.Event()  # and the socket is closed
         self.rtt_ms: float | None = None
+        self._least_rtt_ms = limits.SILENCE_S * 1e3
         self.bytes_in = self.bytes_out = 0
 
     # --- life -----------------------------------------------------------------------
@@ -249,6 +250,8 @@ class Connection(asyncio.BufferedProtocol):
         if 0 <= took_ms < limits.SILENCE_S * 1e3:
             old = self.rtt_ms
             self.rtt_ms = took_ms if old is None else old + (took_ms - old) / 8
+            self._least_rtt_ms = min(self._least_rtt_ms, took_ms)
+            self.session.note_rtt(self._least_rtt_ms)
 
     # --- asking ---------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class Ask:
 
     __slots__ = (
         "_done", "answer", "begun", "credit", "failure", "granted", "into", "is_cut", "is_over",
-        "mark", "most", "progress", "protocol", "received", "stream",
+        "mark", "most", "progress", "protocol", "received", "stream", "window",
     )  # fmt: skip
 
     def __init__(
@@ -45,17 +45,18 @@ class Ask:
         stream: int,
         protocol: str,
         most: int,
+        window: int,
         into: memoryview | None,
         progress: Callable[[int], object] | None,
         done: Callable[[Ask], object],
     ) -> None:
-        self.stream, self.protocol, self.most = stream, protocol, most
+        self.stream, self.protocol, self.most, self.window = stream, protocol, most, window
         self.into = into  # the caller's, or ours once the answer's size is known
         self.progress: Callable[[int], object] | None = progress
         self.answer: Answer | None = None
         self.received = 0  # bytes of the answer that are in `into`
         self.begun = 0  # the same, with the rest of the frame under way
-        self.credit = self.granted = limits.WINDOW_BYTES  # what may still come; in all
+        self.credit = self.granted = window  # what may still come; in all
         self.failure: Exception | None = None
         self.is_over = False  # for the caller: nothing is written to `into` any more
         self.is_cut = False  # not all of the request was sent, and CANCEL is due
@@ -123,6 +124,7 @@ class Session:
         self.requests: dict[int, Asked] = {}
         self._request_bytes = 0  # announced by the peer and not yet handed on
         self.content_bytes = 0  # received in all
+        self.window = limits.WINDOW_BYTES  # of each answer; see `note_rtt`
         self.small_frames = 0  # since the last time somebody asked; reset by the watch
         self.pong: bytes | None = None  # the last one received
         self.is_leaving = False  # the peer opens nothing more, and neither do we
@@ -159,7 +161,7 @@ class Session:
         if len(self.asks) >= limits.STREAMS:
             raise UnreachableError(f"{limits.STREAMS} requests to this peer are under way")
         stream, self._next = self._next, self._next + 2
-        ask = self.asks[stream] = Ask(stream, protocol, most, into, progress, done)
+        ask = self.asks[stream] = Ask(stream, protocol, most, self.window, into, progress, done)
         opened = Open(priority, ask.credit, len(data), protocol)
         self.outbox.control(Frame(stream, Kind.OPEN, opened.encode()))
         if data:
@@ -192,6 +194,11 @@ class Session:
         if not asked.is_answered:
             self._cancel(asked.stream)
             self._end(asked)
+
+    def note_rtt(self, least_ms: float) -> None:
+        """The least round trip so far: what is granted ahead keeps a quick line full."""
+        wanted = int(least_ms * limits.LINE_BYTES_PER_MS)
+        self.window = min(max(limits.WINDOW_BYTES, wanted), limits.MAX_WINDOW_BYTES)
 
     def leave(self) -> None:
         """Neither side opens anything more; what is under way goes on."""
@@ -310,8 +317,8 @@ class Session:
         if ask.received == size:
             self._complete(ask)
         elif not ask.is_over and ask.granted < size:
-            due = ask.received + limits.WINDOW_BYTES - ask.granted
-            if due >= limits.WINDOW_BYTES // 2:
+            due = ask.received + ask.window - ask.granted
+            if due >= ask.window // 2:
                 ask.granted += due
                 ask.credit += due
                 self.outbox.grant(ask.stream, due)

@@ -8,7 +8,6 @@ from node.net.links.frames import LinkError
 from node.net.links.session import Ask, Asked, Session
 
 _SLEPT_S = 4.0  # between two looks: it was us who slept, or were suspended
-TOO_SLOW_BYTES = int(limits.MIN_RATE_BYTES * limits.RATE_WINDOW_S)
 
 
 class Watch:
@@ -42,7 +41,7 @@ class Watch:
         since, received, content_then = ask.mark
         if now - since < (limits.STALL_S if ask.is_over else limits.RATE_WINDOW_S):
             return
-        if content - content_then < TOO_SLOW_BYTES:
+        if content - content_then < limits.MIN_RATE_BYTES * limits.RATE_WINDOW_S:
             raise LinkError(
                 f"{ask.received - received} bytes of an answer to {ask.protocol} in "
                 f"{now - since:.0f} s: too slow",
