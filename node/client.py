@@ -132,6 +132,9 @@ class Client:
     async def shards(self) -> Any:
         return await self._json("shards")
 
+    async def holdings(self) -> Json:
+        return await self._object("holdings")
+
     async def shard(self, shard: int | str) -> Json:
         return await self._object(f"shards/{shard}")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from chain.address import format_address
-from chain.errors import BlyanError, ConfigError, StorageError
+from chain.errors import BlyanError, ConfigError, QuotaError, StorageError
 from node.config import load_config, load_genesis
 from node.home import Home
 from node.net.identity import Address, check_port_free
 from node.scrub import read_report
+from node.services.tile_cache import RESERVE_BYTES
 from wallet.keystore import Keystore
 
 
@@ -32,6 +34,7 @@ def examine(home: Home) -> list[Finding]:
         ("genesis", lambda: _genesis(home)),
         ("keys", lambda: _keys(home)),
         ("tiles", lambda: _tiles(home)),
+        ("room", lambda: _room(home)),
     ]
     if running is None:
         checks += [("store", lambda: _store(home)), ("ports", lambda: _ports(home))]
@@ -104,6 +107,24 @@ def _tiles(home: Home) -> str:
         )
     scrubbed = f"scrubbed {_date(last)}" if last else "never scrubbed: `blyan tile scrub`"
     return f"{whole} shard versions whole, {parts} in part; {scrubbed}"
+
+
+def _room(home: Home) -> str:
+    """Whether more tiles would find room: in the operator's quota, and on the disk."""
+    if not home.path.is_dir():
+        return "not looked at without a home"
+    quota, free = load_config(home).store_quota, shutil.disk_usage(home.path).free
+    used = sum(file.stat().st_blocks * 512 for file in home.tiles.rglob("*") if file.is_file())
+    if quota and used >= quota:
+        raise QuotaError(
+            f"tiles take {used} bytes, and store_quota allows {quota}: no more are fetched; raise "
+            f"it in {home.config_file}, or set capacity_tiles lower"
+        )
+    if free < RESERVE_BYTES:
+        raise QuotaError(
+            f"the disk has {free} bytes left, and {RESERVE_BYTES} are kept for the chain: free some"
+        )
+    return f"tiles take {used:,} bytes" + (f" of {quota:,}" if quota else "") + f"; {free:,} free"
 
 
 def _date(report: dict[str, Any]) -> str:

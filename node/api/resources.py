@@ -38,6 +38,14 @@ class Loss(Resource):
     nats: float
 
 
+class TilesHere(Resource):
+    kept: int
+    missing: int
+    under_replicated: int
+    bytes: int
+    no_room: str | None
+
+
 class Status(Resource):
     network: str
     chain_id: str
@@ -63,6 +71,7 @@ class Status(Resource):
     uptime_s: int
     memory_mb: int
     mempool: int
+    tiles: TilesHere
     addresses: list[str]
     api: str
 

@@ -48,8 +48,27 @@ class ShardRow(Resource):
     held: bool
 
 
+class Holdings(Resource):
+    """Of this node. Tiles but for `_bytes`; the account names of `gone_custodians`."""
+
+    model_tiles: int
+    capacity_tiles: int
+    replication_target: int
+    kept_tiles: int
+    missing_tiles: int
+    beyond_capacity_tiles: int
+    under_replicated_tiles: int
+    gone_custodians: list[str]
+    provided_keys: int
+    store_bytes: int
+    store_quota_bytes: int
+    evicted_tiles: int
+    no_room: str | None
+
+
 class Shards(Resource):
     model: ModelHead
+    holdings: Holdings
     shards: list[ShardRow]
 
 
@@ -82,6 +101,7 @@ class TileRow(Resource):
     bytes: int
     primary: str
     held: bool
+    holders: int
 
 
 class ShardVersion(Resource):
@@ -126,6 +146,19 @@ class TileCustody(Resource):
     subtiles: list[int]
 
 
+class Holder(Resource):
+    peer_id: str
+    account: str | None
+
+
+class TileHolders(Resource):
+    replication_target: int
+    kept_here: bool
+    held_here: bool
+    holders: int
+    peers: list[Holder]
+
+
 class Tile(Resource):
     shard: int
     name: str
@@ -141,6 +174,7 @@ class Tile(Resource):
     model_version: int
     shard_count: int
     held: bool
+    holders: TileHolders
     epoch: int
     primary: str
     ranks: list[Custodian]

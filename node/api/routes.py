@@ -158,6 +158,12 @@ async def shard(ask: Ask, which: Name) -> Response:
     return _json(ask.shard(which))
 
 
+@router.get("/holdings", response_model=learn.Holdings, tags=["model"])
+async def holdings(ask: Ask) -> Response:
+    """What this node keeps of the newest model."""
+    return _json(ask.holdings())
+
+
 @router.get("/tiles/{shard}/{tile}", response_model=learn.Tile, tags=["model"])
 async def tile(ask: Ask, shard: Name, tile: Name) -> Response:
     """A tile with its Merkle path, custodians and history."""

@@ -176,6 +176,13 @@ def tile(session: Session, shard: str, tile: int) -> None:
 
 
 @query.command()
+@pass_session
+def holdings(session: Session) -> None:
+    """What this node keeps of the model, and what is missing."""
+    _show(session, lambda client: client.holdings())
+
+
+@query.command()
 @click.argument("shard")
 @click.argument("tile", type=click.IntRange(0), default=0)
 @pass_session

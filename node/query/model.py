@@ -6,7 +6,7 @@ from chain import records as r
 from chain.errors import UnreachableError, VerifyError
 from chain.hashes import MODEL, SHARD, Context, Hash32
 from chain.limits import MERKLE_ARITY
-from chain.types import Validator, u64_be
+from chain.types import PubKey, Validator, u64_be
 from node.query.base import Json, NotFound, Reader, natural, unhex
 from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
@@ -57,8 +57,15 @@ class ModelQueries(Reader):
         state = self.state
         return {
             "model": _model(state.model),
+            "holdings": self.holdings(),
             "shards": [self._shard_row(spec) for spec in self.node.tiles.specs],
         }
+
+    def holdings(self) -> Json:
+        """What this node keeps of the newest model, what it lacks, and what else it knows."""
+        info = dict(self.node.placement.info())
+        gone = [address(PubKey(bytes.fromhex(a))) for a in info["gone_custodians"]]
+        return {**info, "gone_custodians": gone}
 
     def shard(self, which: str) -> Json:
         """One shard by index or name: tensors, tiles with their custodians, versions."""
@@ -94,6 +101,7 @@ class ModelQueries(Reader):
                     "bytes": spec.tile_bytes(i),
                     "primary": self._ranks(spec.index, i)[0]["account"],
                     "held": self.node.tiles.store.has_tile(spec.index, record.root, i),
+                    "holders": self.node.placement.tile_info(spec.index, record.root, i)["holders"],
                 }
                 for i, root in enumerate(roots)
             ],
@@ -143,6 +151,7 @@ class ModelQueries(Reader):
             "model_version": state.model.version,
             "shard_count": above.shard_count,
             "held": self.node.tiles.store.has_tile(spec.index, record.root, index),
+            "holders": self._holders(spec.index, record.root, index),
             "epoch": head.epoch,
             "primary": ranks[0]["account"],
             "ranks": ranks,
@@ -227,6 +236,14 @@ class ModelQueries(Reader):
         state = self.state
         roots = [state.need(r.ShardRecord, r.shard_key(s)).root for s in range(state.model.shards)]
         return merkle.prove_shard(roots, index)
+
+    def _holders(self, shard: int, root: Hash32, tile: int) -> Json:
+        """Who is known to hold a tile now, by peer id and, where the epoch knows it, account."""
+        info = dict(self.node.placement.tile_info(shard, root, tile))
+        members = self.state.epoch(self.state.head.epoch).validators.members
+        names = {v.node_id: address(v.account) for v in members}
+        peers = [{"peer_id": p, "account": names.get(p)} for p in info["peers"]]
+        return {**info, "peers": peers}
 
     def _ranks(self, shard: int, tile: int) -> list[Json]:
         state = self.state

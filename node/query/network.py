@@ -61,8 +61,20 @@ class NetworkQueries(Reader):
             "uptime_s": max(0, time.time_ns() // 1_000_000 - node.started_ms) // 1000,
             "memory_mb": memory_mb(),
             "mempool": node.pool.size,
+            "tiles": self._tiles(),
             "addresses": list(node.net.addresses()),
             "api": node.api_address,
+        }
+
+    def _tiles(self) -> Json:
+        """This node's share of the model, in short; the rest is in `/holdings`."""
+        info = self.node.placement.info()
+        return {
+            "kept": info["kept_tiles"],
+            "missing": info["missing_tiles"],
+            "under_replicated": info["under_replicated_tiles"],
+            "bytes": info["store_bytes"],
+            "no_room": info["no_room"],
         }
 
     def _latest_loss(self, current: r.RoundRecord) -> Json | None:

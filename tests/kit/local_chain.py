@@ -101,6 +101,7 @@ class LocalChain:
         start = build_genesis(self.genesis)
         self.genesis_tree = start.tree
         self.store = ChainStore(directory / "chain.db")
+        self.specs = start.specs
         genesis_roots = [shard.tile_roots for shard in start.rooted]
         self.history = VersionHistory(self.store, start.specs, genesis_roots)
         self.chain = ChainService(start, self.store, self.rules)
@@ -108,7 +109,7 @@ class LocalChain:
         self.tiles = LocalTiles(directory / "tiles", start.specs)
         for index, (data, shard) in enumerate(zip(start.shards, start.rooted, strict=True)):
             self.tiles.store.put_shard(index, data, shard.root)
-        self.placement = LocalPlacement(self.tiles)
+        self.placement = LocalPlacement(self.tiles, self.genesis.validators[-1].node_id)
         self.blobs = LocalBlobs()
         self.net = LocalNet(self.genesis)
         self.consensus = LocalInfo(
@@ -305,8 +306,8 @@ class LocalScrub:
 class LocalPlacement:
     """Everything is kept here, and one peer holds what is here."""
 
-    def __init__(self, tiles: LocalTiles) -> None:
-        self._tiles = tiles
+    def __init__(self, tiles: LocalTiles, peer: str) -> None:
+        self._tiles, self._peer = tiles, peer
         self.target = 3
 
     def info(self) -> dict[str, Any]:
@@ -334,7 +335,7 @@ class LocalPlacement:
             "kept_here": True,
             "held_here": held,
             "holders": 2 * held,
-            "peers": ["12D3KooWKitPeer"] * held,
+            "peers": [self._peer] * held,
         }
 
 

@@ -82,6 +82,7 @@ ROUTES: list[tuple[str, Any]] = [
     ("shards/layers.0.experts.1", learn.Shard),
     ("tiles/layers.0.experts.1/0", learn.Tile),
     ("tiles/scrub", upkeep.Scrub),
+    ("holdings", learn.Holdings),
     ("election/0/0", learn.Election),
     ("model", learn.Model),
     ("model?height=0", learn.Model),
@@ -122,6 +123,20 @@ def test_openapi_names_every_tested_route(app: FastAPI) -> None:
 
 
 # --- content -------------------------------------------------------------------------------
+
+
+def test_holdings_are_shown_everywhere_alike(app: FastAPI, chain: LocalChain) -> None:
+    """Those of the kit's node, which keeps everything, as one peer does."""
+    holdings = get(app, "holdings")
+    assert holdings == get(app, "shards")["holdings"]
+    assert holdings["kept_tiles"] == holdings["model_tiles"] == len(chain.tiles.specs)
+    assert get(app, "status")["tiles"]["kept"] == holdings["kept_tiles"]
+    (row,) = get(app, "shards/0")["tile_list"]
+    holders = get(app, "tiles/0/0")["holders"]
+    assert row["holders"] == holders["holders"] == 2
+    assert holders["held_here"]
+    peer = chain.genesis.validators[-1]
+    assert holders["peers"] == [{"peer_id": peer.node_id, "account": format_address(peer.account)}]
 
 
 def test_the_status_agrees_with_the_tip(app: FastAPI, chain: LocalChain) -> None:
