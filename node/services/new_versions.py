@@ -58,11 +58,12 @@ class NewVersions:
         spec = self._specs[shard]
         wanted = range(spec.tile_count) if tiles is None else sorted(set(tiles))
         changed = [t for t in wanted if version.tile_roots[t] != base.tile_roots[t]]
-        steps = self._steps(spec, version, base, changed)
+        known = self._steps(spec, version, base, changed)
+        steps = known or {}
         made = _Made(self._store, spec, base, version, changed, steps, self._own)
         if tiles is not None or not self._apply(base, version, made):
             self._put(spec, version, made)
-        if steps:
+        if known is not None:  # a tile that is shorter than its step stays beside them
             self._store.put_steps(shard, root, base.root, list(steps.values()))
 
     def _apply(self, base: ShardVersion, version: ShardVersion, made: _Made) -> bool:
@@ -93,14 +94,18 @@ class NewVersions:
 
     def _steps(
         self, spec: ShardSpec, version: ShardVersion, base: ShardVersion, changed: Sequence[int]
-    ) -> dict[int, TileStep]:
+    ) -> dict[int, TileStep] | None:
+        """Steps to the changed tiles, as far as they are worth it; None if they are not known."""
         if self._round is None or self._round.number != version.round:
             self._round = _RoundSteps(
                 self._specs, version.round, self._history.changes(version), self._payloads
             )
         found = {}
         for tile in changed:
-            step = self._round.step(spec, tile, base.tile_roots[tile], version.tile_roots[tile])
+            old, new = base.tile_roots[tile], version.tile_roots[tile]
+            if not self._round.knows(spec.index, tile, old, new):
+                return None
+            step = self._round.step(spec, tile, old, new)
             if step is not None:
                 found[tile] = step
         return found
@@ -127,10 +132,12 @@ class _RoundSteps:
             key = change.shard, change.tile, change.base_root, change.new_root
             self._weights[key] = change.weights
 
+    def knows(self, shard: int, tile: int, base: Hash32, new: Hash32) -> bool:
+        return (shard, tile, base, new) in self._weights
+
     def step(self, spec: ShardSpec, tile: int, base: Hash32, new: Hash32) -> TileStep | None:
-        weights = self._weights.get((spec.index, tile, base, new))
-        if weights is None:
-            return None
+        """None if the tile is no longer than its step."""
+        weights = self._weights[spec.index, tile, base, new]
         return make_step(spec, tile, base, new, self._deltas, weights)
 
 
