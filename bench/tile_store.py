@@ -194,7 +194,7 @@ def new_version(sizes: Sizes) -> Iterator[Row]:
     spec = expert(sizes.shard_mib)
     store, root, data = filled(sizes.directory / "version", spec)
     path, copy = store.path(0, root), sizes.directory / "copy"
-    count = -(-spec.tile_count // 20)
+    count = max(1, round(spec.tile_count / 20))
     chosen = [t * spec.tile_count // count for t in range(count)]
     tiles = {t: bytearray(data[t * TILE : (t + 1) * TILE]) for t in chosen}
     reader = store.open(0, root, verify=False)
