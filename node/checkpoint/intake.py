@@ -1,7 +1,8 @@
 """The bytes of an import: sources read once, whole files hashed, shards written, all at once.
 
-Three threads share a few buffers: one reads, one hashes whole files, one writes shards (and hashes
-their tiles). A buffer goes back when neither needs it, so memory does not grow with the checkpoint.
+Threads share a few buffers: one reads, one hashes whole files, one writes shards (and hashes their
+tiles), one waits for the disk to have them. A buffer goes back when nobody needs it, so memory does
+not grow with the checkpoint.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tiles.store import ShardWriter, TileStore
 CHUNK_BYTES = 4 << 20  # read at once
 CHUNKS = 6  # buffers in all
 OPEN_SHARDS = 8  # shards that are being written at once
+SYNCING = 2  # written shards that wait for the disk; more would only fill the system's cache
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -32,8 +34,8 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 class _Chunk:
     """A buffer that returns to its pool when nobody holds it any more."""
 
-    def __init__(self, pool: queue.SimpleQueue[_Chunk]) -> None:
-        self.view = memoryview(bytearray(CHUNK_BYTES))
+    def __init__(self, pool: _Pool, size_bytes: int) -> None:
+        self.view = memoryview(bytearray(size_bytes))
         self._pool, self._holders, self._lock = pool, 0, threading.Lock()
 
     def hold(self) -> None:
@@ -48,6 +50,24 @@ class _Chunk:
             self._pool.put(self)
 
 
+class _Pool:
+    """At most CHUNKS buffers, made when they are first needed."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes, self._made = size_bytes, 0
+        self._free: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
+        self.put = self._free.put
+
+    def take(self) -> _Chunk:
+        """A buffer that the caller holds. Waits until one is free."""
+        if self._made < CHUNKS and self._free.empty():
+            self._made += 1
+            self._free.put(_Chunk(self, self._size_bytes))
+        chunk = self._free.get()
+        chunk.hold()
+        return chunk
+
+
 class _FileReader:
     """One source from its first byte to its last, hashed as it goes by."""
 
@@ -55,7 +75,7 @@ class _FileReader:
         self,
         sources: Sources,
         file: int,
-        pool: queue.SimpleQueue[_Chunk],
+        pool: _Pool,
         hashing: Lane,
         progress: Callable[[int], None],
     ) -> None:
@@ -82,8 +102,7 @@ class _FileReader:
 
     def _read(self) -> None:
         self.close()
-        chunk = self._pool.get()
-        chunk.hold()
+        chunk = self._pool.take()
         view = chunk.view[: self._size - self.at]
         self._sources.read_into(self.file, self.at, view)
         chunk.hold()
@@ -113,10 +132,9 @@ class Intake:
         self.files: list[FileRecord] = []
         self._sources, self._plan, self._store = sources, plan, store
         self._put_header, self._progress, self._done = put_header, progress, 0
-        self._pool: queue.SimpleQueue[_Chunk] = queue.SimpleQueue()
-        for _ in range(CHUNKS):
-            self._pool.put(_Chunk(self._pool))
+        self._pool = _Pool(min(CHUNK_BYTES, sources.total_bytes))
         self._hashing, self._writing = Lane("hash", 4 * CHUNKS), Lane("write", 4 * CHUNKS)
+        self._syncing = Lane("sync", SYNCING)
         self._writers: dict[int, ShardWriter] = {}
 
     def run(self) -> None:
@@ -135,11 +153,11 @@ class Intake:
             while reader.file + 1 < len(self._sources.parsed):
                 reader = self._next(reader)
             self._end(reader)
-            self._hashing.close()
-            self._writing.close()
+            for lane in (self._hashing, self._writing, self._syncing):
+                lane.close()
         finally:
-            self._hashing.cancel()
-            self._writing.cancel()
+            for lane in (self._hashing, self._writing, self._syncing):
+                lane.cancel()
             for writer in self._writers.values():
                 writer.abort()
 
@@ -193,8 +211,7 @@ class Intake:
         at = self._sources.parsed[piece.file].data_start + piece.start
         end = at + piece.spec.data_bytes
         while at < end:
-            chunk = self._pool.get()
-            chunk.hold()
+            chunk = self._pool.take()
             view = chunk.view[: end - at]
             self._sources.read_into(piece.file, at, view)
             self._write(shard, chunk, view)
@@ -218,8 +235,14 @@ class Intake:
         return writer
 
     def _finish(self, shard: int) -> None:
-        self.roots[shard] = self._writer(shard).finish()
+        writer = self._writer(shard)
+        self._syncing.do(partial(self._settle, shard, writer), writer.abort)
         del self._writers[shard]
+
+    # --- on the syncing lane ----------------------------------------------------------------
+
+    def _settle(self, shard: int, writer: ShardWriter) -> None:
+        self.roots[shard] = writer.finish()
         self._store.forget_shard(shard)  # a model of any size has passed through at the end
 
 

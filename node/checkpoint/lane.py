@@ -56,9 +56,10 @@ class Lane:
         while (given := self._jobs.get()) is not None:
             job, after = given
             try:
-                if self._error is None:
-                    job()
+                try:
+                    if self._error is None:
+                        job()
+                finally:
+                    after()
             except BaseException as error:  # told to the giver, who is on another thread
-                self._error = error
-            finally:
-                after()
+                self._error = self._error or error

@@ -69,6 +69,8 @@ class ShardWriter:
             merkle.tile_root_of(hashes, spec.tile_bytes(i)) for i, hashes in enumerate(leaves)
         )
         root = merkle.shard_root(roots, spec.data_bytes)
+        with refusals(f"write shard {spec.name}"):
+            self._disk.sync(fd)  # it may take long, and others may take their turn meanwhile
         with self._writing.changing(f"write shard {spec.name}"):
             self._settle(fd, root, roots, [b"".join(hashes) for hashes in leaves])
         self.abort()
@@ -106,7 +108,6 @@ class ShardWriter:
             lacks = [] if version is None else list(catalog.presence(version))
         if version is None:
             container = snapshot_of(catalog, root, roots, hashes)
-            self._disk.sync(fd)
             self._draft.add(container.record_name, [record_of(container)])
             self._draft.publish({self._name: container.data_name})
             self._writing.know_snapshot(catalog, container, roots)
