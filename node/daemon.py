@@ -35,6 +35,7 @@ from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService
 from node.services.duties import Duties
+from node.services.new_versions import NewVersions, NoTiles, local_payloads
 from node.services.placement import Placement
 from node.services.rebuild import Rebuild
 from node.services.retention import Retention
@@ -131,6 +132,15 @@ class Node:
             self.history,
             self.chain,
             RetentionRule(config.keep_versions, config.retention_rounds, config.snapshot_every),
+        )
+        self.retention.recorder = lambda: (
+            NewVersions(
+                store,
+                start.specs,
+                self.history,
+                NoTiles(),
+                lambda round_: local_payloads(self.chain.state(), self.blobs, round_),
+            ).record
         )
         self.retention.keeps = lambda shard, tile: tile in self.placement.wanted(shard)
         touch_cache = self.tiles.touched

@@ -25,6 +25,7 @@ from node.data import RoundData, fetch_round_data
 from node.sealed import unseal
 from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
+from node.services.new_versions import local_payloads
 from node.services.placement import Make
 from node.services.versions import VersionHistory
 from node.worker.client import Worker
@@ -44,6 +45,8 @@ class ChainPort(Protocol):
 
 
 class BlobPort(Protocol):
+    def has(self, blob_id: BlobId) -> bool: ...
+
     def local(self, blob_id: BlobId) -> bytes | None: ...
 
     async def get(self, blob_id: BlobId, most: int = ...) -> bytes: ...
@@ -166,13 +169,7 @@ class DutyContext:
 
     def local_payloads(self, round_: int) -> list[bytes] | None:
         """Payloads of the deltas that a round accepted, if all are here; for a thread."""
-        state, found = self.state(), []
-        for record in map(state.delta, state.round(round_).accepted):
-            blob = self.node.blobs.local(record.blob)
-            if blob is None:
-                return None
-            found.append(unseal(blob, record.salt))
-        return found
+        return local_payloads(self.state(), self.node.blobs, round_)
 
     async def round_data(self, record: r.RoundRecord) -> RoundData:
         """Text of the round's datasets, fetched and split once however many ask."""

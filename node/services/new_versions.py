@@ -11,9 +11,12 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from chain.errors import BlyanError, InputError, StorageError, VerifyError
+from chain.errors import BlyanError, DecodeError, InputError, StorageError, VerifyError
 from chain.hashes import Hash32
+from chain.state import State
 from chain.transactions import TileChange
+from chain.types import BlobId
+from node.sealed import unseal
 from node.services.versions import ShardVersion, VersionHistory
 from tiles.layout import ShardSpec
 from tiles.steps import DeltaSections, TileStep, apply_step, make_step
@@ -24,12 +27,42 @@ log = logging.getLogger("blyan.versions")
 Payloads = Callable[[int], Sequence[bytes] | None]  # of a round's accepted deltas, if all are here
 
 
+class LocalBlobs(Protocol):
+    def has(self, blob_id: BlobId) -> bool: ...
+
+    def local(self, blob_id: BlobId) -> bytes | None: ...
+
+
+def local_payloads(state: State, blobs: LocalBlobs, round_: int) -> list[bytes] | None:
+    """Payloads of the deltas that a round accepted, if all are here; for a thread."""
+    records = [state.delta(delta) for delta in state.round(round_).accepted]
+    if not all(blobs.has(record.blob) for record in records):
+        return None
+    found = []
+    for record in records:
+        blob = blobs.local(record.blob)
+        if blob is None:  # damaged
+            return None
+        found.append(unseal(blob, record.salt))
+    return found
+
+
 class OwnTiles(Protocol):
     """Tiles that this node made in a round, by root."""
 
     def has_tile(self, round_: int, root: Hash32) -> bool: ...
 
     def tile(self, round_: int, root: Hash32) -> bytes | None: ...
+
+
+class NoTiles:
+    """A node that has made none."""
+
+    def has_tile(self, round_: int, root: Hash32) -> bool:
+        return False
+
+    def tile(self, round_: int, root: Hash32) -> bytes | None:
+        return None
 
 
 class NewVersions:
@@ -66,6 +99,17 @@ class NewVersions:
         if known is not None:  # a tile that is shorter than its step stays beside them
             self._store.put_steps(shard, root, base.root, list(steps.values()))
 
+    def record(self, shard: int, root: Hash32) -> None:
+        """The steps of a version whose tiles are here, if a crash came between the two."""
+        version, base = self._history.made_from(shard, root)
+        if base is None or not self._store.presence(shard, base.root):
+            return
+        tiles = enumerate(zip(version.tile_roots, base.tile_roots, strict=True))
+        changed = [tile for tile, (new, old) in tiles if new != old]
+        steps = self._steps(self._specs[shard], version, base, changed)
+        if steps is not None:
+            self._store.put_steps(shard, root, base.root, list(steps.values()))
+
     def _apply(self, base: ShardVersion, version: ShardVersion, made: _Made) -> bool:
         """The whole version at once, if its base is whole and every changed tile can be made."""
         shard = made.spec.index
@@ -97,9 +141,12 @@ class NewVersions:
     ) -> dict[int, TileStep] | None:
         """Steps to the changed tiles, as far as they are worth it; None if they are not known."""
         if self._round is None or self._round.number != version.round:
-            self._round = _RoundSteps(
-                self._specs, version.round, self._history.changes(version), self._payloads
-            )
+            changes = self._history.changes(version)
+            try:
+                self._round = _RoundSteps(self._specs, version.round, changes, self._payloads)
+            except (DecodeError, VerifyError) as error:  # tiles come without steps, too
+                log.warning("no steps of round %d: %s", version.round, error)
+                self._round = _RoundSteps(self._specs, version.round, changes, lambda _: None)
         found = {}
         for tile in changed:
             old, new = base.tile_roots[tile], version.tile_roots[tile]

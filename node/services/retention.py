@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Protocol
 
 from chain.custody import custody_roots
@@ -29,6 +30,7 @@ COMPACT_BYTES = 4 * 1024**3  # written by one pass; what is left waits for the n
 RETRY_S = 600.0  # after a pass that the disk refused
 
 Place = tuple[int, Hash32, int]  # shard, shard root, tile
+Record = Callable[[int, Hash32], None]
 ShardRoot = tuple[int, Hash32]
 
 
@@ -44,6 +46,8 @@ class Retention:
     def __init__(
         self, store: TileStore, history: VersionHistory, chain: ChainPort, rule: RetentionRule
     ) -> None:
+        # How a pass records the steps to a version (shard, root) that has none, as far as it can.
+        self.recorder: Callable[[], Record] = lambda: lambda shard, root: None
         self._store, self._history, self._chain, self._rule = store, history, chain, rule
         self._leases: dict[ShardRoot, float] = {}
         self._wake = asyncio.Event()
@@ -90,10 +94,11 @@ class Retention:
             if until <= now:
                 del self._leases[key]
         pinned = {*self._leases, *custody_roots(state)}
-        budget, sound = COMPACT_BYTES, True
+        budget, sound, record = COMPACT_BYTES, True, self.recorder()
         for shard in range(len(self._history.specs)):
             mine = {root for index, root in pinned if index == shard}
             try:
+                await asyncio.to_thread(self.catch_up, shard, record)
                 budget -= await asyncio.to_thread(
                     self.tidy, shard, state.head.round, mine, max(budget, 0)
                 )
@@ -126,6 +131,14 @@ class Retention:
             {root for root in here if self._store.has_steps(shard, root)},
         )
         return retention(versions, round_, self._rule, held, pinned)
+
+    def catch_up(self, shard: int, record: Record) -> None:
+        """Steps to the newest versions, if a crash came between tiles and steps."""
+        newest = islice(self._history.newest_first(shard), self._rule.keep_versions)
+        for version in newest:
+            whole = version.root in self._store.versions(shard)
+            if version.number and whole and not self._store.has_steps(shard, version.root):
+                record(shard, version.root)
 
     def tidy(
         self,

@@ -55,6 +55,9 @@ class SharedBlobs:
     def __init__(self, blobs: LocalBlobs) -> None:
         self._blobs = blobs
 
+    def has(self, blob_id: BlobId) -> bool:
+        return self._blobs.local(blob_id) is not None
+
     def local(self, blob_id: BlobId) -> bytes | None:
         return self._blobs.local(blob_id)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from chain.hashes import Hash32
 from learning.init import initial_shard
 from learning.spec import ModelSpec
-from node.services.new_versions import NewVersions
+from node.services.new_versions import NewVersions, NoTiles
 from node.services.rebuild import Rebuild
 from node.services.retention import Retention, retained_from
 from node.services.retention_plan import RetentionRule
@@ -23,16 +23,6 @@ from tiles.store import TileStore
 from tiles.store.disk import Disk
 
 RULE = RetentionRule(keep_versions=2, retention_rounds=4, snapshot_every=3)
-
-
-class NoTiles:
-    """A node that has aggregated nothing itself."""
-
-    def has_tile(self, round_: int, root: Hash32) -> bool:
-        return False
-
-    def tile(self, round_: int, root: Hash32) -> bytes | None:
-        return None
 
 
 class Past(VersionHistory):
@@ -80,6 +70,7 @@ class Follower:
     disk: Disk | None = None
     payloads: bool = True
     at: int = 0  # the model that it has come to
+    only: Sequence[int] | None = None  # the shards that it cares for; all if None
     past: list[Model] = field(init=False)
     history: Past = field(init=False)
     store: TileStore = field(init=False)
@@ -89,8 +80,9 @@ class Follower:
     def __post_init__(self) -> None:
         self.past, self.history = models(self.chain), Past(self.chain)
         self.open()
-        for index, data in enumerate(self.past[0].shards):
-            self.store.put_shard(index, data, self.past[0].roots[index])
+        for index in self.indices:
+            if not self.store.versions(index):
+                self.store.put_shard(index, self.past[0].shards[index], self.past[0].roots[index])
 
     def open(self) -> None:
         """Open the store, as a start of the node does."""
@@ -104,6 +96,10 @@ class Follower:
             lambda shard, root: history.version(shard, root).tile_roots,
             lambda shard: initial_shard(model, specs[shard]),
         )
+
+    @property
+    def indices(self) -> Sequence[int]:
+        return range(len(self.chain.specs)) if self.only is None else self.only
 
     @property
     def newest(self) -> Model:
@@ -128,10 +124,9 @@ class Follower:
     def write(self) -> None:
         """The newest versions: from the last ones and steps, else from a peer, which is here the
         chain's own store."""
-        made = NewVersions(
-            self.store, self.chain.specs, self.history, NoTiles(), self._round_payloads
-        )
-        for index, root in enumerate(self.newest.roots):
+        made = self._made()
+        for index in self.indices:
+            root = self.newest.roots[index]
             if root not in self.store.versions(index):
                 made.write(index, root)
                 self.fetch(index, root)
@@ -142,8 +137,15 @@ class Follower:
             self.store.put_tile(index, root, tile, theirs.read_tile(index, root, tile))
 
     def tidy(self) -> None:
-        for spec in self.chain.specs:
-            self.retention.tidy(spec.index, self.round)
+        record = self._made().record
+        for index in self.indices:
+            self.retention.catch_up(index, record)
+            self.retention.tidy(index, self.round)
+
+    def _made(self) -> NewVersions:
+        return NewVersions(
+            self.store, self.chain.specs, self.history, NoTiles(), self._round_payloads
+        )
 
     def shards(self, model: Model) -> list[bytes]:
         """A model's data sections as this node has them."""
