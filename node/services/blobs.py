@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import mmap
 import os
 import tempfile
 from collections.abc import Callable
@@ -146,7 +147,9 @@ class BlobService:
         now = asyncio.get_running_loop().time()
         order = sorted(peers, key=lambda p: self._rank(p, now))
         reasons: dict[str, str] = {}
-        room = memoryview(bytearray(most))  # the system gives pages only for what is written
+        # A mapping, because a bytearray is filled with zeros: the answer is seldom as large as
+        # it may be, and here the system gives memory only for what is written.
+        room = memoryview(mmap.mmap(-1, max(most, 1)))[:most]
         slow = []
         for peer in order:
             hurried = peer != order[-1]
