@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nacl.signing import SigningKey
 
@@ -25,13 +25,11 @@ from node.net.asking import Asking, Progress
 from node.net.bridge import Bridge, Metrics
 from node.net.identity import Address, check_port_free, own_host, peer_id_of
 from node.net.link import MESSAGE, Link
+from node.net.links.info import LinkInfo
 from node.net.peers import Book
 from node.net.priority import Priority
 from node.net.requests import Content, RequestHandler, Service
 from node.net.state import State
-
-if TYPE_CHECKING:
-    from node.net.links.links import LinkInfo
 
 log = logging.getLogger("blyan.net")
 

@@ -63,7 +63,9 @@ _SIZES = {  # of bodies: least, most
     Kind.BYE: (0, 0),
 }
 _WHOLE_LINK = (Kind.PING, Kind.PONG, Kind.BYE)  # stream 0; all others name a stream
+_DATA_WORD = Kind.DATA << 24  # the second word of a DATA frame, less its size
 _SCRATCH_BYTES = limits.FRAME_BYTES
+_FIRST_BYTES = limits.RECORD_BYTES - limits.HEADER_BYTES  # of content in a frame's first record
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +144,13 @@ def data_frame(stream: int, content: Sequence[memoryview]) -> list[bytes | memor
     The header goes with the first bytes of the content: by itself it would be a record of its
     own, and what is behind it would straddle records.
     """
-    size = sum(len(part) for part in content)
-    head = header(stream, Kind.DATA, size)
-    first = content[0]
-    if len(content) > 1 or size <= limits.RECORD_BYTES - limits.HEADER_BYTES:
-        return [b"".join((head, *content))]
-    cut = limits.RECORD_BYTES - limits.HEADER_BYTES
-    return [b"".join((head, first[:cut])), first[cut:]]
+    if len(content) == 1:
+        (only,) = content
+        head = HEADER.pack(stream, _DATA_WORD | len(only))
+        if len(only) > _FIRST_BYTES:
+            return [b"".join((head, only[:_FIRST_BYTES])), only[_FIRST_BYTES:]]
+        return [b"".join((head, only))]
+    return [b"".join((header(stream, Kind.DATA, sum(map(len, content))), *content))]
 
 
 class Sink(Protocol):
@@ -231,19 +233,21 @@ class Reader:
         scratch = self._scratch
         while self._end - self._start >= limits.HEADER_BYTES:
             stream, word = HEADER.unpack_from(scratch, self._start)
-            kind, size = self._check(stream, word)
             body = self._start + limits.HEADER_BYTES
-            if kind is Kind.DATA:
+            size = word - _DATA_WORD
+            if stream and 1 <= size <= limits.BODY_BYTES:
                 self._sink.begin(stream, size)
                 self._stream, self._left, self._start = stream, size, body
-                self._move()
-            elif self._end - body < size:
+                if body < self._end:
+                    self._move()
+                continue
+            kind, size = self._check(stream, word)
+            if self._end - body < size:
                 break
-            else:
-                self._start = body + size
-                self._sink.frame(Frame(stream, kind, bytes(scratch[body : body + size])))
+            self._start = body + size
+            self._sink.frame(Frame(stream, kind, bytes(scratch[body : body + size])))
         kept = self._end - self._start
-        if self._start and kept:
+        if kept and self._start:
             scratch[:kept] = bytes(scratch[self._start : self._end])
         self._start, self._end = 0, kept
 
@@ -263,8 +267,6 @@ class Reader:
     def _move(self) -> None:
         """What the scratch holds of a DATA frame's content goes to its place."""
         count = min(self._left, self._end - self._start)
-        if not count:
-            return
         place = self._sink.place(self._stream, self._left)
         if place is not None:
             place[:count] = self._scratch[self._start : self._start + count]

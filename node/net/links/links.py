@@ -26,6 +26,7 @@ from node.net.kademlia import Rate
 from node.net.links import address, limits
 from node.net.links.certificate import Contexts, make_contexts
 from node.net.links.connection import Connection
+from node.net.links.info import LinkInfo
 from node.net.requests import RequestHandler, Service
 from node.net.state import State
 
@@ -33,18 +34,6 @@ log = logging.getLogger("blyan.net")
 Ask = Callable[[str, str, bytes], Awaitable[bytes]]  # peer, protocol, data: over libp2p
 Blame = Callable[[str, str, float], None]
 Serving = Callable[[str], tuple[Service, RequestHandler] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkInfo:
-    """The link with one connected peer. `dialled_by`: "us", "peer", or None without a link."""
-
-    peer_id: str
-    up: bool
-    dialled_by: str | None
-    rtt_ms: float | None
-    bytes_in: int  # over all links with this peer since it connected
-    bytes_out: int
 
 
 @dataclass(eq=False, slots=True)

@@ -36,6 +36,12 @@ class Sending:
     def take(self) -> list[bytes | memoryview]:
         """The next DATA frame, as large as credit and frame allow."""
         room = min(self.credit, limits.BODY_BYTES)
+        first = self._parts[0]
+        if len(first) > room:
+            self._parts[0] = first[room:]
+            self.credit -= room
+            self.left -= room
+            return data_frame(self.stream, (first[:room],))
         content = []
         while room and self._parts:
             part = self._parts[0]

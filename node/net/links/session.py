@@ -37,7 +37,7 @@ class Ask:
 
     __slots__ = (
         "_done", "answer", "begun", "credit", "failure", "granted", "into", "is_cut", "is_over",
-        "mark", "most", "progress", "protocol", "received", "stream", "window",
+        "mark", "most", "progress", "protocol", "received", "size", "stream", "window",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,7 @@ class Ask:
         self.into = into  # the caller's, or ours once the answer's size is known
         self.progress: Callable[[int], object] | None = progress
         self.answer: Answer | None = None
+        self.size = 0  # of the answer, once it has begun
         self.received = 0  # bytes of the answer that are in `into`
         self.begun = 0  # the same, with the rest of the frame under way
         self.credit = self.granted = window  # what may still come; in all
@@ -244,9 +245,8 @@ class Session:
         self.small_frames += size < _SMALL_BYTES
         ask = self.asks.get(stream)
         if ask is not None:
-            whole = ask.answer.size if ask.answer is not None else 0
-            if size > whole - ask.begun:
-                raise LinkError(f"more content than the answer's {whole} bytes")
+            if size > ask.size - ask.begun:
+                raise LinkError(f"more content than the answer's {ask.size} bytes")
             if size > ask.credit:
                 raise LinkError(f"{size} bytes of an answer where {ask.credit} were granted")
             ask.begun += size
@@ -296,7 +296,9 @@ class Session:
                 f"too much for {ask.protocol}: an answer of {answer.size} bytes where at most "
                 f"{most} are allowed"
             )
-        ask.answer = answer
+        ask.answer, ask.size = answer, answer.size
+        if answer.status is not Status.OK:
+            ask.progress = None
         ask.is_cut = self.outbox.drop(stream)  # refused before all of the request was sent
         if not ask.is_over:
             into = ask.into if answer.status is Status.OK else None
@@ -306,17 +308,16 @@ class Session:
 
     def _on_answer_data(self, ask: Ask, count: int) -> None:
         ask.received += count
-        size = ask.answer.size if ask.answer is not None else 0
-        if ask.progress is not None and ask.answer is not None and ask.answer.status is Status.OK:
+        if ask.progress is not None:
             try:
                 ask.progress(ask.received)
             except Exception as error:
-                if ask.received < size:
+                if ask.received < ask.size:
                     self._cancel(ask.stream)
                 ask.finish(error)
-        if ask.received == size:
+        if ask.received == ask.size:
             self._complete(ask)
-        elif not ask.is_over and ask.granted < size:
+        elif ask.granted < ask.size and not ask.is_over:
             due = ask.received + ask.window - ask.granted
             if due >= ask.window // 2:
                 ask.granted += due
