@@ -20,6 +20,7 @@ from node.config import Config, load_genesis
 from node.genesis import GenesisChain, build_genesis
 from node.home import Home, write_private
 from node.mempool import Mempool
+from node.net.links.info import LinkInfo
 from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.scrub import CHAIN_STORE, Progress, scrub_store
@@ -49,6 +50,9 @@ class _NoNetwork:
         """Nobody asks."""
 
     def peers(self) -> list[PeerInfo]:
+        return []
+
+    def link_info(self) -> list[LinkInfo]:
         return []
 
     def addresses(self) -> list[str]:

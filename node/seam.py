@@ -20,7 +20,8 @@ from tiles.layout import ShardSpec
 from tiles.store import TileStore
 
 if TYPE_CHECKING:
-    from node.net.port import PeerInfo
+    from node.net.links.info import LinkInfo
+from node.net.port import PeerInfo
     from node.services.versions import VersionHistory
 
 
@@ -107,6 +108,8 @@ class NetSeam(Protocol):
         """Multiaddrs with the peer id, at which this node can be dialled."""
 
     def peers(self) -> list[PeerInfo]: ...
+
+    def link_info(self) -> list[LinkInfo]: ...
 
 
 class ScrubSeam(Protocol):

@@ -76,6 +76,13 @@ class Status(Resource):
     api: str
 
 
+class PeerLink(Resource):
+    dialled_by: str | None
+    rtt_ms: float | None
+    bytes_in: int
+    bytes_out: int
+
+
 class Peer(Resource):
     peer_id: str
     addresses: list[str]
@@ -84,6 +91,7 @@ class Peer(Resource):
     direction: str | None
     violations: float
     account: str | None
+    link: PeerLink | None
 
 
 class Peers(Resource):

@@ -14,6 +14,7 @@ from chain.address import HUMAN_PART, parse_address
 from chain.errors import InputError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.types import GRAINS_PER_BLY, BlobId, Height, PubKey, TxId
+from node.net.links.info import LinkInfo
 from node.query.base import BadQuery, Json, Reader
 from node.query.plain import address, nats, phase_name
 from node.version import version
@@ -90,6 +91,7 @@ class NetworkQueries(Reader):
         return dict(self.node.genesis.document)
 
     def peers(self) -> Json:
+        links = {link.peer_id: _link(link) for link in self.node.net.link_info() if link.up}
         listed = [
             {
                 "peer_id": p.peer_id,
@@ -99,6 +101,7 @@ class NetworkQueries(Reader):
                 "direction": p.direction,
                 "violations": p.violations,
                 "account": self._account_of(p.peer_id),
+                "link": links.get(p.peer_id),
             }
             for p in self.node.net.peers()
         ]
@@ -270,6 +273,15 @@ class NetworkQueries(Reader):
             if query.lower() in record.title.lower():
                 name = record.id.hex()
                 yield _hit("dataset", name, f"Dataset {record.title}", f"/datasets/{name}")
+
+
+def _link(info: LinkInfo) -> Json:
+    return {
+        "dialled_by": info.dialled_by,
+        "rtt_ms": info.rtt_ms,
+        "bytes_in": info.bytes_in,
+        "bytes_out": info.bytes_out,
+    }
 
 
 def _hit(kind: str, name: str, title: str, url: str) -> Json:

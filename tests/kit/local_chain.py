@@ -45,6 +45,7 @@ from chain.types import (
 from consensus import certificates, election, vrf
 from node.genesis import build_genesis
 from node.mempool import Mempool
+from node.net.links.info import LinkInfo
 from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.scrub import LEFT, Finding, Repair, ScrubReport, end_report
@@ -391,6 +392,10 @@ class LocalNet:
 
     def peers(self) -> list[PeerInfo]:
         return list(self.infos)
+
+    def link_info(self) -> list[LinkInfo]:
+        up = [i.peer_id for i in self.infos if i.connected]
+        return [LinkInfo(name, True, "us", 1.0, 1 << 30, 1 << 20) for name in up[1:]]
 
     def disconnect(self, index: int) -> None:
         self.infos[index] = replace(self.infos[index], connected=False, rtt_ms=None, direction=None)
