@@ -21,7 +21,7 @@ from tiles.store import TileStore
 
 if TYPE_CHECKING:
     from node.net.links.info import LinkInfo
-from node.net.port import PeerInfo
+    from node.net.port import PeerInfo
     from node.services.versions import VersionHistory
 
 
