@@ -16,9 +16,7 @@ TIMEOUT_S = 20.0  # generous: two busy cores
 class Station:
     """One network with everything it saw, and a bell that rings at each event."""
 
-    def __init__(
-        self, name: str, *, listen: str = "/ip4/127.0.0.1/tcp/0", **options: Any
-    ) -> None:
+    def __init__(self, name: str, *, listen: str = "/ip4/127.0.0.1/tcp/0", **options: Any) -> None:
         """`options`: of `Network`, such as `link_port`."""
         seed = hashlib.sha256(name.encode()).digest()
         self.net = Network(seed, listen=listen, **options)
@@ -86,9 +84,7 @@ class Station:
 
 
 @contextlib.asynccontextmanager
-async def stations(
-    *names: str, dial: bool = True, **options: Any
-) -> AsyncIterator[list[Station]]:
+async def stations(*names: str, dial: bool = True, **options: Any) -> AsyncIterator[list[Station]]:
     """Started networks; with `dial` each later one dials the first and all are connected."""
     made = [Station(name, **options) for name in names]
     try:
