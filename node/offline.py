@@ -7,12 +7,13 @@ Nothing is fetched, nothing is signed, and the home is owned while it is read.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from chain import records as r
 from chain.errors import UnreachableError
+from chain.hashes import Hash32
 from chain.params import Genesis
 from chain.store import ChainStore
 from chain.types import PubKey, TxId
@@ -26,11 +27,10 @@ from node.rules import ProtocolRules
 from node.scrub import CHAIN_STORE, Progress, scrub_store
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
-from node.services.placement import Placement
+from node.services.placement import capacity_of
 from node.services.rebuild import Rebuild
 from node.services.retention import Retention
 from node.services.retention_plan import RetentionRule
-from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
 from node.services.versions import VersionHistory
 from tiles.store import TileStore
@@ -60,21 +60,6 @@ class _NoNetwork:
 
     def report(self, peer: str, reason: str, weight: float) -> None:
         """Nobody is there to blame."""
-
-    def on_peer(self, handler: Callable[[str, bool], object]) -> None:
-        """Nobody comes or goes."""
-
-    def provide(self, key: bytes) -> bool:
-        return False
-
-    def withdraw(self, key: bytes) -> None:
-        """Nothing was provided."""
-
-    async def providers(self, key: bytes) -> list[str]:
-        raise UnreachableError(NO_NODE)
-
-    async def reach(self, peer: str, addresses: Sequence[str] = ()) -> None:
-        raise UnreachableError(NO_NODE)
 
     async def request(self, peer: str, protocol: str, data: bytes, **limits: Any) -> bytes:
         raise UnreachableError(NO_NODE)
@@ -106,6 +91,56 @@ class _NoScrub:
         return {"running": False, "done_tiles": 0, "total_tiles": 0, "last": None}
 
 
+class _Holdings:
+    """What is on the disk. What a node keeps that has no room for the whole model depends on who
+    else is there, and is not guessed."""
+
+    def __init__(self, node: OfflineNode, config: Config) -> None:
+        self._node, self._config = node, config
+        self._tiles = sum(spec.tile_count for spec in node.tiles.specs)
+
+    @property
+    def _capacity(self) -> int:
+        state = self._node.chain.state()
+        return capacity_of(state, self._node.account, self._config.capacity_tiles)
+
+    def keeps(self, shard: int, tile: int) -> bool:
+        """Whether a tile surely belongs here."""
+        return self._capacity >= self._tiles
+
+    def info(self) -> Mapping[str, Any]:
+        node, state = self._node, self._node.chain.state()
+        here = 0
+        for spec in node.tiles.specs:
+            root = state.need(r.ShardRecord, r.shard_key(spec.index)).root
+            here += sum(node.tiles.store.presence(spec.index, root))
+        return {
+            "model_tiles": self._tiles,
+            "capacity_tiles": self._capacity,
+            "replication_target": node.genesis.params.custody_replicas,
+            "kept_tiles": here,
+            "missing_tiles": 0,
+            "beyond_capacity_tiles": 0,
+            "under_replicated_tiles": 0,
+            "gone_custodians": [],
+            "provided_keys": 0,
+            "store_bytes": node.tiles.store.used_bytes,
+            "store_quota_bytes": self._config.store_quota,
+            "evicted_tiles": 0,
+            "no_room": None,
+        }
+
+    def tile_info(self, shard: int, root: Hash32, tile: int) -> Mapping[str, Any]:
+        held = self._node.tiles.store.has_tile(shard, root, tile)
+        return {
+            "replication_target": self._node.genesis.params.custody_replicas,
+            "kept_here": held,
+            "held_here": held,
+            "holders": int(held),
+            "peers": [],
+        }
+
+
 class OfflineNode:
     """What `NodeSeam` asks, read from a home that the caller owns. Close it."""
 
@@ -133,22 +168,7 @@ class OfflineNode:
             self.tiles.store, self.history, self.tiles.tile_roots, lambda shard: start.shards[shard]
         )
         self.tiles.remake = self.rebuild.tile
-        self.placement = Placement(
-            self.genesis,
-            account,
-            self.chain,
-            self.store,
-            self.tiles,
-            self.net,
-            TileCache(
-                self.tiles.store,
-                start.specs,
-                quota_bytes=config.store_quota,
-                free_bytes=lambda: 0,
-                clock=time.monotonic,
-            ),
-            capacity_tiles=config.capacity_tiles,
-        )
+        self.placement = _Holdings(self, config)
         tip = self.chain.tip
         self.consensus = _Info(
             epoch=tip.epoch, view=tip.view, delta_ms=0, index=None, halted="the node is stopped"
@@ -204,7 +224,7 @@ def scrub_home(home: Home, config: Config, progress: Progress) -> dict[str, Any]
     with offline_node(home, config) as node:
         rule = RetentionRule(config.keep_versions, config.retention_rounds, config.snapshot_every)
         retention = Retention(node.tiles.store, node.history, node.chain, rule)
-        retention.keeps = lambda shard, tile: tile in node.placement.wanted(shard)
+        retention.keeps = node.placement.keeps
         report = scrub_store(
             node.tiles.store,
             CHAIN_STORE,

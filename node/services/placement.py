@@ -245,10 +245,7 @@ class Placement:
 
     def capacity(self, state: State) -> int:
         """Tiles that this node offers to keep."""
-        if self._capacity_set:
-            return self._capacity_set
-        announced = state.get(r.NodeRecord, r.node_key(self._account))
-        return (announced.capacity_tiles if announced else 0) or DEFAULT_CAPACITY
+        return capacity_of(state, self._account, self._capacity_set)
 
     # --- life ---------------------------------------------------------------------------
 
@@ -468,6 +465,14 @@ class Placement:
         for key in keys:
             if key not in self._provided and self._net.provide(key):
                 self._provided[key] = None
+
+
+def capacity_of(state: State, account: PubKey, configured: int) -> int:
+    """Tiles that a node offers to keep: as configured, else announced, else DEFAULT_CAPACITY."""
+    if configured:
+        return configured
+    announced = state.get(r.NodeRecord, r.node_key(account))
+    return (announced.capacity_tiles if announced else 0) or DEFAULT_CAPACITY
 
 
 def _by_shard(tiles: Iterable[Tile]) -> dict[int, tuple[int, ...]]:
