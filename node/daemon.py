@@ -142,7 +142,7 @@ class Node:
                 lambda round_: local_payloads(self.chain.state(), self.blobs, round_),
             ).record
         )
-        self.retention.keeps = lambda shard, tile: tile in self.placement.wanted(shard)
+        self.retention.keeps = self.placement.keeps
         touch_cache = self.tiles.touched
 
         def touched(shard: int, root: Hash32, tile: int = -1) -> None:
