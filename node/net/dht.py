@@ -220,7 +220,7 @@ class Dht:
         with trio.move_on_after(limits.DHT_LOOKUP_S):
             while len(asked) < limits.MAX_DHT_QUERIES:
                 nearest = sorted(todo.values(), key=lambda c: c.position ^ target)
-                batch = [c for c in nearest[: limits.DHT_BUCKET] if c.name not in asked]
+                batch = [c for c in nearest[: limits.DHT_WIDTH] if c.name not in asked]
                 if not batch:
                     break
                 async with trio.open_nursery() as nursery:

@@ -98,6 +98,8 @@ class Placement:
         self._standings = Standings(account, self._model, self._target)
         self._lacking = Lacking()
         self._looked = self._full_since = -1e9
+        self._model_roots: tuple[Hash32, dict[int, Hash32]] | None = None
+        self._interest: tuple[Hash32, float, tuple[Versions, Versions]] | None = None
         self._search = HolderSearch(genesis.chain_id, account, chain, net, self.presence, clock)
         self._provided: dict[Hash32, None] = {}
         self._wake = asyncio.Event()
@@ -129,12 +131,9 @@ class Placement:
 
     def missing(self, state: State) -> dict[int, list[int]]:
         """Tiles of the newest model that this node keeps and has not, by shard."""
-        found = {}
-        for shard in self._plan.by_shard:
-            root = state.need(r.ShardRecord, r.shard_key(shard)).root
-            if tiles := self._missing_of(shard, root):
-                found[shard] = tiles
-        return found
+        roots = self._roots(state)
+        missing = {s: self._missing_of(s, roots[s]) for s in self._plan.by_shard}
+        return {shard: tiles for shard, tiles in missing.items() if tiles}
 
     async def hold(self, state: State, make: Make) -> None:
         """Have all of them: what can be made here, then from peers, rarest first.
@@ -305,7 +304,7 @@ class Placement:
         else:
             plan = await self._elected(state, epochs, gone)
         plan.gone = gone
-        plan.under = await asyncio.to_thread(self._under, plan, state)
+        plan.under = await asyncio.to_thread(self._under, plan, self._roots(state))
         self._adopt(plan)
 
     def _epochs(self, state: State) -> tuple[r.EpochRecord, ...]:
@@ -357,20 +356,20 @@ class Placement:
 
     def _adopt(self, plan: _Plan) -> None:
         changed = plan.kept != self._plan.kept
-        self._plan = plan
+        self._plan, self._interest = plan, None
         self._pin(self._chain.state())
         self._planned.set()
         if changed:
             log.info("keeping %d of %d tiles", len(plan.kept.tiles), len(self._model))
             self.presence.wake()
 
-    def _under(self, plan: _Plan, state: State) -> int:
+    def _under(self, plan: _Plan, roots: Mapping[int, Hash32]) -> int:
         """Kept tiles of which fewer holders are known than the target, or than there are nodes."""
         there = len(plan.epochs[0].validators.members) - len(plan.gone) if plan.epochs else 1
         target = max(1, min(self._target, there))
         count = 0
         for shard, tiles in plan.by_shard.items():
-            root = state.need(r.ShardRecord, r.shard_key(shard)).root
+            root = roots[shard]
             held = self._tiles.store.presence(shard, root)
             own = sum(1 << i for i, is_held in enumerate(held) if is_held)
             enough = self.presence.holdings.at_least(shard, root, target, own)
@@ -380,8 +379,13 @@ class Placement:
     # --- parts --------------------------------------------------------------------------
 
     def _roots(self, state: State) -> dict[int, Hash32]:
-        shards = range(len(self._tiles.specs))
-        return {i: state.need(r.ShardRecord, r.shard_key(i)).root for i in shards}
+        """Shard roots of the newest model, read once a model."""
+        root = state.model.root
+        if self._model_roots is None or self._model_roots[0] != root:
+            shards = range(len(self._tiles.specs))
+            found = {i: state.need(r.ShardRecord, r.shard_key(i)).root for i in shards}
+            self._model_roots = root, found
+        return self._model_roots[1]
 
     def _missing_of(self, shard: int, root: Hash32) -> list[int]:
         wanted = self._plan.by_shard.get(shard, ())
@@ -391,15 +395,21 @@ class Placement:
         return [t for t in wanted if not held or not held[t]]
 
     def _of_interest(self) -> tuple[Versions, Versions]:
-        """Shards of which something is missing here; others that we keep something of, or may."""
-        state = self._chain.state()
-        roots = self._roots(state)
-        missing = self.missing(state)
+        """Shards of which something is missing here; others that we keep something of, or may.
+        Each peer is asked about them: worked out at most once a second."""
+        state, now = self._chain.state(), self._clock()
+        if self._interest is not None:
+            root, at, found = self._interest
+            if root == state.model.root and now - at < LOOK_S:
+                return found
+        roots, missing = self._roots(state), self.missing(state)
         shards = dict.fromkeys(self._plan.by_shard)
         for before in self._plan.before:
             shards |= dict.fromkeys(shard for shard, _ in before)
         others = [(s, roots[s]) for s in sorted(shards) if s not in missing]
-        return [(s, roots[s]) for s in sorted(missing)], others
+        found = [(s, roots[s]) for s in sorted(missing)], others
+        self._interest = state.model.root, now, found
+        return found
 
     def _pin(self, state: State) -> None:
         """What is kept by election stays in every version that is here (which of them stay is
