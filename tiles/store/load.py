@@ -147,6 +147,13 @@ class _Loader:
                     slot.stale = _has_data(fd, slot)
                 container.slots.append(slot)
         if not is_sound and self._mend:  # the header follows from the model; the tiles are checked
+            torn = [
+                (s.record_at, bytes(self._places[t][1]))
+                for t, s in enumerate(container.slots)
+                if not s.hashes
+            ]
+            if torn:  # or the room that they get back would count as theirs at the next start
+                self._disk.write_at(self._folder / container.record_name, torn)
             with self._disk.opened(self._folder / container.data_name, write=True) as fd:
                 self._disk.write(fd, 0, header)
                 self._disk.truncate(fd, size)

@@ -213,6 +213,9 @@ def _check(reading: SlotReader, writing: Writing, catalog: Catalog, slot: Slot) 
         if not slot.hashes or slot not in catalog.slots_of(slot.root):
             return None
         named = _name(catalog, slot)
+        if not (catalog.folder / slot.container.data_name).exists():
+            _forget(catalog, slot.container)
+            return Damage(catalog.spec.index, *named, 0)
         fd, hashes = reading.open_slot(catalog, slot)
     try:
         bad = bad_subtile(fd, slot, hashes)
@@ -221,6 +224,16 @@ def _check(reading: SlotReader, writing: Writing, catalog: Catalog, slot: Slot) 
     if bad is None or not mark_damaged(writing, catalog, slot, hashes):
         return None
     return Damage(catalog.spec.index, *named, bad)
+
+
+def _forget(catalog: Catalog, container: Container) -> None:
+    """Somebody removed a file: its tiles are missing, as they would be after a restart."""
+    for version in catalog.versions.values():
+        if version.own is container:
+            version.own = None
+    for slot in container.slots:
+        catalog.set_hashes(slot, b"")
+    catalog.remove_container(container)
 
 
 def mark_damaged(writing: Writing, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
