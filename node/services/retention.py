@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from chain.custody import custody_roots
-from chain.errors import BlyanError, QuotaError
+from chain.errors import BlyanError, InputError, QuotaError
 from chain.hashes import Hash32
 from chain.records import RoundPhase
 from chain.state import State
@@ -170,8 +170,8 @@ class Retention:
         store, written = self._store, 0
         for root in store.versions(shard):
             keep = plan.get(root, Keep.NOTHING)
-            most = {Keep.SNAPSHOT: 1, Keep.WHOLE: MAX_FILES}.get(keep)
-            if most is None or store.containers(shard, root) <= most:
+            scattered = keep == Keep.WHOLE and store.containers(shard, root) > MAX_FILES
+            if not scattered and not (keep == Keep.SNAPSHOT and self._shares(shard, root)):
                 continue
             size = self._history.specs[shard].data_bytes
             if written + size > budget_bytes:
@@ -184,6 +184,14 @@ class Retention:
             self.compacted += 1
             written += size
         return written
+
+    def _shares(self, shard: int, root: Hash32) -> bool:
+        """Whether a version is no file of its own."""
+        try:
+            self._store.path(shard, root)
+        except InputError:
+            return True
+        return False
 
 
 def retained_from(store: TileStore, history: VersionHistory) -> int | None:
