@@ -199,7 +199,7 @@ class ShardFile:
         return {t.spec.name: tensor_array(t.spec, self.data, t.start) for t in self.tensors}
 
     def close(self) -> None:
-        """Let go of the mapping. Raises BufferError while arrays of it are still alive."""
+        """Let go of the mapping; it goes once the last array of it has gone."""
         self.data.release()
 
 

@@ -107,6 +107,7 @@ class Catalog:
         del self.containers[_key(container)]
         for slot in container.slots:
             self._slots[slot.root].remove(slot)
+            slot.hashes = b""  # for whoever still has it
         self.changed()
 
     def set_hashes(self, slot: Slot, hashes: bytes) -> None:

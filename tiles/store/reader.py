@@ -17,7 +17,7 @@ from tiles.layout import ShardSpec, subtile_count
 from tiles.shardfile import ShardFile
 from tiles.store import records
 from tiles.store.catalog import Catalog, Slot, Step, Version
-from tiles.store.disk import Disk, refusals
+from tiles.store.disk import TEMP, Disk, refusals
 from tiles.store.load import load_catalog
 from tiles.store.slots import SlotReader
 
@@ -231,20 +231,24 @@ class TileReader(Reading):
             state = self._state(shard)
             try:
                 return action(self._load(shard, state))
-            except (BlyanError, FileNotFoundError):
+            except BlyanError:
                 if self._state(shard) == state:
                     raise
         raise StorageError(f"{self._folder(shard)}: changes faster than it can be read; try again")
 
     def _state(self, shard: int) -> object:
-        """Changes whenever a file comes, goes or is written to."""
+        """Changes whenever a file comes, goes or is written to; what is being made has none."""
         folder = self._folder(self._spec(shard).index)
         with refusals(f"read {folder}"):
             try:
                 with os.scandir(folder) as found:
-                    entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in found]
+                    names = [entry for entry in found if not entry.name.endswith(TEMP)]
             except FileNotFoundError:
                 return None
+            try:
+                entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in names]
+            except FileNotFoundError:
+                return object()  # it is changing: equal to no other state
         return sorted((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in entries)
 
     def _load(self, shard: int, state: object) -> Catalog:

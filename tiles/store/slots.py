@@ -101,6 +101,8 @@ class SlotReader:
         """A step as it stands on disk. Raises StorageError unless it is what was put there."""
         with refusals(f"read the steps of shard {catalog.spec.name}"):
             with self._lock:
+                if catalog.step_files.get(step.file.root) is not step.file:
+                    raise InputError(f"steps of shard {catalog.spec.name} have just been dropped")
                 fd = self.disk.open(catalog.folder / step.file.name)
             try:
                 raw = os.pread(fd, step.place.size_bytes, step.place.offset)

@@ -1,0 +1,100 @@
+"""Readers beside the store's writer: other threads, and other processes without the lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chain.errors import InputError, StorageError
+from tests.kit.tile_shards import SPEC, SPECS, TILE, change, put, random, root_of
+from tiles.store import TileReader, TileStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TileStore]:
+    with TileStore(tmp_path, SPECS) as opened:
+        yield opened
+
+
+def test_a_reader_beside_sees_what_is_there_then(store: TileStore) -> None:
+    reader = TileReader(store.directory, SPECS)
+    assert reader.versions(0) == ()
+    data, root = put(store, 1)
+    assert reader.versions(0) == (root,)
+    assert reader.read_tile(0, root, 1) == data[TILE : 2 * TILE]
+    opened = reader.open(0, root, verify=False)
+    new, changed = change(store, data, root, 1, 2)
+    assert reader.read_shard(0, changed) == new
+    store.drop_tile(0, changed, 1)
+    assert reader.presence(0, changed) == (True, False, True)
+    store.put_tile(0, changed, 1, new[TILE : 2 * TILE])
+    store.drop(0, root)
+    with pytest.raises(InputError, match="not held here"):
+        reader.read_tile(0, root, 0)
+    assert opened.data == data
+    assert reader.read_tile(0, changed, 0) == data[:TILE]
+    with pytest.raises(InputError, match="no shard 9"):
+        reader.versions(9)
+
+
+def test_a_reader_beside_marks_nothing(store: TileStore) -> None:
+    data, root = put(store, 1)
+    with store.path(0, root).open("r+b") as file:
+        file.seek(4096)
+        file.write(b"damage")
+    reader = TileReader(store.directory, SPECS)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"tile 0, subtile 0, is damaged .* scrub"):
+            reader.read_tile(0, root, 0)
+    assert store.presence(0, root) == (True, True, True)
+    assert reader.read_tile(0, root, 2) == data[2 * TILE :]
+
+
+def test_readers_and_a_writer_at_once(store: TileStore) -> None:
+    """Threads map and read versions while they are made, shared, compacted and dropped."""
+    data, root = put(store, 1)
+    versions = {root: data}
+    wrong: list[str] = []
+    done = threading.Event()
+    beside = TileReader(store.directory, SPECS)
+
+    def read(source: TileStore | TileReader) -> None:
+        held = []
+        while not done.is_set():
+            for version in source.versions(0):
+                try:
+                    opened = source.open(0, version, verify=False)
+                    tile = source.read_tile(0, version, 1)
+                except InputError:
+                    continue  # dropped meanwhile
+                expected = versions[version]
+                if tile != expected[TILE : 2 * TILE]:
+                    wrong.append("tile")
+                held.append((opened, expected))
+            for opened, expected in held[-4:]:
+                if opened.data[:: 256 * 1024] != expected[:: 256 * 1024]:
+                    wrong.append("mapping")
+            del held[:-4]
+
+    readers = [threading.Thread(target=read, args=(s,)) for s in (store, store, beside)]
+    for reader in readers:
+        reader.start()
+    try:
+        for seed in range(12):
+            start, end = SPEC.tile_range(seed % 3)
+            new = data[:start] + random(end - start, seed + 10) + data[end:]
+            versions[root_of(new)] = new
+            newest = store.apply(0, root, {seed % 3: new[start:end]})
+            if seed % 4 == 3:
+                store.compact(0, newest)
+            store.retain(0, [newest])
+            data, root = new, newest
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join(30)
+    assert wrong == []
+    assert store.scrub() == []
