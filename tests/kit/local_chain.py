@@ -48,7 +48,7 @@ from node.mempool import Mempool
 from node.net.links.info import LinkInfo
 from node.net.port import PeerInfo
 from node.rules import ProtocolRules
-from node.scrub import LEFT, Finding, Repair, ScrubReport, end_report
+from node.scrub import LEFT, Finding, Repair, ScrubReport
 from node.services.chain import ChainService, vrf_input
 from node.services.versions import VersionHistory
 from tiles.layout import ShardSpec
@@ -287,21 +287,25 @@ class LocalTiles:
 
 
 class LocalScrub:
-    """A node whose disk was read a while ago."""
+    """A node whose disk has one damaged tile. A scrub is under way when it is first looked at."""
 
     def __init__(self) -> None:
-        self.started = 0
+        self.scrubs = self._looked = 0
+        self.action = LEFT
 
     def start(self) -> dict[str, Any]:
-        self.started += 1
+        self.scrubs, self._looked = self.scrubs + 1, 0
         return self.info()
 
     def info(self) -> dict[str, Any]:
-        report = end_report(ScrubReport("chain", START_MS, tiles=7))
+        self._looked += 1
+        running = self.scrubs > 0 and self._looked == 1
+        report = ScrubReport("chain", START_MS + self.scrubs - running, START_MS + 9, tiles=7)
         finding = Finding((0, Hash32(bytes(32)), 0), 3)
-        report.repairs.append(Repair(finding, LEFT, "none of 0 connected peers has it"))
+        detail = "none of 0 connected peers has it" if self.action == LEFT else ""
+        report.repairs.append(Repair(finding, self.action, detail))
         last = report.to_json(())
-        return {"running": bool(self.started), "done_tiles": 0, "total_tiles": 7, "last": last}
+        return {"running": running, "done_tiles": 3, "total_tiles": 7, "last": last}
 
 
 class LocalPlacement:
