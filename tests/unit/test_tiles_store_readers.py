@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 
 from chain.errors import InputError, StorageError
 from tests.kit.tile_shards import SPEC, SPECS, TILE, change, put, random, root_of
-from tiles.store import TileReader, TileStore
+from tiles.store import Disk, TileReader, TileStore
 
 
 @pytest.fixture
@@ -51,6 +54,27 @@ def test_a_reader_beside_marks_nothing(store: TileStore) -> None:
             reader.read_tile(0, root, 0)
     assert store.presence(0, root) == (True, True, True)
     assert reader.read_tile(0, root, 2) == data[2 * TILE :]
+
+
+def test_a_reader_waits_while_room_is_given_back(tmp_path: Path) -> None:
+    """The kernel refuses to open a file without waiting while another holds a lease on it."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    opened: list[int] = []
+    with path.open("r+b") as holder:
+        fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        reader = threading.Thread(target=lambda: opened.append(Disk().open(path)))
+        reader.start()
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        reader.join(30)
+        assert not Disk().punch(holder.fileno(), 0, 1 << 19)  # the reader has it open
+        os.close(opened.pop())
+        assert Disk().punch(holder.fileno(), 0, 1 << 19)
+    assert path.stat().st_blocks * 512 <= (1 << 19) + 4096
+    assert path.stat().st_size == 1 << 20
 
 
 def test_readers_and_a_writer_at_once(store: TileStore) -> None:

@@ -32,7 +32,11 @@ class Disk:
 
     def open(self, path: Path, *, write: bool = False) -> int:
         """A descriptor of an existing regular file."""
-        fd = os.open(path, _FLAGS | (os.O_RDWR if write else os.O_RDONLY))
+        flags = _FLAGS | (os.O_RDWR if write else os.O_RDONLY)
+        try:
+            fd = os.open(path, flags)
+        except BlockingIOError:  # `punch` has its lease just now: wait until it is returned
+            fd = os.open(path, flags & ~os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "it is no regular file", str(path))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from chain import limits
 from chain.codec import decode
 from chain.errors import DecodeError, InputError, StorageError, VerifyError
-from chain.hashes import TILE_STEP
+from chain.hashes import TILE_STEP, Hash32
 from tiles import merkle
 from tiles.layout import subtile_count
 from tiles.shardfile import ShardFile
@@ -23,6 +23,7 @@ from tiles.store.catalog import Catalog, Container, Slot, Step
 from tiles.store.disk import Disk, refusals
 from tiles.store.mapping import Extent, map_extents
 
+_MADE_TILES = 4  # tiles made by steps that are kept in memory
 Way = tuple[Slot, list[Step]]  # a tile that is here, and the steps from it to the one wanted
 Damaged = Callable[[Catalog, Slot, bytes], bool]
 
@@ -37,6 +38,7 @@ class SlotReader:
 
     def __init__(self, disk: Disk, lock: threading.RLock, damaged: Damaged, advice: str) -> None:
         self.disk, self._lock, self._damaged, self._advice = disk, lock, damaged, advice
+        self._made: dict[Hash32, bytes] = {}  # tiles made by steps, the newest last
 
     def tile(self, catalog: Catalog, way: Way) -> bytes:
         """Verified bytes of a tile. Raises StorageError, and InputError if it has gone."""
@@ -88,13 +90,24 @@ class SlotReader:
         )
 
     def rebuild(self, catalog: Catalog, slot: Slot, steps: Sequence[Step]) -> bytes:
-        """A tile made by steps from one that is here; each result is checked by its root."""
+        """A tile made by steps from one that is here; each result is checked by its root.
+
+        The last few are kept: who streams a tile asks for it part by part.
+        """
+        root = steps[-1].new
+        with self._lock:
+            if root in self._made:
+                return self._made[root]
         data = self.read_slot(catalog, slot, 0, slot.size_bytes)
         for step in steps:
             try:
                 data = apply_step(catalog.spec, self.read_step(catalog, step), data)
             except VerifyError as error:
                 raise StorageError(f"shard {catalog.spec.name}: {error}") from None
+        with self._lock:
+            self._made[root] = data
+            while len(self._made) > _MADE_TILES:
+                del self._made[next(iter(self._made))]
         return data
 
     def read_step(self, catalog: Catalog, step: Step) -> TileStep:
