@@ -43,6 +43,7 @@ log = logging.getLogger("blyan.placement")
 DEFAULT_CAPACITY = 65_536  # tiles, 256 GiB, for an account that has announced nothing
 TICK_S = 5.0  # how often the plan is looked at again
 CHUNK = 32  # tiles ordered by rarity and fetched together
+URGENT = 1024  # shards of which something is missing that every look asks about
 LOOK_S = 1.0  # presence is not asked for more often than this, whoever wants to fetch
 FULL_S = 60.0  # how often a full disk is looked at again
 MAX_LISTED = 32  # holders of a tile that are listed
@@ -264,6 +265,8 @@ class Placement:
             try:
                 await self._replan()
                 self._provide()
+                if self.cache.full is not None and not self.missing(self._chain.state()):
+                    self.cache.note_room()  # what there was no room for is not ours any more
             except Exception:
                 log.exception("placement was not planned; it is tried again")
             try:
@@ -406,19 +409,16 @@ class Placement:
         shards = dict.fromkeys(self._plan.by_shard)
         for before in self._plan.before:
             shards |= dict.fromkeys(shard for shard, _ in before)
-        others = [(s, roots[s]) for s in sorted(shards) if s not in missing]
-        found = [(s, roots[s]) for s in sorted(missing)], others
+        urgent = dict.fromkeys(sorted(missing)[:URGENT])
+        others = [(s, roots[s]) for s in sorted(shards) if s not in urgent]
+        found = [(s, roots[s]) for s in urgent], others
         self._interest = state.model.root, now, found
         return found
 
     def _pin(self, state: State) -> None:
         """What is kept by election stays in every version that is here (which of them stay is
         retention's business), and so does what custody may ask of us."""
-        event = custody.current(state)
-        asked: set[Tile] = set()
-        if event is not None:
-            member = custody.member_of(event, self._account)
-            asked = {(p.shard, p.tile) for p in event.places if member in p.custodians}
+        asked = {(shard, tile) for shard, _, tile in custody.custody_tiles(state, self._account)}
         kept = self._plan.kept.tiles
         self.cache.pinned = kept | asked if asked - kept else kept
 
