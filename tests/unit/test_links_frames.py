@@ -131,28 +131,21 @@ def test_pieces_of_any_size(piece):
     assert {k: sink.content.get(k, b"") for k in wanted} == wanted
 
 
-def test_a_buffer_is_never_empty_and_is_the_content_s_own_place():
-    place = memoryview(bytearray(1000))
-
-    class Sink(Recorder):
-        def place(self, stream: int, left: int) -> memoryview | None:
-            return place[1000 - left - room :]
-
-    for room in (0, 1, 7, 8, 100):
-        sink = Sink()
-        reader = Reader(sink)
-        reader.feed(header(5, Kind.DATA, 200))
+def test_a_buffer_is_never_empty_and_a_turn_is_bounded():
+    sink = Recorder()
+    reader = Reader(sink)
+    ping = Frame(0, Kind.PING, bytes(8)).encode()
+    waiting, is_more = memoryview(ping * 100_000), False
+    while waiting or is_more:
         buffer = reader.get_buffer()
-        assert buffer.obj is place.obj
-        assert len(buffer) == 200 + min(room, limits.HEADER_BYTES)
-        behind = min(room, limits.HEADER_BYTES)
-        buffer[:] = b"c" * 200 + header(5, Kind.DATA, 1)[:behind]
-        reader.advance(200 + behind)
-        assert sink.begun == [(5, 200)] + [(5, 1)] * (behind == limits.HEADER_BYTES)
-        rest = reader.get_buffer()
-        assert len(rest) > 0
-        reader.feed(header(5, Kind.DATA, 1)[behind:])
-        assert sink.begun == [(5, 200), (5, 1)]
+        assert len(buffer) > 0
+        count = 0 if is_more else min(len(buffer), len(waiting))
+        buffer[:count] = waiting[:count]
+        waiting = waiting[count:]
+        before = len(sink.frames)
+        is_more = reader.advance(count)
+        assert len(sink.frames) - before <= limits.TURN_READ_FRAMES
+    assert len(sink.frames) == 100_000
 
 
 def test_large_content_fills_whole_records():

@@ -58,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         self._can_write = True
         self._is_pumping = False  # a turn of writing is due
         self._is_reading = True
+        self._is_full = False  # more was read than was taken: the rest comes first
         self._slots: dict[Asked, tuple[Service, RequestHandler]] = {}  # admitted
         self._tasks: dict[Asked, asyncio.Task[None]] = {}
         self._ticker: asyncio.TimerHandle | None = None
@@ -144,15 +145,26 @@ class Connection(asyncio.BufferedProtocol):
         if self.is_closed:
             return
         try:
-            self._reader.advance(count)
+            is_more = self._reader.advance(count)
         except LinkError as error:
             self._violated(error)
             return
         if self.session.pong is not None:
             self._note_pong()
-        if self.session.is_flooded:
+        if is_more:
+            self._is_full = True
+            self._hold()
+            self._loop.call_soon(self._take_more)
+        elif self.session.is_flooded:
             self._hold()
         self._pump()
+
+    def _take_more(self) -> None:
+        """The rest of what was read: others had their turn meanwhile."""
+        self._is_full = False
+        self.buffer_updated(0)
+        if not self._is_full and not self.session.is_flooded:
+            self._read_on()
 
     def _violated(self, error: LinkError) -> None:
         self.metrics.add("tls_violations")
@@ -220,7 +232,7 @@ class Connection(asyncio.BufferedProtocol):
         except LinkError as error:
             self._violated(error)
             return
-        if not self.session.is_flooded:
+        if not self.session.is_flooded and not self._is_full:
             self._read_on()
         if self.session.is_leaving:
             self._leave_by = self._leave_by or now + limits.DRAIN_S
