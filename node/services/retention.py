@@ -25,6 +25,7 @@ from tiles.store import TileStore
 log = logging.getLogger("blyan.versions")
 
 LEASE_S = 600.0  # a version stays for so long after somebody asked for it: exports take minutes
+MAX_LEASES = 100_000  # roots are asked for that may not even exist
 MAX_FILES = 8  # that a whole version may be spread over; each is an extent of every mapping
 COMPACT_BYTES = 4 * 1024**3  # written by one pass; what is left waits for the next round
 RETRY_S = 600.0  # after a pass that the disk refused
@@ -58,7 +59,8 @@ class Retention:
 
     def used(self, shard: int, root: Hash32) -> None:
         """Somebody asks for a version: it stays for a while."""
-        self._leases[shard, root] = time.monotonic() + LEASE_S
+        if len(self._leases) < MAX_LEASES or (shard, root) in self._leases:
+            self._leases[shard, root] = time.monotonic() + LEASE_S
 
     def metrics(self) -> Mapping[str, int]:
         return {
@@ -93,7 +95,7 @@ class Retention:
         for key, until in list(self._leases.items()):
             if until <= now:
                 del self._leases[key]
-        pinned = {*self._leases, *custody_roots(state)}
+        pinned = custody_roots(state)
         budget, sound, record = COMPACT_BYTES, True, self.recorder()
         for shard in range(len(self._history.specs)):
             mine = {root for index, root in pinned if index == shard}
@@ -149,7 +151,8 @@ class Retention:
     ) -> int:
         """Make the disk what the plan says, in any thread; the bytes that compaction wrote.
 
-        Raises StorageError if the disk refuses; everything done until then stands.
+        Versions that somebody asked for of late may shrink but are not dropped. Raises StorageError
+        if the disk refuses; everything done until then stands.
         """
         store = self._store
         roots = [*store.versions(shard), *store.partial_versions(shard)]
@@ -159,8 +162,9 @@ class Retention:
         for root in roots:
             keep = plan.get(root, Keep.NOTHING)
             if keep == Keep.NOTHING:
-                store.drop(shard, root)
-                self.dropped += 1
+                if (shard, root) not in self._leases:
+                    store.drop(shard, root)
+                    self.dropped += 1
             elif keep == Keep.STEPS and not store.is_thin(shard, root):
                 store.thin(shard, root)
                 self.thinned += 1

@@ -136,7 +136,17 @@ def test_readers_keep_what_they_mapped(chain: LocalChain, tmp_path: Path) -> Non
     assert not follower.store.presence(0, mapped[0][0].roots[0])
 
 
-def test_a_version_in_use_stays(chain: LocalChain, tmp_path: Path) -> None:
+def test_what_was_asked_for_of_late_is_not_dropped(chain: LocalChain, tmp_path: Path) -> None:
+    follower = Follower(chain, tmp_path, RetentionRule(1, 1, 2))
+    follower.follow()
+    model = follower.newest
+    follower.retention.used(3, model.roots[3])
+    follower.follow(6)
+    assert follower.store.read_shard(3, model.roots[3]) == model.shards[3]
+    assert not follower.store.presence(4, model.roots[4])
+
+
+def test_a_version_that_custody_asks_for_stays(chain: LocalChain, tmp_path: Path) -> None:
     follower = Follower(chain, tmp_path, RetentionRule(1, 1, 2))
     follower.follow()
     model = follower.newest
