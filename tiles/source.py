@@ -22,12 +22,15 @@ LENGTH_BYTES = 8  # of the header's length, little-endian, at the beginning of a
 MAX_SOURCE_HEADER_BYTES = 100_000_000  # `safetensors` itself refuses more
 MAX_INDEX_BYTES = 100_000_000
 MAX_MODEL_TENSORS = 1 << 18  # of all files together: more than the largest open models have
-MAX_NAMES_BYTES = 32 << 20  # of all tensor names together, as Python may hold them
+MAX_NAMES_BYTES = 20 << 20  # of all tensor names and long shapes together, as Python holds them
 MAX_FILES = 4096  # of one checkpoint
 MAX_FILE_NAME = 255  # bytes, as file systems have it
-_MAX_METADATA_KEYS = 16_384
+_MAX_METADATA_KEYS = 4096
+_METADATA_KEY_BYTES = 1024
 _ENTRY_BYTES = 8192  # one tensor's entry as it stands in the text
 _NAME_BYTES = 8192  # a name as it stands in the text, where an escape takes six times its bytes
+_SIZE_BYTES, _USUAL_DIMS = 16, 4  # of a dimension in memory; those that are not counted
+_SHAPES_KEPT = 4096  # as one object each; most models have few
 _METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _PART = re.compile(r"(.*[-_.])(\d{5})-of-(\d{5})(\.safetensors)")
@@ -51,7 +54,7 @@ class SourceParser:
         self._files: list[str] = []
         self._owners: dict[str, int] = {}
         self._name_bytes = 0
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # few differ: one object each
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     @property
     def owners(self) -> Mapping[str, int]:
@@ -80,7 +83,8 @@ class SourceParser:
         if metadata > 1:
             raise DecodeError("__metadata__ stands in the header twice")
         data_start = LENGTH_BYTES + header_bytes
-        tensors.sort(key=lambda piece: (piece.start, piece.end))
+        tensors.sort(key=lambda piece: piece.end)  # twice, as pairs of keys would cost too much
+        tensors.sort(key=lambda piece: piece.start)
         _check_cover(tensors, file_bytes - data_start)
         return Source(data_start, file_bytes - data_start, tuple(tensors))
 
@@ -92,7 +96,11 @@ class SourceParser:
         if owner is not None:
             raise DecodeError(f"tensor {shown(name)} stands in {self._files[owner]} as well")
         self._owners[name] = number
-        self._name_bytes += len(name) * (1 if name.isascii() else 4)
+        self._spend(len(name) * (1 if name.isascii() else 4))
+
+    def _spend(self, size_bytes: int) -> None:
+        """Count what a tensor's name or shape takes in memory. DecodeError if it is too much."""
+        self._name_bytes += size_bytes
         if len(self._owners) > MAX_MODEL_TENSORS or self._name_bytes > MAX_NAMES_BYTES:
             raise DecodeError(
                 f"the checkpoint has more than {MAX_MODEL_TENSORS} tensors, or more than "
@@ -107,9 +115,12 @@ class SourceParser:
             raise DecodeError(f"tensor {shown(name)}: unknown dtype {shown(str(dtype))}")
         if not _is_sizes(shape) or not _is_sizes(span) or len(span) != 2:
             raise DecodeError(f"tensor {shown(name)}: shape and offsets must be lists of sizes")
-        sizes = self._shapes.setdefault(tuple(shape), tuple(shape))
+        sizes = tuple(shape)
+        self._spend(_SIZE_BYTES * max(0, len(sizes) - _USUAL_DIMS))
+        if len(self._shapes) < _SHAPES_KEPT:
+            self._shapes.setdefault(sizes, sizes)
         try:
-            spec = TensorSpec(name, _DTYPES[dtype], sizes)
+            spec = TensorSpec(name, _DTYPES[dtype], self._shapes.get(sizes, sizes))
         except (InputError, UnicodeEncodeError) as error:  # a lone surrogate has no UTF-8
             raise DecodeError(str(error)) from None
         if span[1] - span[0] != spec.data_bytes:
@@ -140,7 +151,7 @@ def _pass_metadata(scanner: JsonScanner) -> None:
     if scanner.is_null():
         return
     names = set()
-    for count, name in enumerate(scanner.members(_NAME_BYTES), 1):
+    for count, name in enumerate(scanner.members(_METADATA_KEY_BYTES), 1):
         if name in names or count > _MAX_METADATA_KEYS:
             raise DecodeError(
                 f"__metadata__ names {shown(name)} twice"

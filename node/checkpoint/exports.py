@@ -33,7 +33,7 @@ from node.checkpoint.manifest import (
 from node.checkpoint.output import OutputFile, output_directory, output_file, refusals
 from tiles.store import TileReader
 
-READERS = 32  # shards open at once
+MAX_READERS, MAX_READ_TENSORS = 64, 8192  # of shards known at once, and of tensors in these
 CACHED_SUBTILES = 32  # 8 MiB: small tensors share subtiles
 _COPY_BYTES = 1 << 20  # of a header or the index, copied at once
 _FIELDS = 5  # of a segment
@@ -47,7 +47,8 @@ class SavedModel:
         self.path, self.manifest = path, manifest
         self._lines = array("Q")  # where each shard's line begins
         self._segments = array("Q")  # file, start, end, shard, offset in the shard
-        self._readers: OrderedDict[int, tuple[Hash32, TileReader]] = OrderedDict()
+        self._readers: OrderedDict[int, tuple[Hash32, TileReader, int]] = OrderedDict()
+        self._read_tensors = 0
         self._subtiles: OrderedDict[tuple[int, int, int], memoryview] = OrderedDict()
         with self._open(SHARDS) as file:
             lines, at = HashedLines(file), 0
@@ -155,10 +156,14 @@ class SavedModel:
                 file.seek(self._lines[shard])
                 record = self._decode(file.readline())
             reader = TileReader(self.path / TILES, [record.spec(shard)])
-            found = self._readers[shard] = record.root, reader
-            if len(self._readers) > READERS:
-                self._readers.popitem(last=False)
-        return found
+            found = self._readers[shard] = record.root, reader, len(record.pieces)
+            self._read_tensors += len(record.pieces)
+            while len(self._readers) > 1 and (
+                len(self._readers) > MAX_READERS or self._read_tensors > MAX_READ_TENSORS
+            ):
+                self._read_tensors -= self._readers.popitem(last=False)[1][2]
+        self._readers.move_to_end(shard)
+        return found[0], found[1]
 
     # --- damage -------------------------------------------------------------------------
 

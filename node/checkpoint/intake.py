@@ -23,8 +23,8 @@ from node.checkpoint.sources import Sources
 from tiles.checkpoint import Piece, ShardPlan
 from tiles.store import ShardWriter, TileStore
 
-CHUNK_BYTES = 4 << 20  # read at once
-CHUNKS = 6  # buffers in all
+CHUNK_BYTES = 2 << 20  # read at once
+CHUNKS = 8  # buffers in all
 OPEN_SHARDS = 8  # shards that are being written at once
 SYNCING = 2  # written shards that wait for the disk; more would only fill the system's cache
 
