@@ -213,9 +213,10 @@ def tensor_array(spec: TensorSpec, data: Buffer, offset: int) -> Array:
     else:
         dtype = np.dtype("u1")
         shape = spec.shape if DTYPE_BITS[spec.dtype] == 8 else (spec.data_bytes,)
-    if not spec.data_bytes:  # numpy makes no array from no bytes
+    size = spec.data_bytes
+    if not size:  # numpy makes no array from no bytes
         return np.empty(shape, dtype)
-    count = spec.data_bytes // dtype.itemsize
+    count = size // dtype.itemsize
     return np.frombuffer(data, dtype, count=count, offset=offset).reshape(shape)
 
 

@@ -59,9 +59,9 @@ class FaultyDisk(Disk):
 
     # --- steps ---------------------------------------------------------------------------
 
-    def open(self, path: Path, *, write: bool = False) -> int:
+    def open(self, path: Path | str, *, write: bool = False) -> int:
         fd = super().open(path, write=write)
-        self._open[fd] = self._live[path]
+        self._open[fd] = self._live[Path(path)]
         return fd
 
     def create(self, path: Path) -> int:

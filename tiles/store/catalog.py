@@ -65,6 +65,20 @@ class StepFile:
     steps: list[Step] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Tiles of a version that stand behind each other in a container too; or one that `steps`
+    make of the one slot. They begin at `place` of the data section.
+    """
+
+    place: int
+    size_bytes: int
+    container: Container
+    offset: int
+    slots: list[Slot]
+    steps: list[Step]
+
+
 @dataclass(slots=True, eq=False)
 class Version:
     """A version of the shard. `own` is its snapshot, if it has one."""
@@ -73,7 +87,9 @@ class Version:
     tile_roots: tuple[Hash32, ...]
     own: Container | None = None
     is_thin: bool = False  # it needs no tiles of its own where steps lead to them
-    seen: tuple[int, tuple[bool, ...]] = (-1, ())  # presence, and of which state of the catalog
+    # What follows from the catalog, and from which state of it.
+    seen: tuple[int, tuple[bool, ...]] = (-1, ())
+    mapped: tuple[int, list[Run] | None] = (-1, None)
 
 
 class Catalog:
@@ -81,6 +97,7 @@ class Catalog:
 
     def __init__(self, spec: ShardSpec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
+        self._place = str(folder)
         self.header = shard_header(spec)
         self.tensors = tuple(
             TensorRange(tensor, *place)
@@ -175,6 +192,41 @@ class Catalog:
             seen = tuple(self.way(root, version.own) is not None for root in version.tile_roots)
             version.seen = (self.changes, seen)
         return seen
+
+    def runs(self, version: Version) -> list[Run] | None:
+        """What a mapping of a version is made of; None if tiles are missing."""
+        changes, runs = version.mapped
+        if changes != self.changes:
+            runs = self._runs(version)
+            version.mapped = (self.changes, runs)
+        return runs
+
+    def _runs(self, version: Version) -> list[Run] | None:
+        runs: list[Run] = []
+        place = 0
+        for tile, root in enumerate(version.tile_roots):
+            way = self.way(root, version.own)
+            if way is None:
+                return None
+            slot, steps = way
+            size, last = self.spec.tile_bytes(tile), runs[-1] if runs else None
+            if (
+                last is not None
+                and last.container is slot.container
+                and last.offset + last.size_bytes == slot.offset
+                and not (steps or last.steps)
+            ):
+                size += last.size_bytes
+                last.slots.append(slot)
+                runs[-1] = Run(last.place, size, last.container, last.offset, last.slots, [])
+            else:
+                runs.append(Run(place, size, slot.container, slot.offset, [slot], steps))
+            place = runs[-1].place + runs[-1].size_bytes
+        return runs
+
+    def path(self, container: Container) -> str:
+        """Where a container's tiles are: text, for it is needed each time that one is opened."""
+        return f"{self._place}/{container.data_name}"
 
     def is_whole(self, version: Version) -> bool:
         return all(self.presence(version))

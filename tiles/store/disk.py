@@ -30,7 +30,7 @@ _IGNORED_SIGNAL = 23  # SIGURG, which does nothing unless a program asks for it
 class Disk:
     """The file system. Methods raise OSError; `refusals` puts it into words."""
 
-    def open(self, path: Path, *, write: bool = False) -> int:
+    def open(self, path: Path | str, *, write: bool = False) -> int:
         """A descriptor of an existing regular file."""
         flags = _FLAGS | (os.O_RDWR if write else os.O_RDONLY)
         try:
@@ -197,13 +197,16 @@ def refusals(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise QuotaError(
-                f"cannot {what}: the disk is full; free some space or hold fewer tiles"
-            ) from error
-        where = f"{error.filename}: " if error.filename else ""
-        if error.errno == errno.ELOOP:
-            raise StorageError(
-                f"cannot {what}: {where}is a symbolic link, and the store follows none; remove it"
-            ) from error
-        raise StorageError(f"cannot {what}: {where}{error.strerror}") from error
+        raise refusal(what, error) from error
+
+
+def refusal(what: str, error: OSError) -> StorageError:
+    """The error of `refusals`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return QuotaError(f"cannot {what}: the disk is full; free some space or hold fewer tiles")
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ELOOP:
+        return StorageError(
+            f"cannot {what}: {where}is a symbolic link, and the store follows none; remove it"
+        )
+    return StorageError(f"cannot {what}: {where}{error.strerror}")

@@ -162,13 +162,7 @@ class Reading(ABC):
         """
 
         def read(catalog: Catalog) -> ShardFile:
-            with self._lock:
-                version = _version(catalog, shard_root)
-                ways = [catalog.way(root, version.own) for root in version.tile_roots]
-            found = [way for way in ways if way is not None]
-            if len(found) < len(ways):
-                raise InputError(f"shard {catalog.spec.name}: this version is not whole")
-            return self._bytes.map(catalog, found, verify=verify)
+            return self._bytes.map(catalog, _version(catalog, shard_root), verify=verify)
 
         return self._attempt(shard, read)
 

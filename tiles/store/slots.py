@@ -19,8 +19,8 @@ from tiles import merkle
 from tiles.layout import subtile_count
 from tiles.shardfile import ShardFile
 from tiles.steps import TileStep, apply_step
-from tiles.store.catalog import Catalog, Container, Slot, Step
-from tiles.store.disk import Disk, refusals
+from tiles.store.catalog import Catalog, Container, Run, Slot, Step, Version
+from tiles.store.disk import Disk, refusal, refusals
 from tiles.store.mapping import Extent, map_extents
 
 _MADE_TILES = 4  # tiles made by steps that are kept in memory
@@ -47,13 +47,24 @@ class SlotReader:
             return self.rebuild(catalog, slot, steps)
         return self.read_slot(catalog, slot, 0, slot.size_bytes)
 
-    def map(self, catalog: Catalog, ways: Sequence[Way], *, verify: bool) -> ShardFile:
-        """All tiles of a version as one buffer."""
+    def map(self, catalog: Catalog, version: Version, *, verify: bool) -> ShardFile:
+        """All tiles of a version as one buffer. Raises InputError if some are missing."""
         files: dict[Container, int] = {}
         try:
-            extents = self._extents(catalog, ways, files, verify=verify)
-            with refusals(f"map shard {catalog.spec.name}"):
-                data = map_extents(catalog.spec.data_bytes, extents)
+            with self._lock:
+                runs = catalog.runs(version)
+                if runs is None:
+                    raise InputError(f"shard {catalog.spec.name}: this version is not whole")
+                for run in runs:
+                    if run.container not in files:
+                        files[run.container] = self.disk.open(catalog.path(run.container))
+                hashes = [slot.hashes for run in runs for slot in run.slots] if verify else []
+            if verify:
+                self._verify(catalog, runs, files, hashes)
+            extents = [self._extent(catalog, run, files[run.container]) for run in runs]
+            data = map_extents(catalog.spec.data_bytes, extents)
+        except OSError as error:
+            raise refusal(f"map shard {catalog.spec.name}", error) from error
         finally:
             for fd in files.values():
                 self.disk.close(fd)
@@ -64,7 +75,7 @@ class SlotReader:
         with self._lock, refusals(f"read shard {catalog.spec.name}"):
             if not slot.hashes:
                 raise InputError(f"a tile of shard {catalog.spec.name} has just been dropped")
-            return self.disk.open(catalog.folder / slot.container.data_name), slot.hashes
+            return self.disk.open(catalog.path(slot.container)), slot.hashes
 
     def read_slot(self, catalog: Catalog, slot: Slot, start: int, end: int) -> bytes:
         """Verified bytes [start, end) of a tile, from one subtile's border to another's."""
@@ -131,64 +142,39 @@ class SlotReader:
             f"shard {catalog.spec.name}, tile {step.place.tile}: the step to it is damaged on disk"
         )
 
-    def _extents(
+    def _extent(self, catalog: Catalog, run: Run, fd: int) -> Extent:
+        """What a run of tiles is mapped from: a file that is long enough, or memory."""
+        if run.steps:
+            data = self.rebuild(catalog, run.slots[0], run.steps)
+            return Extent(run.place, len(data), fd, 0, data)
+        if os.fstat(fd).st_size < run.offset + run.size_bytes:
+            raise StorageError(  # touching what is not there would be a bus error
+                f"{run.container.data_name}: the file was cut; `blyan tile scrub` finds what is "
+                "missing"
+            )
+        return Extent(run.place, run.size_bytes, fd, run.offset)
+
+    def _verify(
         self,
         catalog: Catalog,
-        ways: Sequence[Way],
+        runs: Sequence[Run],
         files: dict[Container, int],
-        *,
-        verify: bool,
-    ) -> list[Extent]:
-        """What a mapping of these tiles in order is made of; opens `files` on the way."""
-        extents: list[Extent] = []
-        place = 0
-        for slot, steps in ways:
-            size, data, fd = slot.size_bytes, b"", -1
-            if steps:
-                data = self.rebuild(catalog, slot, steps)
-                size = len(data)
-            else:
-                fd = self._opened(catalog, slot, files, verify=verify)
-            last = extents[-1] if extents else None
-            if last and fd == last.fd >= 0 and last.offset + last.size_bytes == slot.offset:
-                joined = last.size_bytes + size
-                extents[-1] = Extent(last.place, joined, fd, last.offset)
-            else:
-                extents.append(Extent(place, size, fd, slot.offset, data))
-            place += size
-        return extents
-
-    def _opened(
-        self, catalog: Catalog, slot: Slot, files: dict[Container, int], *, verify: bool
-    ) -> int:
-        """The descriptor of a slot's file, which is long enough and, if asked for, verified."""
-        fd = files.get(slot.container)
-        if fd is None:
-            fd, hashes = self.open_slot(catalog, slot)
-            files[slot.container] = fd
-            last = slot.container.slots[-1]
-            if os.fstat(fd).st_size < last.offset + last.size_bytes:
-                raise StorageError(  # touching what is not there would be a bus error
-                    f"{slot.container.data_name}: the file was cut; `blyan tile scrub` finds what "
-                    "is missing"
-                )
-        else:
-            with self._lock:
-                hashes = slot.hashes
-            if not hashes:  # dropped since we looked; what it held may be gone
-                raise InputError(f"a tile of shard {catalog.spec.name} has just been dropped")
-        if verify:
-            self._verify(catalog, slot, fd, hashes)
-        return fd
-
-    def _verify(self, catalog: Catalog, slot: Slot, fd: int, hashes: bytes) -> None:
-        bad = bad_subtile(fd, slot, hashes)
-        if bad is not None:
-            self._refuse(catalog, slot, hashes, bad)
+        hashes: Sequence[bytes],
+    ) -> None:
+        """Compare all tiles with `hashes`; those that steps are to make are checked then."""
+        left = iter(hashes)
+        for run in runs:
+            for slot in run.slots:
+                expected = next(left)
+                bad = None if run.steps else bad_subtile(files[run.container], slot, expected)
+                if bad is not None:
+                    self._refuse(catalog, slot, expected, bad)
 
 
 def first_bad(data: bytes, size_bytes: int, first: int, hashes: bytes) -> int | None:
     """First subtile of `data`, which starts at subtile `first`, that is not that of its hash."""
+    if not first and b"".join(merkle.subtile_hashes(data)) == hashes:
+        return None  # a whole tile, at full speed
     end = first
     for end, part in enumerate(merkle.subtiles(data), first):
         if merkle.subtile_hash(end, part) != hashes[32 * end : 32 * end + 32]:
