@@ -63,8 +63,15 @@ class Reading(ABC):
         return self._ask(shard, ask)
 
     def has_tile(self, shard: int, shard_root: Hash32, tile: int) -> bool:
-        presence = self.presence(shard, shard_root)
-        return 0 <= tile < len(presence) and presence[tile]
+        """Whether one tile can be read here; False for an unknown version or tile."""
+
+        def ask(catalog: Catalog) -> bool:
+            version = catalog.versions.get(shard_root)
+            if version is None or not 0 <= tile < len(version.tile_roots):
+                return False
+            return catalog.way(version.tile_roots[tile], version.own) is not None
+
+        return self._ask(shard, ask)
 
     def tile_roots(self, shard: int, shard_root: Hash32) -> tuple[Hash32, ...]:
         """Tile roots of a version, whole or partial. Raises InputError for an unknown one."""
