@@ -10,6 +10,7 @@ import click
 from node.cli.output import progress, size
 
 BAR_WIDTH = 24
+BYTES_BAR_WIDTH = 16  # sizes, speed and time stand beside it in 80 columns
 REFRESH_S = 0.1
 MIN_ELAPSED_S = 1e-6
 
@@ -90,8 +91,8 @@ class ByteProgress:
         self._drawn, self._open = now, True
         elapsed = max(now - self._started, MIN_ELAPSED_S)
         left = (total - done) * elapsed / max(done, 1)
-        filled = BAR_WIDTH * done // max(total, 1)
-        bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+        filled = BYTES_BAR_WIDTH * done // max(total, 1)
+        bar = "█" * filled + "░" * (BYTES_BAR_WIDTH - filled)
         end = "syncing" if done == total else f"{_minutes(left)} left"
         line = f"{self._what} {bar} {size(done)} of {size(total)}  {size(int(done / elapsed))}/s"
         click.echo(f"\r\x1b[2K{line}  {end}", err=True, nl=False)
