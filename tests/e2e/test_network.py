@@ -123,6 +123,15 @@ def test_a_home_has_one_node(network: Network) -> None:
     assert f"the home {home.path} is in use by process {home.owner()}" in result.stderr
 
 
+def test_every_node_has_a_link_with_every_other(network: Network) -> None:
+    def linked(api: Api) -> bool:
+        found = [peer for peer in api.get("peers")["peers"] if peer["connected"]]
+        return len(found) >= len(network.apis) - 1 and all(peer["link"] for peer in found)
+
+    for api in network.apis:
+        until(lambda api=api: linked(api), START_S, "a link with every peer")
+
+
 def test_a_chain_without_a_quorum_waits_and_is_revived(network: Network) -> None:
     """Three of four are needed: with two killed nothing is final, and one that returns suffices."""
     *_, second, victim = network.apis
