@@ -15,7 +15,7 @@ import msgpack
 
 from tests.reference.aggregate_ref import SUBTILE, new_value
 from tests.reference.delta_ref import dense_section, sparse_section, units, values_of
-from tests.reference.merkle_ref import h, noise, tile_root
+from tests.reference.merkle_ref import h, noise, tile_roots
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "steps.json"
 
@@ -69,7 +69,7 @@ def step(case: dict[str, Any]) -> tuple[list[Any], list[float]]:
         live.append(got)
     base = base_of(case)
     new = [new_value(b, [d[k] for d in live], weights) for k, b in enumerate(base)]
-    roots = [tile_root(struct.pack(f"<{len(v)}f", *v)) for v in (base, new)]
+    roots = [tile_roots(struct.pack(f"<{len(v)}f", *v))[0] for v in (base, new)]
     return [108, SHARD, TILE, *roots, densities, weights, sections], new
 
 
