@@ -151,6 +151,7 @@ def test_cancelling_at_any_moment_reaches_the_other_side(frames):
     assert pair.one.session.is_idle
     assert pair.two.session.is_idle
     assert not pair.two.working
+    assert pair.two.session._request_bytes == 0
 
 
 def test_cancelling_before_the_handler_answers():
@@ -306,6 +307,11 @@ def test_time_that_we_slept_is_not_held_against_a_peer():
     watch.look(1.0, 10)
     watch.look(1000.0, 10)  # the process was suspended
     watch.look(1001.0, 11)
+    pair.one.ask(bytes(100_000))
+    pair.two.reader.feed(pair.one.take())
+    watch = Watch(pair.two.session, 0.0)
+    for moment in (1.0, 1000.0, 1001.0):
+        watch.look(moment, int(moment))
 
 
 def test_a_silent_link_is_closed_and_nobody_blamed():

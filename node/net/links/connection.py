@@ -167,9 +167,9 @@ class Connection(asyncio.BufferedProtocol):
             self._read_on()
 
     def _violated(self, error: LinkError) -> None:
-        self.metrics.add("tls_violations")
         self.close(f"{self.peer} was cut off: {error}")
         if error.points:
+            self.metrics.add("tls_violations")
             self._owner.blame(self.peer, f"link: {error}", error.points)
 
     def _hold(self) -> None:

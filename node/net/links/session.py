@@ -360,11 +360,11 @@ class Session:
             self._on_whole(asked)
 
     def _on_whole(self, asked: Asked) -> None:
-        if asked.is_admitted:
+        if asked.is_answered:
+            self.requests.pop(asked.stream, None)
+        elif asked.is_admitted:
             self._request_bytes -= asked.opened.size
             self._app.asked(asked)
-        elif asked.is_answered:
-            self.requests.pop(asked.stream, None)
 
     def _on_credit(self, stream: int, count: int) -> None:
         asked = self.requests.get(stream)

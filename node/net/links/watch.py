@@ -28,7 +28,7 @@ class Watch:
         for ask in list(session.asks.values()):
             self._look_at_answer(ask, now, slept=slept)
         for asked in list(session.requests.values()):
-            self._look_at_request(asked, now)
+            self._look_at_request(asked, now, slept=slept)
 
     def _look_at_answer(self, ask: Ask, now: float, *, slept: bool) -> None:
         """It must come at the least rate, unless the link was busy with other things."""
@@ -49,10 +49,11 @@ class Watch:
             )
         ask.mark = (now, ask.received, content)
 
-    def _look_at_request(self, asked: Asked, now: float) -> None:
+    def _look_at_request(self, asked: Asked, now: float, *, slept: bool) -> None:
         session = self._session
-        if asked.opened_at is None:
+        if asked.opened_at is None or slept:
             asked.opened_at = now
+            asked.stalled_at = asked.answered_at = None
         if not asked.is_whole and now - asked.opened_at > net_limits.READ_TIMEOUT_S:
             raise LinkError("a request that does not arrive", limits.POINTS_SLOW)
         left, waits = session.outbox.left(asked.stream)
