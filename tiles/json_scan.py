@@ -17,11 +17,16 @@ from chain.errors import DecodeError
 
 WINDOW_BYTES = 1 << 20  # read at once
 MAX_NESTING = 32  # of values that are passed over
-_LONGEST_ESCAPE = 6  # bytes of \uXXXX
+_LONGEST_ESCAPE = 12  # bytes of \uD83D\uDE00, which is one character
 _MAX_NUMBER = 64  # bytes of a number or literal that is passed over
 _SPACE = re.compile(rb"[ \t\n\r]*")
-_TEXT = re.compile(rb'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"')
-_INSIDE = re.compile(rb'[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*')
+# An escape; half of a pair of surrogates alone is none, as it has no UTF-8.
+_ESCAPE = (
+    rb'\\(?:["\\/bfnrt]|u(?:[0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}'
+    rb"|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
+)
+_INSIDE = re.compile(rb'[^"\\\x00-\x1f]*(?:' + _ESCAPE + rb'[^"\\\x00-\x1f]*)*')
+_TEXT = re.compile(rb'"' + _INSIDE.pattern + rb'"')
 _FLAT = re.compile(rb"\{[^{}]*\}")
 _SCALAR = re.compile(rb"(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)(?![\w.+-])")
 
@@ -58,7 +63,6 @@ class JsonScanner:
         raw = self._match(_TEXT, most, "a string")
         try:
             text: str = raw[1:-1].decode() if b"\\" not in raw else json.loads(raw)
-            text.encode()  # a lone surrogate has no UTF-8
         except ValueError as error:
             raise DecodeError(f"not JSON: {error}") from None
         return text

@@ -92,6 +92,10 @@ def parse_header(prefix: bytes, file_bytes: int) -> tuple[tuple[TensorRange, ...
     metadata = entries.pop(_METADATA, {})
     if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
         raise DecodeError("__metadata__ must map names to text")
+    try:
+        "".join([*metadata, *metadata.values()]).encode()
+    except UnicodeEncodeError:
+        raise DecodeError("__metadata__ holds half of a pair of surrogates") from None
     tensors = sorted((_parse_tensor(*e) for e in entries.items()), key=lambda t: (t.start, t.end))
     at = 0
     for tensor in tensors:

@@ -51,14 +51,16 @@ def test_every_dtype_and_odd_but_sound_headers(
 ) -> None:
     """Whatever the window: most tokens cross its border when it is small."""
     monkeypatch.setattr(scan, "WINDOW_BYTES", window)
-    metadata = {"format": "pt", "größe": 'a\\"b\u2028\n' * 30, "": ""}
+    metadata = {"format": "pt", "🙂" * 20: "🙂", "größe": 'a\\"b\u2028\n' * 30, "": ""}
     raw = checkpoint(ALL, metadata=metadata, shuffled=True, spaces=4000)
     assert opens(raw, tmp_path / "x")
     found = parse(raw)
     assert [(p.spec.name, p.spec.dtype, p.spec.shape) for p in found.tensors] == ALL
     assert found.data_start + found.data_bytes == len(raw)
     assert found.tensors[-1].end == found.data_bytes
-    escaped = json.dumps(entries(ALL), indent=2).encode()  # names as \\uXXXX, white space between
+    escaped = json.dumps(
+        {"__metadata__": metadata, **entries(ALL)}, indent=2
+    ).encode()  # names as \\uXXXX, white space between
     data = bytes(found.data_bytes)
     assert parse(raw_file(escaped, data)).tensors == found.tensors
 
@@ -97,10 +99,17 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a comma at the end": (raw_file(b'{"__metadata__":{},}', b""), "not JSON"),
     "no UTF-8": (raw_file(b'{"\xff\xfe":{}}', b""), "not UTF-8"),
     "UTF-8 cut short": (raw_file(b'{"a":{}} \xe2\x82', b""), "not UTF-8"),
-    "a lone surrogate": (raw_file(json.dumps({"\ud800": _one()["a"]}).encode(), bytes(8)), "utf-8"),
+    "a lone surrogate": (
+        raw_file(json.dumps({"\ud800": _one()["a"]}).encode(), bytes(8)),
+        "not JSON",
+    ),
     "a control character": (raw_file(b'{"a\x01":1}', b""), "not JSON"),
     "a bad escape": (raw_file(b'{"a\\x":1}', b""), "not JSON"),
     "a bad escape in metadata": (raw_file(b'{"__metadata__":{"a":"\\x"}}', b""), "bad escape"),
+    "half a surrogate in metadata": (
+        raw_file(b'{"__metadata__":{"a":"\\ud83d\\ude00\\ud83d"}}', b""),
+        "bad escape",
+    ),
     "metadata without end": (raw_file(b'{"__metadata__":{"a":"b', b""), "without end"),
     "metadata that is no text": (raw_file(b'{"__metadata__":{"a":1}}', b""), "not JSON"),
     "metadata that nests": (raw_file(b'{"__metadata__":{"a":{}}}', b""), "not JSON"),
@@ -282,7 +291,7 @@ def test_an_index_names_its_files_and_their_tensors() -> None:
         (b'{"weight_map":{"a":".."}}', "no name of a file beside it"),
         (b'{"weight_map":{"a":""}}', "no name of a file beside it"),
         (b'{"weight_map":{"a":"b\\u0000"}}', "no name of a file beside it"),
-        (b'{"weight_map":{"a":"\\ud800"}}', "utf-8"),
+        (b'{"weight_map":{"a":"\\ud800"}}', "not JSON"),
         (b'{"x":' + b"[" * 99 + b"]" * 99 + b',"weight_map":{}}', "nested"),
         (b'{"x":01,"weight_map":{}}', "not JSON"),
         (b'{"x":nul,"weight_map":{}}', "not JSON"),
