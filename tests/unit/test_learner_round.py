@@ -127,6 +127,7 @@ def _check_round(net: DutyNet, summaries: list[Summary]) -> None:
     roots = [s.root for s in _shards(net)]
     for node in net.nodes:  # every validator holds the new model, from its own recomputing
         assert all(root in node.tiles.store.versions(i) for i, root in enumerate(roots))
+        assert all(node.tiles.store.has_steps(i, root) for i, root in enumerate(roots))
         assert node.tiles.fetched == 0
     assert net.state.model.version == 1
     for duties in net.duties:
