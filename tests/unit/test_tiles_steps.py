@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from tests.reference.merkle_ref import h
 from tiles.aggregate import aggregate_tile
 from tiles.delta import decode_tile, encode_delta
 from tiles.layout import ShardSpec, TensorSpec
-from tiles.merkle import tile_root
+from tiles.merkle import shard_root, tile_root
 from tiles.steps import DeltaSections, TileStep, apply_step, make_step
+from tiles.store import TileStore
 
 VECTORS = json.loads(reference.VECTORS.read_text())
 BASE = Hash32(bytes(32))
@@ -182,3 +184,23 @@ def test_limits_of_the_wire_form() -> None:
     for wrong in (many, long):
         with pytest.raises(DecodeError):
             encode(wrong)
+
+
+def test_the_longest_steps_are_read_back(tmp_path: Path) -> None:
+    """All elements of seven deltas: longer than any message, shorter than the tile."""
+    spec = spec_of("sparse", limits.TILE_BYTES // 4, index=0)
+    payloads = [payload(spec, seed, density=4096) for seed in range(7)]
+    base = weights_bytes(spec)
+    done = aggregate_tile(base, [decode_tile(p, [spec], 0, 0) for p in payloads])
+    deltas = [DeltaSections(p, [spec]) for p in payloads]
+    step = make_step(spec, 0, tile_root(base), done.new_root, deltas, done.weights)
+    assert step is not None
+    assert limits.MAX_MESSAGE_BYTES < len(encode(step)) < limits.MAX_STEP_BYTES
+    old, new = (shard_root([tile_root(data)], spec.data_bytes) for data in (base, done.new_tile))
+    with TileStore(tmp_path, [spec]) as store:
+        store.put_shard(0, base, old)
+        assert store.apply(0, old, {0: done.new_tile}) == new
+        store.put_steps(0, new, old, [step])
+        store.thin(0, new)
+        assert store.read_shard(0, new) == done.new_tile
+        assert store.scrub() == []
