@@ -39,6 +39,10 @@ _COPY_BYTES = 1 << 20  # of a header or the index, copied at once
 _FIELDS = 5  # of a segment
 
 
+class _Tiles(TileReader):
+    advice = "no other node is known to have it"
+
+
 class SavedModel:
     """An imported model on disk, read and verified piece by piece."""
 
@@ -155,7 +159,7 @@ class SavedModel:
             with self._open(SHARDS) as file:
                 file.seek(self._lines[shard])
                 record = self._decode(file.readline())
-            reader = TileReader(self.path / TILES, [record.spec(shard)])
+            reader = _Tiles(self.path / TILES, [record.spec(shard)])
             found = self._readers[shard] = record.root, reader, len(record.pieces)
             self._read_tensors += len(record.pieces)
             while len(self._readers) > 1 and (
