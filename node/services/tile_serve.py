@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from chain import limits
@@ -27,6 +28,7 @@ log = logging.getLogger("blyan.tiles")
 
 CACHE_BYTES = 32 * 1024 * 1024  # verified tiles in memory: eight
 SEEN_TILES = 256  # tiles asked for of late, so that only the second request fills the cache
+MAKING = 2  # answers at a time that have to be made by steps: each costs up to half a second
 CONCURRENT = 16  # answers at a time, one peer half of them: 64 MiB in memory at most
 POINTS_IMPOSSIBLE = 10.0  # a request that nobody can mean
 
@@ -53,6 +55,7 @@ class TileServer:
         self._cache: OrderedDict[Hash32, _Held] = OrderedDict()  # whole tiles by their root
         self._cached_bytes = 0
         self._seen: OrderedDict[Hash32, None] = OrderedDict()
+        self._making = asyncio.Semaphore(MAKING)
         self.served = self.served_bytes = 0
         net.serve(
             PROTOCOL,
@@ -89,7 +92,9 @@ class TileServer:
             self._cache.move_to_end(name)
         else:
             wanted = request.count > 0 and self._is_wanted(name)
-            held = await asyncio.to_thread(self._read, request, wanted)
+            thin = self._store.is_thin(request.shard, request.root)
+            async with self._making if thin else nullcontext():
+                held = await asyncio.to_thread(self._read, request, wanted)
             if wanted:
                 self._keep(name, held)
         parts: list[Buffer] = [held.hashes] if request.hashes else []
