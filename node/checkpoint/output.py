@@ -68,10 +68,10 @@ def _update(hasher: blake3, data: Buffer) -> None:
 @contextmanager
 def output_file(path: Path) -> Iterator[OutputFile]:
     """Write `path`, whole and durably, replacing what is there; on an error nothing changes."""
-    part = _hidden(path)
     with refusals(path):
         if path.is_dir():
             raise InputError(f"{path} is a directory; name the file to write")
+        part = _hidden(path)
         file = OutputFile(part)
         try:
             yield file
@@ -88,12 +88,12 @@ def output_file(path: Path) -> Iterator[OutputFile]:
 @contextmanager
 def output_directory(path: Path) -> Iterator[Path]:
     """A directory to fill that becomes `path`, whole; `path` is new or empty."""
-    part = _hidden(path)
     with refusals(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
                 f"{path} exists; this model is several files: name a new or empty directory"
             )
+        part = _hidden(path)
         part.mkdir(exist_ok=True)
         descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -123,6 +123,7 @@ def _lock(descriptor: int, path: Path) -> None:
 
 def _hidden(path: Path) -> Path:
     """The name that what will be `path` has while it is written."""
+    path = path.absolute()
     return path.with_name(f".{path.name}.part")
 
 

@@ -412,6 +412,8 @@ def test_where_an_export_cannot_go(held: Models, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     for name, out, reason in (
         ("a", tmp_path, "is a directory; name the file"),
+        ("a", Path("."), "is a directory; name the file"),
+        ("mix", Path("/"), "name a new or empty directory"),
         ("a", tmp_path / "no" / "x", "does not exist"),
         ("mix", tmp_path / "full", "name a new or empty directory"),
         ("mix", source, "name a new or empty directory"),
