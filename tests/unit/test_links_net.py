@@ -257,7 +257,8 @@ def test_a_lost_link_fails_what_is_under_way_and_is_dialled_again():
             with pytest.raises(UnreachableError, match="broke"):
                 await waiting
             await b.until(lambda: b.net._state.services["/test/wait/1"].running == 0)
-            await a.until(lambda: a.net.metrics().get("tls_links", 0) == 2)
+            # At least one more: dials from both sides may each have been a link for a moment.
+            await a.until(lambda: a.net.metrics().get("tls_links", 0) >= 2)
             await a.until_linked(b)
             stuck.set()
             assert await a.net.request(b.id, "/test/wait/1", b"", timeout_s=5, most=9) == b"late"
