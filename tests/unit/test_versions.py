@@ -4,13 +4,13 @@ and given back to the byte."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from chain.errors import InputError, UnreachableError, VerifyError
+from chain.errors import InputError, StorageError, UnreachableError, VerifyError
 from chain.hashes import Hash32
 from chain.limits import TILE_BYTES
 from node.api.app import create_app
@@ -22,6 +22,7 @@ from node.services.versions import ShardVersion, VersionHistory
 from node.verified import VerifiedReader
 from tests.kit.follower import Follower
 from tests.kit.local_chain import LocalChain
+from tests.kit.waiting import reached
 from tiles import merkle
 from tiles.layout import ShardSpec, TensorSpec
 from tiles.store import TileStore
@@ -191,6 +192,58 @@ def test_versions_of_many_files_are_compacted(chain: LocalChain, tmp_path: Path)
     assert retention.compacted >= 1
     assert store.read_shard(0, history.versions[-1].root) == data
     assert retention.tidy(0, 12, budget_bytes=0) == 0
+
+
+# --- in the background ---------------------------------------------------------------------
+
+
+def behind(chain: LocalChain, directory: Path) -> Follower:
+    """A node that has written all versions and let go of none."""
+    follower = Follower(chain, directory)
+    for _ in range(ROUNDS):
+        follower.advance()
+        follower.write()
+    return follower
+
+
+async def run_until(retention: Retention, done: Callable[[], bool]) -> None:
+    task = asyncio.create_task(retention.run())
+    try:
+        await reached(lambda: done() or None, 20, "the pass")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_pass_follows_a_round(chain: LocalChain, tmp_path: Path) -> None:
+    follower, count = behind(chain, tmp_path), len(chain.specs)
+    retention = follower.retention
+    asyncio.run(
+        run_until(retention, lambda: retention.dropped + retention.thinned == 5 * count)
+    )  # each version is a file of its own: no tile of these stayed the same
+    figures = {"thinned": 2 * count, "dropped": 3 * count, "compacted": 0, "failed": 0}
+    assert retention.metrics() == {f"versions_{name}": n for name, n in figures.items()}
+    assert follower.retained() == follower.past[3:]
+    follower.check()
+
+
+def test_a_disk_that_refuses_ends_nothing(
+    chain: LocalChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = behind(chain, tmp_path)
+    retention, drop = follower.retention, follower.store.drop
+
+    def refuse(shard: int, root: Hash32) -> None:
+        if shard == 2:
+            raise StorageError("cannot drop a version: Input/output error")
+        drop(shard, root)
+
+    monkeypatch.setattr(follower.store, "drop", refuse)
+    last = len(chain.specs) - 1
+    gone = follower.past[2].roots[last]
+    asyncio.run(run_until(retention, lambda: not follower.store.presence(last, gone)))
+    assert retention.failed == 1
+    assert follower.store.presence(2, follower.past[1].roots[2])
 
 
 # --- tiles that need nobody ----------------------------------------------------------------
