@@ -176,7 +176,7 @@ class Reader:
     `get_buffer` and `advance` are what `asyncio.BufferedProtocol` wants: read into the one, at
     least a byte, then tell the other how many bytes came. Whatever comes, each costs a bounded
     amount of work and memory. (Reading straight into the content's place saves a copy and costs
-    a turn of the event loop for each frame, which is four times as much: ADR 11.)
+    a turn of the event loop for each frame, which is more: ADR 11.)
     """
 
     def __init__(self, sink: Sink) -> None:
