@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import time
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 
 PIECE = 256 * 1024  # written at a time
-BUFFER = 4 * 1024 * 1024  # the receiver's, filled again and again
+BUFFER = 48 * 1024 * 1024  # the receiver's: what a node has for tiles
 
 
 def contexts(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -59,7 +60,7 @@ class BareSender(asyncio.Protocol):
 
     def __init__(self, size: int) -> None:
         self._left = size
-        self._data = memoryview(bytes(PIECE))
+        self._data = memoryview(bytearray(os.urandom(size)))  # as tiles come from all over memory
         self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -78,8 +79,8 @@ class BareSender(asyncio.Protocol):
     def _send(self) -> None:
         while self._left and not self._is_paused:
             count = min(self._left, PIECE)
+            self._transport.write(self._data[self._left - count : self._left])
             self._left -= count
-            self._transport.write(self._data[:count])
 
 
 class BareReceiver(asyncio.BufferedProtocol):

@@ -136,9 +136,8 @@ async def links_up(network: Any, count: int) -> int:
 async def bare_serve(task: Json) -> None:
     server, _ = contexts(Path(task["directory"]))
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(
-        lambda: BareSender(task["bytes"]), "127.0.0.1", 0, ssl=server
-    )
+    sender = BareSender(task["bytes"])
+    listening = await loop.create_server(lambda: sender, "127.0.0.1", 0, ssl=server)
     say({"port": listening.sockets[0].getsockname()[1]})
     await stdin_line()
     listening.close()
