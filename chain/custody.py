@@ -33,7 +33,7 @@ from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Custody, CustodyDispute, CustodyOpening, Payload
 from chain.types import Epoch, Height, PubKey, ShardIndex, TileIndex, TimeMs, u64_be
 
-FINDER_SHARE = 2  # whoever shows a wrong commitment gets 1/2 of what it costs, the pool the rest
+FINDER_SHARE = 2  # whoever is right gets 1/2 of what it costs the other, the pool the rest
 _SUBTILES = TILE_BYTES // SUBTILE_BYTES
 
 
@@ -86,6 +86,14 @@ def custody_tiles(state: State, account: PubKey) -> set[tuple[int, Hash32, int]]
         return set()
     places = (event.places[at] for at in positions(event, member))
     return {(p.shard, p.shard_root, p.tile) for p in places}
+
+
+def at_stake(state: State) -> set[PubKey]:
+    """Accounts that the event in progress may still convict: their stake is not paid out until it
+    ends, whatever its windows are."""
+    event = current(state)
+    may = (CustodyStatus.ASKED, CustodyStatus.COMMITTED)
+    return {m.account for m in event.members if m.status in may} if event is not None else set()
 
 
 def is_asked(state: State, account: PubKey, payload: Payload) -> bool:
@@ -195,6 +203,39 @@ class Verdict:
     right: bool
     claim: c.CustodyClaim | None
 
+    @property
+    def subject(self) -> Subject:
+        """What it decides, and decides but once."""
+        account = self.event.members[self.member].account
+        if self.claim is None or not self.right:
+            return Subject(self.event.seed, account, None, Height(0))
+        return Subject(self.event.seed, account, self.claim.position, self.claim.opened)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A conviction of `custodian` (`position` None), or the end of a dispute with it."""
+
+    event: Hash32
+    custodian: PubKey
+    position: int | None
+    opened: Height
+
+
+def is_undecided(state: State, subject: Subject) -> bool:
+    """Whether an opening about it can still decide something."""
+    event = current(state)
+    if event is None or event.seed != subject.event:
+        return False
+    member = member_of(event, subject.custodian)
+    if member is None or event.members[member].status != CustodyStatus.COMMITTED:
+        return False
+    if subject.position is None:
+        return True
+    key = c.custody_claim_key(subject.custodian, subject.position)
+    claim = state.get(c.CustodyClaim, key)
+    return claim is not None and claim.opened == subject.opened
+
 
 def judge(state: State, rules: Rules, tx: CustodyOpening) -> Verdict:
     """What an opening decides in this state; TxError if nothing. Changes nothing."""
@@ -220,7 +261,10 @@ def opening(state: State, params: Params, rules: Rules, sender: PubKey, tx: Cust
         finder = found.claim.disputer if found.claim is not None else sender
         _convict(state, params, found.member, tx.position, finder, "wrong")
     elif found.claim is not None:  # always: a right one is opened only against a dispute
-        state.move(CUSTODY_BONDS, tx.custodian, found.claim.bond)
+        # Not all of it: disputing one's own would cost nothing, and could hold all slots for ever.
+        share = found.claim.bond // FINDER_SHARE
+        state.move(CUSTODY_BONDS, tx.custodian, share)
+        state.move(CUSTODY_BONDS, REWARD_POOL, found.claim.bond - share)
         state.delete(c.custody_claim_key(tx.custodian, tx.position))
         _tell(
             state,

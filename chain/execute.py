@@ -266,7 +266,7 @@ class Execution:
     def finish(self) -> Executed:
         """Close the block: epochs, unbonding, the round; then the root."""
         state, params = self._state, self._genesis.params
-        ledger.release_unbonded(state)
+        ledger.release_unbonded(state, custody.at_stake(state))
         ledger.turn_epoch(state, params, self._vrf)
         custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from chain import records as r
@@ -55,12 +56,15 @@ def unbond(state: State, params: Params, sender: PubKey, tx: Unbond) -> None:
     account = state.account(sender)
     if tx.amount == 0 or account.bonded < tx.amount:
         raise TxError("insufficient_bond", f"the account has {account.bonded} grains bonded")
-    release = Height(state.head.height + params.unbonding_blocks)
-    key = r.unbonding_key(release, sender)
-    waiting = state.get(r.Unbonding, key)
-    amount = Grains(tx.amount + (waiting.amount if waiting else 0))
-    state.put(key, r.Unbonding(sender, amount, release))
+    _wait(state, sender, Height(state.head.height + params.unbonding_blocks), tx.amount)
     state.put_account(sender, bonded=account.bonded - tx.amount)
+
+
+def _wait(state: State, account: PubKey, release: Height, amount: int) -> None:
+    key = r.unbonding_key(release, account)
+    waiting = state.get(r.Unbonding, key)
+    total = Grains(amount + (waiting.amount if waiting else 0))
+    state.put(key, r.Unbonding(account, total, release))
 
 
 def unjail(state: State, sender: PubKey) -> None:
@@ -132,11 +136,15 @@ def forfeit(state: State, account: PubKey, permille: int) -> int:
     return lost
 
 
-def release_unbonded(state: State) -> None:
-    """Pay out what is due at this very height; nothing is ever due at one that has passed."""
+def release_unbonded(state: State, held: Collection[PubKey] = ()) -> None:
+    """Pay out what is due at this very height; nothing is ever due at one that has passed, since
+    that of the accounts in `held` is due again at the next."""
     for key, raw in list(state.items(r.unbonding_prefix(state.head.height))):
         waiting = decode(r.Unbonding, raw)
         state.delete(key)
+        if waiting.account in held:
+            _wait(state, waiting.account, Height(state.head.height + 1), waiting.amount)
+            continue
         state.put_account(
             waiting.account, balance=state.account(waiting.account).balance + waiting.amount
         )

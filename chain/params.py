@@ -80,6 +80,10 @@ _BOUNDS = {
 }
 
 
+# Eight answers of three a block, and one block to hear of the dispute; with 1 nobody could dispute.
+_LEAST_OPEN_BLOCKS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Allocation:
     account: PubKey
@@ -238,6 +242,10 @@ def _params(value: Any) -> Params:
             raise GenesisError(f"params.{name}: expected {least} to {most}")
     if params.unbonding_blocks <= 3 * params.epoch_blocks:
         raise GenesisError("params.unbonding_blocks: must exceed three epochs (3 * epoch_blocks)")
+    if params.seed_blocks > params.epoch_blocks:  # custody asks the epoch in which it draws
+        raise GenesisError("params.seed_blocks: expected at most epoch_blocks")
+    if params.custody_open.blocks < _LEAST_OPEN_BLOCKS:
+        raise GenesisError(f"params.custody_open.blocks: expected at least {_LEAST_OPEN_BLOCKS}")
     return params
 
 

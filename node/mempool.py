@@ -9,7 +9,7 @@ so that whoever asks for it gets an answer.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ MAX_GAP = 32  # nonces a sender may be ahead
 MAX_REPLACED = 16  # transactions of one sender and nonce, one after the other
 MAX_AGE_BLOCKS = 200  # what no block took by then leaves
 MAX_REMEMBERED = 4096  # refused transactions whose reason is kept
+MAX_OPENINGS = 4  # of one sender about one thing, from peers: it signs anew what others displaced
 LARGE_BYTES = 800 * 1024  # of a block for openings of custody: three, so that gossip bears it
 BUILD_BUDGET_S = 0.25  # a leader's time for filling a block
 # Refused now, but right in a block to come: the sender's view may be ahead of ours.
@@ -45,6 +46,7 @@ class _Waiting:
     height: int  # of the chain when it came
     replaces: int  # how many of this sender and nonce came before it
     duty: bool
+    subject: custody.Subject | None = None  # what it decides, if it is an opening of custody
 
 
 class Mempool:
@@ -62,6 +64,7 @@ class Mempool:
         self._senders: OrderedDict[PubKey, dict[int, _Waiting]] = OrderedDict()
         self._ids: dict[TxId, PubKey] = {}
         self._refused: OrderedDict[TxId, str] = OrderedDict()
+        self._openings: Counter[tuple[PubKey, custody.Subject]] = Counter()
         self.bytes = 0
         self.refused_total = 0
 
@@ -83,8 +86,7 @@ class Mempool:
         state = self._state()
         check_transaction(state, self._genesis, tx, gap=MAX_GAP)
         duty = is_free_duty(state, tx)
-        if isinstance(tx.payload, CustodyOpening):
-            self._check_opening(state, tx, duty)
+        subject = self._check_opening(state, tx, duty, local)
         waiting = self._senders.get(tx.sender, {})
         if local and tx.nonce == state.account(tx.sender).nonce:
             self._try(state, raw)
@@ -98,8 +100,10 @@ class Mempool:
         if replaced is not None:  # only its own signer can replace it; bounded against chatter
             count = replaced.replaces + 1
             self._forget(tx.sender, replaced)
+        if subject is not None:
+            self._displace(tx.sender, subject)
         self._senders.setdefault(tx.sender, {})[tx.nonce] = _Waiting(
-            tx_id, raw, tx.nonce, state.head.height, count, duty
+            tx_id, raw, tx.nonce, state.head.height, count, duty, subject
         )
         self._ids[tx_id] = tx.sender
         self._refused.pop(tx_id, None)
@@ -107,13 +111,26 @@ class Mempool:
         self._announce(raw)
         return tx_id
 
-    def _check_opening(self, state: State, tx: Transaction, duty: bool) -> None:
-        """It is large, so it is taken, and passed on, only while it decides something, and from
-        whoever owes none only if nothing stands before it."""
+    def _check_opening(
+        self, state: State, tx: Transaction, duty: bool, local: bool
+    ) -> custody.Subject | None:
+        """It is large, so it is taken, and passed on, only while it decides something, a few times
+        for each sender, and from whoever owes none only if nothing stands before it."""
+        if not isinstance(tx.payload, CustodyOpening):
+            return None
         if not duty and tx.nonce != state.account(tx.sender).nonce:
             raise TxError("bad_nonce", "an opening that pays is taken with the next nonce only")
-        if isinstance(tx.payload, CustodyOpening):
-            custody.judge(state, self._rules, tx.payload)
+        subject = custody.judge(state, self._rules, tx.payload).subject
+        if not local and self._openings[tx.sender, subject] >= MAX_OPENINGS:
+            raise TxError("nonce_taken", f"{MAX_OPENINGS} openings of this sender show the same")
+        return subject
+
+    def _displace(self, sender: PubKey, subject: custody.Subject) -> None:
+        """One opening of a sender about one thing waits, the newest."""
+        self._openings[sender, subject] += 1
+        for waiting in list(self._senders.get(sender, {}).values()):
+            if waiting.subject == subject:
+                self._forget(sender, waiting)
 
     def _check_room(self, tx: Transaction, size: int, duty: bool) -> None:
         room = 4 if duty else 2 if tx.nonce <= self.next_nonce(tx.sender) else 1  # halves
@@ -197,6 +214,17 @@ class Mempool:
                     self._senders.move_to_end(sender)
         return tuple(txs)
 
+    def recheck(self, tx_id: TxId) -> None:
+        """Refuse a waiting transaction whose turn it is if the newest state does. Only the leader
+        that tries it would know else, and those behind it would wait for ever."""
+        raw, state = self.get(tx_id), self._state()
+        if raw is None or decode_transaction(raw).nonce != state.account(self._ids[tx_id]).nonce:
+            return
+        try:
+            self._try(state, raw)
+        except TxError as error:
+            self.refuse(tx_id, Receipt(tx_id, error.code, str(error)))
+
     def reannounce(self, tx_id: TxId) -> None:
         """Hand a waiting transaction to gossip again: it may have been lost."""
         raw = self.get(tx_id)
@@ -220,6 +248,8 @@ class Mempool:
         for receipt in receipts:
             self._drop(receipt.tx_id)
         state = self._state()
+        for counted in [k for k in self._openings if not custody.is_undecided(state, k[1])]:
+            del self._openings[counted]
         for sender in list(self._senders):
             nonce = state.account(sender).nonce
             for waiting in list(self._senders.get(sender, {}).values()):
@@ -228,6 +258,9 @@ class Mempool:
                     self.refuse(waiting.tx_id, late)
                 elif waiting.nonce < nonce:
                     done = Receipt(waiting.tx_id, "bad_nonce", f"nonce {nonce} is next")
+                    self.refuse(waiting.tx_id, done)
+                elif waiting.subject and not custody.is_undecided(state, waiting.subject):
+                    done = Receipt(waiting.tx_id, "decided", "others have shown it already")
                     self.refuse(waiting.tx_id, done)
 
     def _drop(self, tx_id: TxId) -> None:

@@ -161,7 +161,10 @@ class GuardedPubsub(_GuardedService, Pubsub):
 
     async def push_msg(self, msg_forwarder: ID, msg: Any) -> None:
         if msg_forwarder == self.my_id:
-            await super().push_msg(msg_forwarder, msg)
+            if self._is_msg_seen(msg):  # said again, for those who could make nothing of it before
+                await self.router.publish(msg_forwarder, msg)
+            else:
+                await super().push_msg(msg_forwarder, msg)
             return
         try:
             await self._push_from(msg_forwarder, msg)

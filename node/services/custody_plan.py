@@ -77,6 +77,11 @@ def owed(state: State, account: PubKey, checked: Checked) -> Iterator[CustodyDut
 def _disputes(
     state: State, event: c.CustodyEvent, me: int, wrong: tuple[Suspect, ...] | None
 ) -> Iterator[CustodyDuty]:
+    own = event.members[me].account
+    waiting = custody.claims(state)
+    for claim in waiting:  # first of all: our stake waits for it
+        if claim.custodian == own:
+            yield OpenCustody(event.seed, own, claim.position)
     if wrong is None:
         yield CheckCustody(event.seed)
     openings: dict[PubKey, OpenCustody] = {}
@@ -87,14 +92,14 @@ def _disputes(
         if state.head.height >= event.phase_height + _turn(event, me, member, position):
             openings.setdefault(custodian, OpenCustody(event.seed, custodian, position))
     yield from openings.values()
-    for claim in custody.claims(state):
+    for claim in waiting:
         opening = OpenCustody(event.seed, claim.custodian, claim.position)
-        if opening in openings.values() or me not in event.places[claim.position].custodians:
+        if claim.custodian == own or opening in openings.values():
             continue
         patience = (claim.deadline_height - claim.opened) // 2
-        own = claim.custodian == event.members[me].account
+        ours = me in event.places[claim.position].custodians
         # Nobody should lose because it was down for a moment: the others answer for it then.
-        if own or state.head.height >= claim.opened + patience:
+        if ours and state.head.height >= claim.opened + patience:
             yield opening
 
 

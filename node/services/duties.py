@@ -36,7 +36,7 @@ log = logging.getLogger("blyan.duties")
 
 RETRY_FIRST_S, RETRY_MOST_S = 0.5, 20.0  # a failed duty waits, each time twice as long
 AT_ONCE = 8  # duties in hand; more wait
-CUSTODY_AT_ONCE = 2  # beside the others: a window of four blocks waits for no training
+CUSTODY_AT_ONCE = 16  # beside the others: each waits for its block, and eight may be ours to answer
 AUDITS_AT_ONCE = 1  # an audit takes a core, and is never urgent
 # The chain refuses a duty that came late or twice: nothing to repeat, nobody to blame.
 _LATE = frozenset(

@@ -79,7 +79,10 @@ class DutySender:
                 self._flying.remove(sent)
                 if not sent.done.done():
                     sent.done.set_result(receipt)
-            elif sent.tx_id and (self._pool.status(sent.tx_id) or "dropped:gone").startswith("d"):
+                continue
+            if sent.tx_id:
+                self._pool.recheck(sent.tx_id)
+            if sent.tx_id and (self._pool.status(sent.tx_id) or "dropped:gone").startswith("d"):
                 again |= self._refused(sent)
         now = time.monotonic()
         for sent in list(self._flying):

@@ -51,6 +51,7 @@ class Machine:
         document = json.loads(TEMPLATE.read_text())
         document["params"].update(
             {"stamp_bits": 4, "stamp_new_account_bits": 1, "custody_interval_blocks": 10**9}
+            | {"seed_blocks": min(8, params.get("epoch_blocks", 8))}
             | params
         )
         self.validators = [keys(f"validator-{i}") for i in range(validators)]

@@ -12,7 +12,7 @@ from chain.codec import encode
 from chain.custody_records import CustodyPhase, CustodyStatus
 from chain.hashes import Hash32
 from chain.limits import MAX_CUSTODY_DISPUTES
-from chain.state import CUSTODY_BONDS
+from chain.state import CUSTODY_BONDS, REWARD_POOL
 from chain.transactions import (
     CustodyDispute,
     Transfer,
@@ -35,7 +35,7 @@ def run(ready: CustodyRun) -> CustodyRun:
 # --- disputes -----------------------------------------------------------------------------
 
 
-def test_a_false_dispute_loses_its_bond_to_the_custodian(run: CustodyRun) -> None:
+def test_a_false_dispute_loses_its_bond_to_custodian_and_pool(run: CustodyRun) -> None:
     honest, total = run.custodian(0, 1), run.m.grains()
     owner = run.account(honest)
     assert run.dispute("ann", 0, honest) == "ok"
@@ -43,10 +43,11 @@ def test_a_false_dispute_loses_its_bond_to_the_custodian(run: CustodyRun) -> Non
     assert state.account(CUSTODY_BONDS).balance == BOND
     (claim,) = custody.claims(state)
     assert (claim.custodian, claim.position, claim.disputer) == (owner, 0, key("ann").public)
-    before = state.account(owner).balance
+    before, pool = state.account(owner).balance, state.account(REWARD_POOL).balance
     assert run.send_duty(run.keys_of(honest), run.opening(0, owner)) == "ok"
     state = run.m.state
-    assert state.account(owner).balance == before + BOND
+    assert state.account(owner).balance == before + BOND // 2
+    assert state.account(REWARD_POOL).balance == pool + BOND // 2
     assert state.account(owner).bonded == STAKE
     assert state.account(CUSTODY_BONDS).balance == 0
     assert custody.claims(state) == []
