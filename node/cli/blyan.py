@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": ("node.cli.train:train", "Take part in learning rounds."),
     "delta": ("node.cli.delta:delta", "Submit a delta trained elsewhere."),
     "dataset": ("node.cli.dataset:dataset", "Submit data to learn from."),
+    "custody": ("node.cli.custody:custody", "Who had to show what it keeps; doubt it."),
     "model": ("node.cli.model:model", "Models as files, in and out."),
     "tile": ("node.cli.tile:tile", "Verify tiles against a block header."),
     "verify": ("node.cli.tile:verify", "Short for `blyan tile verify`."),
