@@ -4,7 +4,7 @@
 
 Every case is a valid input, spoiled by a random generator that its number seeds, so that any
 case can be replayed alone. A case must end in a result or in a BlyanError, within
-CASE_S seconds of processor time and CASE_BYTES of memory (traced for one case in TRACED), and
+CASE_S seconds of processor time and CASE_BYTES of memory (traced for one in TRACED), and
 the process must not grow. What fails prints one line that replays it.
 """
 
@@ -31,7 +31,7 @@ from tests.attacks.tiles.fuzz_proof import ProofTarget
 
 CASE_S = 1.0  # of processor time; a typical case takes 0.1 ms
 CASE_BYTES = 8 * 1024 * 1024  # allocated at once in one case
-TRACED = 32  # one case in so many has its memory traced, which makes it slower
+TRACED, TRACED_RUN = 32, 64  # one run of 64 cases in so many is traced, which makes it slower
 GROWTH_BYTES = 32 * 1024 * 1024  # of the process, from the first thousand cases to the last
 WARM_UP = 1000  # cases after which caches are full
 
@@ -72,11 +72,8 @@ def fuzz(target: Target, seed: int, first: int, cases: int) -> Outcome:
     resident = 0
     for number in range(first, first + cases):
         try:
-            if number % TRACED:
-                with limited_time():
-                    result = target.run(seeded(target.name, seed, number))
-            else:
-                result = traced(target, seed, number)
+            with traced(number), limited_time(10 if tracemalloc.is_tracing() else 1):
+                result = target.run(seeded(target.name, seed, number))
         except Exception as error:
             replay = f"python -m tests.attacks.tiles.fuzz --only {target.name} --seed {seed}"
             kind = type(error).__name__
@@ -86,29 +83,35 @@ def fuzz(target: Target, seed: int, first: int, cases: int) -> Outcome:
         outcome.cases += 1
         if outcome.cases == WARM_UP:
             resident = resident_bytes()
+    tracemalloc.stop()
     if resident and (grown := resident_bytes() - resident) > GROWTH_BYTES:
         outcome.failure = f"the process grew by {grown >> 20} MiB in {outcome.cases} cases"
     outcome.wall_s = time.perf_counter() - began
     return outcome
 
 
-def traced(target: Target, seed: int, number: int) -> str:
-    """One case with its memory traced. Raises MemoryError if it takes too much."""
-    random = seeded(target.name, seed, number)
-    tracemalloc.start()
-    try:
-        with limited_time(factor=10):
-            result = target.run(random)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
+@contextmanager
+def traced(number: int) -> Iterator[None]:
+    """Raises MemoryError after a case that took too much, if its memory is traced.
+
+    Traced are runs of cases, since each start of the tracing costs the process 4 KiB for good.
+    """
+    if number // TRACED_RUN % TRACED:
         tracemalloc.stop()
-    if peak > CASE_BYTES:
-        raise MemoryError(f"{peak} bytes at once, at most {CASE_BYTES} are allowed")
-    return result
+        yield
+        return
+    if not tracemalloc.is_tracing():
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    yield
+    taken = tracemalloc.get_traced_memory()[1] - before
+    if taken > CASE_BYTES:
+        raise MemoryError(f"{taken} bytes at once, at most {CASE_BYTES} are allowed")
 
 
 @contextmanager
-def limited_time(factor: int = 1) -> Iterator[None]:
+def limited_time(factor: int) -> Iterator[None]:
     """Raises Hung in whatever takes more than its processor time."""
     signal.setitimer(signal.ITIMER_VIRTUAL, CASE_S * factor)
     try:
