@@ -56,15 +56,16 @@ def unbond(state: State, params: Params, sender: PubKey, tx: Unbond) -> None:
     account = state.account(sender)
     if tx.amount == 0 or account.bonded < tx.amount:
         raise TxError("insufficient_bond", f"the account has {account.bonded} grains bonded")
-    _wait(state, sender, Height(state.head.height + params.unbonding_blocks), tx.amount)
+    put_unbonding(state, sender, Height(state.head.height + params.unbonding_blocks), tx.amount)
     state.put_account(sender, bonded=account.bonded - tx.amount)
 
 
-def _wait(state: State, account: PubKey, release: Height, amount: int) -> None:
+def put_unbonding(state: State, account: PubKey, release: Height, amount: int) -> None:
     key = r.unbonding_key(release, account)
     waiting = state.get(r.Unbonding, key)
     total = Grains(amount + (waiting.amount if waiting else 0))
     state.put(key, r.Unbonding(account, total, release))
+    state.put(r.due_key(release, account), r.UnbondingDue(account))
 
 
 def unjail(state: State, sender: PubKey) -> None:
@@ -127,27 +128,28 @@ def forfeit(state: State, account: PubKey, permille: int) -> int:
     held = state.account(account)
     lost = held.bonded * permille // 1000
     state.put_account(account, bonded=held.bonded - lost)
-    for key, raw in list(state.items(r.UNBONDING)):
-        if key.endswith(account):
-            waiting = decode(r.Unbonding, raw)
-            part = waiting.amount * permille // 1000
-            state.put(key, replace(waiting, amount=Grains(waiting.amount - part)))
-            lost += part
+    for key, raw in list(state.items(r.unbondings_of(account))):
+        waiting = decode(r.Unbonding, raw)
+        part = waiting.amount * permille // 1000
+        state.put(key, replace(waiting, amount=Grains(waiting.amount - part)))
+        lost += part
     return lost
 
 
 def release_unbonded(state: State, held: Collection[PubKey] = ()) -> None:
     """Pay out what is due at this very height; nothing is ever due at one that has passed, since
     that of the accounts in `held` is due again at the next."""
-    for key, raw in list(state.items(r.unbonding_prefix(state.head.height))):
-        waiting = decode(r.Unbonding, raw)
+    height = state.head.height
+    for due, raw in list(state.items(r.due_prefix(height))):
+        account = decode(r.UnbondingDue, raw).account
+        key = r.unbonding_key(height, account)
+        waiting = state.need(r.Unbonding, key)
+        state.delete(due)
         state.delete(key)
-        if waiting.account in held:
-            _wait(state, waiting.account, Height(state.head.height + 1), waiting.amount)
+        if account in held:
+            put_unbonding(state, account, Height(height + 1), waiting.amount)
             continue
-        state.put_account(
-            waiting.account, balance=state.account(waiting.account).balance + waiting.amount
-        )
+        state.put_account(account, balance=state.account(account).balance + waiting.amount)
 
 
 def freeze_set(state: State, params: Params, epoch: int) -> ValidatorSet:

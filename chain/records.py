@@ -310,6 +310,15 @@ class KeyOwner:
     account: PubKey
 
 
+@wire(155)
+@dataclass(frozen=True, slots=True)
+class UnbondingDue:
+    """Whose unbonding is due at a height: neither those of an account nor those of a height are
+    looked for among all."""
+
+    account: PubKey
+
+
 # --- keys ---------------------------------------------------------------------------
 
 HEAD = b"head"
@@ -337,12 +346,22 @@ def consensus_key(key: PubKey) -> bytes:
     return b"cons/" + key
 
 
-def unbonding_prefix(release: int) -> bytes:
-    return UNBONDING + _be8(release)
+def unbondings_of(account: PubKey) -> bytes:
+    """The prefix of what an account has on its way out."""
+    return UNBONDING + account
 
 
 def unbonding_key(release: int, account: PubKey) -> bytes:
-    return unbonding_prefix(release) + account
+    return unbondings_of(account) + _be8(release)
+
+
+def due_prefix(release: int) -> bytes:
+    """Of what is paid out at a height."""
+    return b"udue/" + _be8(release)
+
+
+def due_key(release: int, account: PubKey) -> bytes:
+    return due_prefix(release) + account
 
 
 def epoch_key(epoch: int) -> bytes:

@@ -208,8 +208,8 @@ class BlockQueries(Reader):
         }
 
     def _unbonding(self, key: PubKey) -> list[r.Unbonding]:
-        found = [decode(r.Unbonding, raw) for _, raw in self.state.tree.items(b"unbd/")]
-        return [u for u in found if u.account == key]
+        rows = self.state.tree.items(r.unbondings_of(key))
+        return [decode(r.Unbonding, raw) for _, raw in rows]
 
     # --- proofs ----------------------------------------------------------------------
 

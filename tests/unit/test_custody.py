@@ -13,6 +13,7 @@ from chain import records as r
 from chain.codec import encode
 from chain.custody_records import CustodyPhase, CustodyStatus
 from chain.hashes import ZERO_HASH, Hash32
+from chain.ledger import put_unbonding
 from chain.limits import MAX_OPENING_TX_BYTES, MAX_TX_BYTES, SUBTILE_BYTES
 from chain.rounds import tile_ranks
 from chain.state import REWARD_POOL
@@ -22,7 +23,7 @@ from chain.transactions import (
     FraudProof,
     decode_transaction,
 )
-from chain.types import Grains, Height, PubKey, ShardIndex, TileIndex, TxId
+from chain.types import Height, PubKey, ShardIndex, TileIndex, TxId
 from tests.kit.custody_run import SHARDS, CustodyRun
 from tests.kit.machine import STAKE, key
 from wallet.signing import make_stamp
@@ -278,9 +279,7 @@ def test_what_is_being_unbonded_is_in_reach(run: CustodyRun) -> None:
     liar = run.account(run.custodian(0))
     state = run.m.state
     release = run.m.height + 500
-    state.put(
-        r.unbonding_key(release, liar), r.Unbonding(liar, Grains(STAKE // 2), Height(release))
-    )
+    put_unbonding(state, liar, Height(release), STAKE // 2)
     state.put_account(liar, bonded=STAKE // 2)
     run.m.tree = state.commit()
     assert run.send_duty(run.keys_of(run.custodian(0, 1)), run.opening(0, liar)) == "ok"
