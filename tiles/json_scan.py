@@ -72,7 +72,7 @@ class JsonScanner:
         raw = self._match(_FLAT, most, "an object without objects inside")
         try:
             found: dict[str, Any] = json.loads(
-                raw, object_pairs_hook=_distinct, parse_constant=_no_constant
+                raw, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_int=_integer
             )
         except ValueError as error:
             raise DecodeError(f"not JSON: {error}") from None
@@ -183,6 +183,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise DecodeError("not sound: a name twice in one object")
     return found
+
+
+def _integer(digits: str) -> int | None:
+    """None for -0, which is no size: `safetensors` takes it for a fraction."""
+    return None if digits == "-0" else int(digits)
 
 
 def _no_constant(name: str) -> None:

@@ -58,20 +58,20 @@ class TensorSpec:
             raise InputError("tensor name __metadata__: safetensors keeps it for itself")
         if self.dtype not in DTYPE_BITS:
             raise InputError(
-                f"tensor {self.name}: dtype {self.dtype[:16]!r}, expected one of "
+                f"tensor {self.name[:64]!r}: dtype {self.dtype[:16]!r}, expected one of "
                 + ", ".join(DTYPE_BITS)
             )
         if len(self.shape) > MAX_TENSOR_DIMS or any(n < 0 for n in self.shape):
             raise InputError(
-                f"tensor {self.name}: expected a shape of at most {MAX_TENSOR_DIMS} dimensions, "
-                "none negative"
+                f"tensor {self.name[:64]!r}: expected a shape of at most {MAX_TENSOR_DIMS} "
+                "dimensions, none negative"
             )
         if math.prod(n or 1 for n in self.shape) > _MAX_ELEMENTS:
-            raise InputError(f"tensor {self.name}: a shape of more than 2**48 elements")
+            raise InputError(f"tensor {self.name[:64]!r}: a shape of more than 2**48 elements")
         if self.elements * DTYPE_BITS[self.dtype] % 8:
             raise InputError(
-                f"tensor {self.name}: {self.elements} elements of {self.dtype} do not fill whole "
-                "bytes"
+                f"tensor {self.name[:64]!r}: {self.elements} elements of {self.dtype} do not fill "
+                "whole bytes"
             )
 
     @property

@@ -101,7 +101,9 @@ def parse_header(prefix: bytes, file_bytes: int) -> tuple[tuple[TensorRange, ...
     for tensor in tensors:
         if tensor.start != at:
             kind = "overlaps its neighbour" if tensor.start < at else "leaves a hole before it"
-            raise DecodeError(f"tensor {tensor.spec.name} at byte {tensor.start} {kind} ({at})")
+            raise DecodeError(
+                f"tensor {tensor.spec.name[:64]!r} at byte {tensor.start} {kind} ({at})"
+            )
         at = tensor.end
     if data_start + at != file_bytes:
         raise DecodeError(f"{file_bytes - data_start} bytes of data where tensors take {at}")
@@ -168,8 +170,8 @@ def _parse_tensor(name: str, entry: Any) -> TensorRange:
         raise DecodeError(str(error)) from None
     if span[1] - span[0] != spec.data_bytes:
         raise DecodeError(
-            f"tensor {name}: {span[1] - span[0]} bytes for {dtype} of shape {shape}, which takes "
-            f"{spec.data_bytes}"
+            f"tensor {name[:64]!r}: {span[1] - span[0]} bytes for {dtype} of shape {shape}, which "
+            f"takes {spec.data_bytes}"
         )
     return TensorRange(spec, span[0], span[1])
 

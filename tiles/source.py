@@ -151,14 +151,15 @@ def _pass_metadata(scanner: JsonScanner) -> None:
     if scanner.is_null():
         return
     names = set()
-    for count, name in enumerate(scanner.members(_METADATA_KEY_BYTES), 1):
-        if name in names or count > _MAX_METADATA_KEYS:
-            raise DecodeError(
-                f"__metadata__ names {shown(name)} twice"
-                if name in names
-                else f"__metadata__ has more than {_MAX_METADATA_KEYS} names"
-            )
+    for name in scanner.members(_NAME_BYTES):
+        if name in names:
+            raise DecodeError(f"__metadata__ names {shown(name)} twice")
         names.add(name)
+        if len(names) > _MAX_METADATA_KEYS or len(name.encode()) > _METADATA_KEY_BYTES:
+            raise DecodeError(
+                f"__metadata__ has more than {_MAX_METADATA_KEYS} names, or one of more than "
+                f"{_METADATA_KEY_BYTES} bytes"
+            )
         scanner.skip_text()
 
 

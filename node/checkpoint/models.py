@@ -24,6 +24,7 @@ from tiles.store.disk import Disk
 CHAIN = "chain"  # the name of the chain's own model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _IMPORTING, _REMOVING = ".importing-", ".removing-"
+_LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Models:
     def __init__(self, home: Home, disk: Disk | None = None) -> None:
         self.home, self.disk = home, disk or Disk()
         self.directory = home.path / "models"
-        self._lock_file = self.directory / "lock"
+        self._lock_file = self.directory / _LOCK
 
     # --- asking -----------------------------------------------------------------------
 
@@ -202,6 +203,8 @@ def check_name(name: str) -> str:
     """A name that a model may have. Raises InputError."""
     if name == CHAIN:
         raise InputError(f"{CHAIN!r} is the name of the chain's own model; choose another")
+    if name == _LOCK:
+        raise InputError(f"{name!r} is the name of a file beside the models; choose another")
     if not NAME.fullmatch(name):
         raise InputError(
             f"{name!r} is no name of a model: expected 1 to 64 letters, digits, '.', '_' or '-', "

@@ -17,6 +17,7 @@ from chain.errors import InputError, LockedError, QuotaError
 from node.checkpoint.lane import Lane
 
 Buffer = bytes | memoryview
+_LONGEST_NAME = 255  # bytes, as file systems have it
 _WAITING = 4  # buffers that may wait to be hashed or written
 
 
@@ -67,10 +68,16 @@ def _update(hasher: blake3, data: Buffer) -> None:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[OutputFile]:
-    """Write `path`, whole and durably, replacing what is there; on an error nothing changes."""
+    """Write `path`, whole and durably, replacing what is there; on an error nothing changes.
+
+    A link is followed. A pipe or a device is refused: the file would take its place.
+    """
     with refusals(path):
         if path.is_dir():
             raise InputError(f"{path} is a directory; name the file to write")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is a pipe or a device; name a file to write")
+        path = _followed(path)
         part = _hidden(path)
         file = OutputFile(part)
         try:
@@ -89,6 +96,7 @@ def output_file(path: Path) -> Iterator[OutputFile]:
 def output_directory(path: Path) -> Iterator[Path]:
     """A directory to fill that becomes `path`, whole; `path` is new or empty."""
     with refusals(path):
+        path = _followed(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
                 f"{path} exists; this model is several files: name a new or empty directory"
@@ -121,10 +129,18 @@ def _lock(descriptor: int, path: Path) -> None:
         ) from None
 
 
+def _followed(path: Path) -> Path:
+    """Where a path leads to: a link stays, and what it names is written."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def _hidden(path: Path) -> Path:
     """The name that what will be `path` has while it is written."""
     path = path.absolute()
-    return path.with_name(f".{path.name}.part")
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME - len("..part"):
+        name = blake3(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.part")
 
 
 def sync_folder(path: Path) -> None:

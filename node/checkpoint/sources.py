@@ -57,6 +57,8 @@ def find(paths: Sequence[Path]) -> Found:
     if index is not None:
         files = _of_index(index, files)
     names = [path.name for path in files]
+    if foreign := [n for n in [*names, *([index.name] if index else [])] if not _is_text(n)]:
+        raise InputError(f"{foreign[0]!a}: a file's name must be UTF-8; rename it")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"two files are called {twice[0]}; a checkpoint needs distinct names")
     if absent := missing_parts(names):
@@ -65,6 +67,11 @@ def find(paths: Sequence[Path]) -> Found:
         raise InputError(f"{len(files)} files, at most {MAX_FILES} make a checkpoint")
     title = _title(index, files)
     return Found(tuple(sorted(files, key=lambda path: path.name)), index, title)
+
+
+def _is_text(name: str) -> bool:
+    """False for a name of bytes that are no UTF-8, which Python holds as halves of surrogates."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def _title(index: Path | None, files: Sequence[Path]) -> str:

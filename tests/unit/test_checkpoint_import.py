@@ -230,12 +230,12 @@ def test_what_is_no_file(models: Models, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chain", "", ".x", "a/b", "../a", "-a", "a b", "é", "x" * 65, "a\n"]
+    "name", ["chain", "lock", "", ".x", "a/b", "../a", "-a", "a b", "é", "x" * 65, "a\n"]
 )
 def test_names_that_are_none(models: Models, tmp_path: Path, name: str) -> None:
     source = tmp_path / "a.safetensors"
     source.write_bytes(checkpoint([]))
-    with pytest.raises(InputError, match=r"is no name of a model|is the name of the chain"):
+    with pytest.raises(InputError, match=r"is no name of a model|is the name of "):
         take(models, source, name=name)
 
 
@@ -398,36 +398,6 @@ def test_missing_files_are_told(held: Models, tmp_path: Path) -> None:
             give(held, "mix", tmp_path / "out")
     assert held.last() is None
     assert held.remove("mix") is None
-
-
-# --- where exports go -----------------------------------------------------------------
-
-
-def test_where_an_export_cannot_go(held: Models, tmp_path: Path) -> None:
-    source = tmp_path / "a.safetensors"
-    source.write_bytes(checkpoint([("a", "U8", (1,))]))
-    take(held, source)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
-    (tmp_path / "new").mkdir()
-    for name, out, reason in (
-        ("a", tmp_path, "is a directory; name the file"),
-        ("a", Path("."), "is a directory; name the file"),
-        ("mix", Path("/"), "name a new or empty directory"),
-        ("a", tmp_path / "no" / "x", "does not exist"),
-        ("mix", tmp_path / "full", "name a new or empty directory"),
-        ("mix", source, "name a new or empty directory"),
-        ("mix", tmp_path / "no" / "x", "does not exist"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            give(held, name, out)
-    give(held, "mix", tmp_path / "new")
-    assert len(list((tmp_path / "new").iterdir())) == 3
-    (tmp_path / "old").write_bytes(b"before")
-    (tmp_path / ".old.part").write_bytes(b"of an export that was killed")
-    give(held, "a", tmp_path / "old")
-    assert (tmp_path / "old").read_bytes() == source.read_bytes()
-    assert not (tmp_path / ".old.part").exists()
 
 
 # --- the order of reading ---------------------------------------------------------------

@@ -51,7 +51,13 @@ def test_every_dtype_and_odd_but_sound_headers(
 ) -> None:
     """Whatever the window: most tokens cross its border when it is small."""
     monkeypatch.setattr(scan, "WINDOW_BYTES", window)
-    metadata = {"format": "pt", "🙂" * 20: "🙂", "größe": 'a\\"b\u2028\n' * 30, "": ""}
+    metadata = {
+        "format": "pt",
+        "🙂" * 20: "🙂",
+        "é" * 512: "",
+        "größe": 'a\\"b\u2028\n' * 30,
+        "": "",
+    }
     raw = checkpoint(ALL, metadata=metadata, shuffled=True, spaces=4000)
     assert opens(raw, tmp_path / "x")
     found = parse(raw)
@@ -114,6 +120,18 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "metadata that is no text": (raw_file(b'{"__metadata__":{"a":1}}', b""), "not JSON"),
     "metadata that nests": (raw_file(b'{"__metadata__":{"a":{}}}', b""), "not JSON"),
     "metadata twice": (raw_file(b'{"__metadata__":{},"__metadata__":{}}', b""), "twice"),
+    "a long name in metadata": (
+        raw_file({"__metadata__": {"x" * 1025: ""}}, b""),
+        "one of more than 1024 bytes",
+    ),
+    "minus nothing as a size": (
+        raw_file(b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', b""),
+        "lists of sizes",
+    ),
+    "a name that clears a terminal": (
+        raw_file({"\x1b[2J": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}}, b"x"),
+        r"tensor '.{4}\[2J': 1 elements",
+    ),
     "a metadata name twice": (raw_file(b'{"__metadata__":{"a":"1","a":"2"}}', b""), "'a' twice"),
     "a tensor twice": (
         raw_file(
