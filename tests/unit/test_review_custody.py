@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from chain.types import Height, PubKey
 from node.mempool import MAX_OPENINGS, Mempool
 from node.services.custody_plan import OpenCustody, owed
 from node.services.duties import CUSTODY_AT_ONCE
+from node.services.placement import Placement, _Plan
+from node.services.placement_plan import Keep
 from node.services.sender import DutySender
 from tests.kit.custody_run import BOND, CustodyRun
 from tests.kit.machine import STAKE, TEMPLATE, key
@@ -281,6 +284,21 @@ def test_eight_disputes_against_one_custodian_are_answered_at_once() -> None:
     answers = [OpenCustody(run.event.seed, run.account(me), at) for at in mine[:4]]
     assert set(plan[:4]) == set(answers)
     assert plan[4:] == [OpenCustody(run.event.seed, run.account(liar), mine[0])]
+
+
+def test_what_an_event_asks_for_is_not_evicted_when_its_epoch_is_over(lied: CustodyRun) -> None:
+    """Placement keeps the tiles of this epoch and the next; an event may outlast both."""
+    run, account = lied, lied.account(0)
+    placement = object.__new__(Placement)
+    placement._account, placement._plan = account, _Plan(kept=Keep(frozenset({(7, 7)}), 0))
+    placement.cache = SimpleNamespace(pinned=None)  # type: ignore[assignment]
+    placement._pin(run.m.state)
+    named = {(p.shard, p.tile) for p in run.event.places if 0 in p.custodians}
+    assert named
+    assert placement.cache.pinned == {(7, 7), *named}
+    run.until(None)
+    placement._pin(run.m.state)
+    assert placement.cache.pinned == {(7, 7)}
 
 
 def test_what_was_said_too_early_is_heard_when_it_is_said_again() -> None:
