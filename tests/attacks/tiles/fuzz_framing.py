@@ -227,7 +227,7 @@ def spoiled(random: Random, frames: list[bytes]) -> bytes:
                 frames[at] = frame[:5] + size.to_bytes(3) + frame[8:]
             case 6:  # other numbers inside
                 body = spoil_bytes(random, frame[8:], 1)
-                size = len(body) if random.random() < 0.8 else len(frame) - 8
+                size = len(body) if random.random() < 0.8 else max(0, len(frame) - 8)
                 frames[at] = frame[:5] + min(size, 2**24 - 1).to_bytes(3) + body
             case 7:
                 frames[at] = spoil_bytes(random, frame, 1)
