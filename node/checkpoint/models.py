@@ -48,8 +48,9 @@ class Models:
 
     def all(self) -> list[ListedModel]:
         """All models by name."""
-        names = sorted(p.name for p in self._entries() if NAME.fullmatch(p.name) and p.is_dir())
-        return [self._listed(name) for name in names]
+        with self._looking():
+            found = [p.name for p in self._entries() if NAME.fullmatch(p.name) and p.is_dir()]
+        return [self._listed(name) for name in sorted(found)]
 
     def last(self) -> str | None:
         """The name of the model that was imported last, if one can be read."""
@@ -60,14 +61,18 @@ class Models:
         """The directory of a model. InputError if there is none of this name."""
         check_name(name)
         path = self.directory / name
-        if not path.is_dir():
+        with self._looking():
+            found = path.is_dir()
+        if not found:
             here = ", ".join(m.name for m in self.all()) or "none"
             raise InputError(f"no model {name!r} in {self.home.path}; there are: {here}")
         return path
 
     def check_free(self, name: str) -> None:
         """InputError if a model of this name is here."""
-        if (self.directory / name).exists():
+        with self._looking():
+            found = (self.directory / name).exists()
+        if found:
             raise InputError(
                 f"there is a model {name!r} in {self.home.path}; choose another name with --name, "
                 f"or remove that one with `blyan model remove {name}`"
@@ -132,10 +137,17 @@ class Models:
     # --- inside -----------------------------------------------------------------------
 
     def _entries(self) -> list[Path]:
+        with self._looking():
+            try:
+                return list(self.directory.iterdir())
+            except FileNotFoundError:
+                return []
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Put into words why the operating system does not let the directory be looked at."""
         try:
-            return list(self.directory.iterdir())
-        except FileNotFoundError:
-            return []
+            yield
         except OSError as error:
             raise StorageError(f"{self.directory} cannot be read: {error.strerror}") from None
 
@@ -155,8 +167,8 @@ class Models:
 
     def _make_directory(self) -> None:
         """`<home>/models` and what is missing above it, readable by its owner only, durably."""
-        missing = [p for p in (self.directory, *self.directory.parents) if not p.exists()]
         try:
+            missing = [p for p in (self.directory, *self.directory.parents) if not p.exists()]
             for path in reversed(missing):
                 self.disk.make_folder(path)
                 path.chmod(0o700)

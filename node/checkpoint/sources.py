@@ -41,6 +41,16 @@ class Found:
     title: str
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Put into words why the operating system does not let something be looked at."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+@_refusals()
 def find(paths: Sequence[Path]) -> Found:
     """The checkpoint that a user names: files, an index, or a directory with either.
 
@@ -129,9 +139,11 @@ def _missing(names: Sequence[str], why: str) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in what is wrong with its content."""
+    """Name the file in what is wrong with its content, or where it cannot be read."""
     try:
         yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except DecodeError as error:
         raise DecodeError(f"{path}: {error}") from None
 

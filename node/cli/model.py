@@ -150,7 +150,7 @@ def remove(session: Session, name: str, yes: bool) -> None:
     "name",
     help="An imported model, or `chain`. [default: the one imported last, else the chain's]",
 )
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, readable=False))
 @pass_session
 def export(session: Session, height: int | None, name: str | None, out: Path) -> None:
     """Write a model to OUT, every tile verified.

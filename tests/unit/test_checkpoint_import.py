@@ -229,6 +229,18 @@ def test_what_is_no_file(models: Models, tmp_path: Path) -> None:
     assert models.all() == []
 
 
+def test_what_may_not_even_be_looked_at(models: Models, tmp_path: Path) -> None:
+    """A name that is too long stands for it: that refuses the superuser as well."""
+    with pytest.raises(InputError, match=r"xxx cannot be read: File name too long"):
+        take(models, tmp_path / ("x" * 300))
+    source = tmp_path / "a.safetensors"
+    source.write_bytes(checkpoint([]))
+    far = Models(Home(tmp_path / ("x" * 300)))
+    for ask in (far.all, far.last, lambda: far.path("a"), lambda: take(far, source)):
+        with pytest.raises(StorageError, match=r"models cannot be read: File name too long"):
+            ask()
+
+
 @pytest.mark.parametrize(
     "name", ["chain", "lock", "", ".x", "a/b", "../a", "-a", "a b", "é", "x" * 65, "a\n"]
 )
