@@ -8,6 +8,7 @@ its process id. The kernel drops the lock with the process, so nothing is ever s
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -26,6 +27,7 @@ MIN_PASSPHRASE = 8  # characters; Argon2id makes each guess cost 64 MiB
 TOKEN_BYTES = 32
 _PID_WAIT_S = 1.0  # between taking the lock and writing the process id
 _POLL_S = 0.05
+_OWNER_BYTES = 16  # of a lock's file: a process id, spaces and a line's end
 
 
 class Home:
@@ -127,14 +129,25 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             raise LockedError(
                 f"{what} is in use by {by}; stop that one first, or choose another directory"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _name_owner(descriptor, str(os.getpid()))
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            _name_owner(descriptor, "")
     finally:
         os.close(descriptor)  # drops the lock
+
+
+def _name_owner(descriptor: int, owner: str) -> None:
+    """Write who holds a lock. It never becomes shorter: its room stays, for when a disk is full.
+
+    A disk that was full before costs the name alone, for what frees room needs locks too.
+    """
+    try:
+        os.pwrite(descriptor, owner.ljust(_OWNER_BYTES - 1).encode() + b"\n", 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def owner_of(path: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -64,6 +65,25 @@ def test_the_lock_is_exclusive_and_names_its_owner(home: Home) -> None:
     assert home.owner() is None
     with home.lock():
         assert home.owner() == os.getpid()
+
+
+def test_a_full_disk_costs_the_owners_name_alone(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with home.lock():
+        size = home.lock_file.stat().st_size
+    assert home.lock_file.stat().st_size == size  # its room is there when it is needed again
+    home.lock_file.unlink()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("node.home.os.pwrite", full)
+    monkeypatch.setattr("node.home._PID_WAIT_S", 0.1)
+    with home.lock():
+        with pytest.raises(LockedError, match="in use by another process"):
+            home.lock().__enter__()
+        assert home.owner() is None
 
 
 def test_a_killed_owner_leaves_no_lock(home: Home) -> None:
