@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from node.net import limits
 from node.net.identity import Address
 
+EXPIRE_EVERY_S = 60.0  # a full store is looked through no more often: it takes 0.1 s
+
 
 def position(key: bytes) -> int:
     """Where a key, or the bytes of a peer id, lies: its SHA-256 as a number of 256 bits."""
@@ -97,6 +99,7 @@ class Records:
         self._keys: dict[bytes, OrderedDict[str, Record]] = {}
         self._by_provider: Counter[str] = Counter()
         self._count = 0
+        self._expired_at = float("-inf")
 
     def __len__(self) -> int:
         return self._count
@@ -107,7 +110,8 @@ class Records:
         if providers is None or name not in providers:
             if self._by_provider[name] >= limits.MAX_DHT_RECORDS_PER_PEER:
                 return False
-            if self._count >= limits.MAX_DHT_RECORDS:
+            if self._count >= limits.MAX_DHT_RECORDS and now - self._expired_at > EXPIRE_EVERY_S:
+                self._expired_at = now
                 self.expire(now)
             if self._count >= limits.MAX_DHT_RECORDS and not self._take_from_greediest(name):
                 return False

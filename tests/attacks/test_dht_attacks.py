@@ -50,13 +50,15 @@ async def hit(station: Station, act: Act) -> None:
     await asyncio.to_thread(attack)
 
 
-def message(kind: str, key: bytes = KEY, provider: bytes = b"", addresses: int = 0) -> bytes:
+def message(
+    kind: str, key: bytes = KEY, provider: bytes = b"", addresses: int = 0, entries: int = 1
+) -> bytes:
     from libp2p.kad_dht.pb.kademlia_pb2 import Message
     from libp2p.utils import encode_varint_prefixed
     from multiaddr import Multiaddr
 
     made = Message(type=kind, key=key)
-    if provider:
+    for _ in range(entries if provider else 0):
         entry = made.providerPeers.add(id=provider)
         entry.addrs.extend([Multiaddr("/ip4/127.0.0.1/tcp/1").to_bytes()] * addresses)
     return bytes(encode_varint_prefixed(made.SerializeToString()))
@@ -168,6 +170,32 @@ def test_a_flood_of_records_is_bounded_and_charged(monkeypatch: pytest.MonkeyPat
             assert 0 < metrics["dht_records_refused"] <= 60
             assert metrics["violations"] >= 1
             await works(b, a)
+
+    asyncio.run(scenario())
+
+
+def test_a_record_said_many_times_in_one_message_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading 8 addresses takes half a millisecond, and a message has room for 500 such entries."""
+    from node.net import dht
+
+    read: list[int] = []
+    monkeypatch.setattr(dht, "_addresses", lambda raw, host: read.append(1) or ())
+
+    async def scenario() -> None:
+        async with stations("a", "b") as (a, _):
+
+            async def act(host: Any, peer: Any) -> None:
+                own = host.get_id().to_bytes()
+                stream = await host.new_stream(peer, [KAD])
+                await stream.write(message("ADD_PROVIDER", KEY, own, addresses=8, entries=500))
+                await stream.close()
+                await drain(stream)
+
+            await hit(a, act)
+            assert a.net.metrics()["dht_records_taken"] == 1
+            assert len(read) == 1
 
     asyncio.run(scenario())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
+
 from node.net import limits
 from node.net.identity import Address
 from node.net.kademlia import Contact, Contacts, Rate, Records, crowded, position
@@ -84,7 +86,7 @@ def test_records_end_and_are_bounded_by_key_and_provider() -> None:
     assert len(records) == limits.MAX_DHT_RECORDS_PER_PEER
 
 
-def test_a_full_store_takes_from_the_greediest() -> None:
+def test_a_full_store_takes_from_the_greediest(monkeypatch: pytest.MonkeyPatch) -> None:
     records = Records()
     per_peer = limits.MAX_DHT_RECORDS_PER_PEER
     peers = limits.MAX_DHT_RECORDS // per_peer
@@ -96,6 +98,11 @@ def test_a_full_store_takes_from_the_greediest() -> None:
     assert len(records) == limits.MAX_DHT_RECORDS
     assert records.get(b"mine", 0.0) == {"modest": ()}
     assert not records.add(b"more", "greedy 1", (), 0.0)
+    looked: list[float] = []
+    monkeypatch.setattr(records, "expire", looked.append)
+    for i in range(100):  # looking through all of them takes 0.1 s
+        records.add(b"mine %d" % i, "modest", (), 1.0 + i)
+    assert looked == [61.0]
 
 
 def test_rates_are_per_peer_and_recover() -> None:
