@@ -134,6 +134,25 @@ def test_bytes_that_are_no_certificate_are_refused():
             tls.peer_of(bad, NOW)
 
 
+def test_what_the_parser_refuses_in_its_own_ways_is_refused():
+    """Not all of its errors are ValueErrors, and the sender chooses which."""
+    good = made()
+    version = good.index(bytes.fromhex("a003020102")) + 4
+    of_no_version = good[:version] + b"\x03" + good[version + 1 :]
+    certificate = x509.load_der_x509_certificate(good)
+    builder = x509.CertificateBuilder().subject_name(certificate.subject)
+    builder = builder.issuer_name(certificate.issuer).public_key(KEY.public_key()).serial_number(1)
+    builder = builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
+    x400_name = x509.UnrecognizedExtension(
+        x509.SubjectAlternativeName.oid, bytes.fromhex("3004a3020500")
+    )
+    builder = builder.add_extension(x400_name, critical=False)
+    of_odd_name = builder.sign(tls.authority_key(CHAIN), None).public_bytes(Encoding.DER)
+    for bad in (of_no_version, of_odd_name):
+        with pytest.raises(VerifyError, match="not a node's certificate"):
+            tls.peer_of(bad, NOW)
+
+
 # --- the TLS handshake, in memory -----------------------------------------------------------
 
 

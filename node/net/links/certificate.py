@@ -37,6 +37,14 @@ _KEY_HEAD = bytes.fromhex("3068042408011220")
 _SIGNATURE_HEAD = bytes.fromhex("0440")
 _ALWAYS = (datetime(2020, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
 MAX_CERTIFICATE_BYTES = 4096  # honest ones have under 600
+_UNREADABLE = (  # what the parser makes of hostile DER; not all of them are ValueErrors
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+)
 
 
 def authority_key(chain_id: bytes) -> ed25519.Ed25519PrivateKey:
@@ -103,8 +111,8 @@ def peer_of(der: bytes, now: datetime) -> str:
         key = certificate.public_key()
         extension = certificate.extensions.get_extension_for_oid(EXTENSION).value
         valid = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as e:
-        raise VerifyError(f"not a node's certificate: {e}") from None
+    except _UNREADABLE as error:
+        raise VerifyError(f"not a node's certificate: {error}") from None
     if not valid:
         raise VerifyError("a certificate that is not valid now: is one of the clocks wrong?")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
