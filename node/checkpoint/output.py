@@ -78,7 +78,7 @@ def output_file(path: Path) -> Iterator[OutputFile]:
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is a pipe or a device; name a file to write")
         path = _followed(path)
-        part = _hidden(path)
+        part = _hidden(path, ".part")
         file = OutputFile(part)
         try:
             yield file
@@ -101,7 +101,7 @@ def output_directory(path: Path) -> Iterator[Path]:
             raise InputError(
                 f"{path} exists; this model is several files: name a new or empty directory"
             )
-        part = _hidden(path)
+        part = _hidden(path, ".parts")
         part.mkdir(exist_ok=True)
         descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -134,13 +134,15 @@ def _followed(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _hidden(path: Path) -> Path:
-    """The name that what will be `path` has while it is written."""
+def _hidden(path: Path, end: str) -> Path:
+    """The name that what will be `path` has while it is written. A file's is never a directory's:
+    either may be left by an export that was killed.
+    """
     path = path.absolute()
     name = path.name
-    if len(os.fsencode(name)) > _LONGEST_NAME - len("..part"):
+    if len(os.fsencode(name)) > _LONGEST_NAME - len("." + end):
         name = blake3(os.fsencode(name)).hexdigest()
-    return path.with_name(f".{name}.part")
+    return path.with_name(f".{name}{end}")
 
 
 def sync_folder(path: Path) -> None:

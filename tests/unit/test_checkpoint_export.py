@@ -50,6 +50,21 @@ def test_where_an_export_cannot_go(held: Models, tmp_path: Path) -> None:
     assert not (tmp_path / ".old.part").exists()
 
 
+def test_an_export_that_was_killed_is_in_the_way_of_none(held: Models, tmp_path: Path) -> None:
+    """Neither a file where a directory is to be nor a directory where a file is to be."""
+    source = tmp_path / "a.safetensors"
+    source.write_bytes(checkpoint([("a", "U8", (1,))]))
+    take(held, source)
+    (tmp_path / ".x.part").write_bytes(b"of a file")
+    (tmp_path / ".x.parts").mkdir()
+    (tmp_path / ".x.parts" / "rest").write_bytes(b"of several")
+    give(held, "mix", tmp_path / "x")
+    assert len(list((tmp_path / "x").iterdir())) == 3
+    (tmp_path / ".y.parts").mkdir()
+    give(held, "a", tmp_path / "y")
+    assert (tmp_path / "y").read_bytes() == source.read_bytes()
+
+
 def test_an_export_follows_links_and_replaces_no_pipe_or_device(
     held: Models, tmp_path: Path
 ) -> None:
