@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,7 +88,10 @@ class ScrubService:
     async def run(self) -> None:
         asked = await self._asked_within(FIRST_AFTER_S)
         if not asked:
-            await self._mend_absent(())
+            try:
+                await self._mend_absent(set())
+            except BlyanError as error:  # versions come and go: the next scrub looks again
+                log.warning("what is missing was not looked for: %s", error)
         while True:
             asked = asked or await self._asked_within(self._due_s())
             await self.scrub(None if asked else BACKGROUND_BYTES_PER_S)
@@ -105,7 +108,7 @@ class ScrubService:
         try:
             found = await asyncio.to_thread(self._read_all, report, bytes_per_s)
             report.repairs += await self._mend(found, AT_ONCE)
-            report.repairs += await self._mend_absent([r.finding.place for r in report.repairs])
+            report.repairs += await self._mend_absent({r.finding.place for r in report.repairs})
         except BlyanError as error:
             report.error = str(error)
             log.warning("the scrub did not end: %s", error)
@@ -114,7 +117,10 @@ class ScrubService:
             self._wake.clear()
         scrub.end_report(report)
         self._last = report.to_json(self._tiles.specs)
-        write_private(self._record, json.dumps(self._last) + "\n")
+        try:
+            await asyncio.to_thread(write_private, self._record, json.dumps(self._last) + "\n")
+        except OSError as error:  # a full disk is what brought us here, perhaps
+            log.warning("the report of the scrub is not kept: %s", error)
         say = log.info if not report.repairs and report.clean else log.warning
         say("scrubbed %d tiles, %d of them damaged", report.tiles, len(report.repairs))
         return report
@@ -151,20 +157,25 @@ class ScrubService:
 
         return scrub.damaged(store.scrub(progress))
 
-    async def _mend_absent(self, tried: Collection[Place]) -> list[Repair]:
+    async def _mend_absent(self, tried: set[Place]) -> list[Repair]:
         """What is missing, one after the other: with an old tile those made from it are back."""
         missing = await asyncio.to_thread(lambda: list(self._missing()))
         return await self._mend(scrub.absent(p for p in missing if p not in tried), 1)
 
     async def _mend(self, found: Sequence[Finding], at_once: int) -> list[Repair]:
-        """Make or fetch each tile; what became of them, in order."""
-        room = asyncio.Semaphore(at_once)
+        """Make or fetch each tile; what became of them, in order. Of a lost disk there are more
+        than there may be tasks."""
+        done: dict[int, Repair] = {}
+        queue = iter(enumerate(found))
 
-        async def one(finding: Finding) -> Repair:
-            async with room:
-                return await self._mend_one(finding)
+        async def work() -> None:
+            for place, finding in queue:
+                done[place] = await self._mend_one(finding)
 
-        repairs = await asyncio.gather(*map(one, found))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(work())
+        repairs = [done[place] for place in range(len(found))]
         self.damaged += len(repairs)
         self.mended += sum(repair.action != scrub.LEFT for repair in repairs)
         return repairs

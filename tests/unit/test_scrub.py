@@ -4,15 +4,18 @@ or from peers, and said where nobody can."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from chain.errors import UnreachableError
+from chain.errors import InputError, UnreachableError
 from chain.hashes import Hash32
 from node.scrub import CHAIN_STORE, FETCHED, LEFT, REBUILT, ScrubReport, read_report, scrub_store
+from node.services import scrub as module
 from node.services.scrub import ScrubService
 from tests.kit.follower import Follower
 from tests.kit.local_chain import LocalChain
@@ -240,6 +243,42 @@ def test_the_service_reports_progress_and_scrubs_when_asked(node: Follower) -> N
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert service(node, tiles).info()["last"] == info["last"]
+
+    asyncio.run(act())
+
+
+def test_a_disk_that_refuses_the_report_ends_nothing(
+    node: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_private", refuse)
+    report, _ = online(node)
+    assert report.clean
+
+
+def test_versions_that_go_while_they_are_looked_for_end_nothing(
+    node: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_AFTER_S", 0.0)
+    looked = threading.Event()
+
+    def missing() -> Iterator[tuple[int, Hash32, int]]:
+        looked.set()
+        raise InputError("this version is not held here")
+
+    async def act() -> None:
+        record = node.directory.parent / "scrub.json"
+        made = ScrubService(Tiles(node), missing, node.rebuild.tile, record, 0.0)
+        task = asyncio.create_task(made.run())
+        assert await asyncio.to_thread(looked.wait, 20)
+        made.start()
+        await reached(lambda: made.info()["last"], 20, "the end of the scrub")
+        assert "not held here" in made.info()["last"]["error"]
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(act())
 
