@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
+from blake3 import blake3
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -84,16 +85,21 @@ class BareSender(asyncio.Protocol):
 
 
 class BareReceiver(asyncio.BufferedProtocol):
-    """Takes so many bytes; `done` gets the time of the last."""
+    """Takes so many bytes; `done` gets the time of the last. With `hashes`, each 256 KiB is hashed
+    once it is there, as whoever verifies must."""
 
-    def __init__(self, size: int, done: asyncio.Future[float]) -> None:
-        self._left, self._done = size, done
+    def __init__(self, size: int, hashes: bool, done: asyncio.Future[float]) -> None:
+        self._left, self._hashes, self._done = size, hashes, done
         self._buffer, self._at = memoryview(bytearray(BUFFER)), 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer[self._at :]
 
     def buffer_updated(self, count: int) -> None:
+        if self._hashes:
+            first, end = self._at // PIECE, (self._at + count) // PIECE
+            for piece in range(first, end):
+                blake3(self._buffer[piece * PIECE : (piece + 1) * PIECE]).digest()
         self._at = (self._at + count) % BUFFER
         self._left -= count
         if self._left <= 0 and not self._done.done():

@@ -15,7 +15,7 @@ ROWS = {
     "load_warm": {"load_warm_p95", "open_p95"},
     "load_cold": {"load_cold_p95", "verify_speed"},
     "expert": {"expert_open_p95", "expert_private", "expert_mapped"},
-    "transfer": {"transfer_speed", "transfer_of_bare", "transfer_links"},
+    "transfer": {"transfer_speed", "transfer_of_bare", "transfer_of_hashed", "transfer_links"},
     "peers": {"peers_one_lying", "peers_liar_named", "peers_wrongly_named"},
     "import": {"import_speed", "import_memory"},
     "reroot": {"reroot_scattered", "reroot_run"},
