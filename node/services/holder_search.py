@@ -77,7 +77,7 @@ class HolderSearch:
         met = await self._reach(custodians)
         if not met:
             met = await self._reach(dict.fromkeys(await self._providers(tile), ()))
-        await asyncio.gather(*(self._presence.ask(peer) for peer in met))
+        await self._presence.ask_all(met)
         return bool(met)
 
     def _custodians(self, tile: Tile) -> dict[str, tuple[str, ...]]:

@@ -33,11 +33,13 @@ MAX_ASKED = 256  # shards in one request: its answer has at most 133 KiB
 MAX_REQUEST_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 160 * 1024
 TIMEOUT_S = 10.0
+PATIENCE_S = 5.0  # with all that are asked together: one that is slow must not hold up the others
 INTERVAL_S = 10.0  # between two looks at one peer; half of it at random, so that nobody marches
 ASK_RATE, ASK_BURST = 8.0, 512.0  # requests of one peer: a model of 65,536 shards has 256
 POINTS_GARBAGE = 50.0
 POINTS_FLOOD = 2.0
-POINTS_FALSE = 5.0  # claimed a tile, did not serve it: it may have been dropped meanwhile
+POINTS_FALSE = 5.0  # claimed a tile, did not serve it
+FALSE_S = 2.0  # at most once within this: an honest node that makes room drops many at a time
 
 _ANSWER = Context("presence")
 
@@ -131,10 +133,11 @@ class Holdings:
         return True
 
     def holders(self, shard: int, root: Hash32, tile: int) -> list[str]:
-        return [p for p in self._peers if self.holds(p, shard, root, tile)]
+        return [p for p in list(self._peers) if self.holds(p, shard, root, tile)]
 
     def at_least(self, shard: int, root: Hash32, count: int, own: int) -> int:
-        """Bit i: at least `count` > 0 hold tile i, peers and (bits of) ourselves together."""
+        """Bit i: at least `count` > 0 hold tile i, peers and (bits of) ourselves together. For any
+        thread, as `holders` and `holds` are."""
         layers = [0] * count  # bit i of layer k: more than k hold it
         for bits in (own, *self._bits(shard, root)):
             for k in range(count - 1, 0, -1):
@@ -143,7 +146,7 @@ class Holdings:
         return layers[-1]
 
     def _bits(self, shard: int, root: Hash32) -> Iterable[int]:
-        known = (versions.get(shard) for versions in self._peers.values())
+        known = (versions.get(shard) for versions in list(self._peers.values()))
         return [entry[1] for entry in known if entry is not None and entry[0] == root]
 
 
@@ -161,10 +164,11 @@ class Presence:
         self.false_claims = self.refused = 0
         self._net, self._store, self._specs, self._asked = net, store, tuple(specs), asked
         self._rate = Rate(ASK_RATE, ASK_BURST)
-        # Per peer, the shards of each request made and the token of its answer.
-        self._tokens: dict[str, OrderedDict[tuple[ShardVersionRef, ...], int]] = {}
+        # Per peer, the name of each request made, and the token of its answer.
+        self._tokens: dict[str, OrderedDict[Hash32, int]] = {}
         self._turns: dict[str, int] = {}
         self._due: dict[str, float] = {}
+        self._charged: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._random = random.Random()  # jitter only
         net.serve(PROTOCOL, self._answer, most=MAX_REQUEST_BYTES, concurrent=4)
@@ -181,7 +185,7 @@ class Presence:
                 self.forget(peer)
             now = loop.time()
             due = [p for p in connected if self._due.get(p, 0.0) <= now]
-            await asyncio.gather(*(self.ask(peer) for peer in due))
+            await self.ask_all(due)
             wait = min((self._due[p] for p in self._due), default=now + INTERVAL_S) - loop.time()
             try:
                 async with asyncio.timeout(max(0.05, wait)):
@@ -197,11 +201,22 @@ class Presence:
         self._due.pop(peer, None)
         self._tokens.pop(peer, None)
         self._turns.pop(peer, None)
+        self._charged.pop(peer, None)
         self.holdings.forget(peer)
 
-    async def ask_all(self) -> None:
-        """Learn what all connected peers hold now."""
-        await asyncio.gather(*(self.ask(peer) for peer in self._connected()))
+    async def ask_all(self, peers: Iterable[str] | None = None) -> None:
+        """Learn what these, or all connected ones, hold now; of slow ones what comes in time."""
+        asked = self._connected() if peers is None else peers
+        tasks = [asyncio.ensure_future(self.ask(peer)) for peer in asked]
+        if not tasks:
+            return
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=PATIENCE_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+        for task in done:
+            task.result()
 
     async def ask(self, peer: str) -> None:
         """Learn what one peer holds now: of all that matters, and of a batch of the rest in turn.
@@ -213,22 +228,27 @@ class Presence:
         turns = max(1, -(-len(others) // MAX_ASKED))
         turn = self._turns[peer] = (self._turns.get(peer, 0) + 1) % turns
         quiet = others[turn * MAX_ASKED : (turn + 1) * MAX_ASKED]
-        for batch in (*_batches(urgent), *_batches(quiet)):
-            request = encode(PresenceRequest(tokens.get(batch, 0), batch))
+        batches = (*_batches(urgent), *_batches(quiet))
+        for batch in batches:
+            name = _ANSWER.hash(encode(PresenceRequest(0, batch)))
+            known = tokens.get(name, 0)
+            request = encode(PresenceRequest(known, batch))
             try:
                 data = await self._net.request(
                     peer, PROTOCOL, request, timeout_s=TIMEOUT_S, most=MAX_ANSWER_BYTES
                 )
-                token = self._learn(peer, batch, data, tokens.get(batch, 0))
+                if peer not in self._due:
+                    return  # it has gone meanwhile, and was forgotten
+                token = self._learn(peer, batch, data, known)
             except UnreachableError as error:
                 log.debug("%s does not tell what it holds: %s", peer, error)
                 return
             except DecodeError as error:
                 self._net.report(peer, f"presence: {error}", POINTS_GARBAGE)
                 return
-            tokens[batch] = token
-            tokens.move_to_end(batch)
-            while len(tokens) > turns + 1:
+            tokens[name] = token
+            tokens.move_to_end(name)
+            while len(tokens) > turns + len(batches):
                 tokens.popitem(last=False)
 
     def _learn(self, peer: str, batch: tuple[ShardVersionRef, ...], data: bytes, known: int) -> int:
@@ -246,8 +266,12 @@ class Presence:
 
     def missed(self, peer: str, shard: int, root: Hash32, tile: int) -> None:
         """A peer that was asked for a tile does not hold it: points if it had said so."""
-        if self.holdings.correct(peer, shard, root, tile):
-            self.false_claims += 1
+        if not self.holdings.correct(peer, shard, root, tile):
+            return
+        self.false_claims += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._charged.get(peer, -FALSE_S) >= FALSE_S:
+            self._charged[peer] = now
             self._net.report(peer, f"said it holds tile {tile} of shard {shard}", POINTS_FALSE)
 
     def _connected(self) -> list[str]:

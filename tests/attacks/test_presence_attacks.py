@@ -88,8 +88,11 @@ def test_garbage_and_impossible_questions_cost_the_asker() -> None:
     asyncio.run(scenario())
 
 
-def test_one_that_claims_everything_is_believed_until_it_must_serve() -> None:
+def test_one_that_claims_everything_is_believed_until_it_must_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its claim costs others one question a tile, and itself its place."""
+    monkeypatch.setattr(module, "FALSE_S", 0.0)
 
     async def scenario() -> None:
         async with stations("victim", "liar") as (victim, liar):

@@ -146,6 +146,57 @@ def test_one_that_claims_and_does_not_serve_is_corrected_and_loses_points() -> N
     asyncio.run(scenario())
 
 
+def test_one_that_drops_many_tiles_at_a_time_is_charged_once() -> None:
+    """A node that makes room is no liar: a shard of 20 tiles would have had it thrown out."""
+
+    async def scenario() -> None:
+        asker, holder = pair()
+        holder.store.held[0, ROOT] = [True] * TILES
+        await asker.presence.ask("holder")
+        for tile in range(TILES):
+            asker.presence.missed("holder", 0, ROOT, tile)
+        assert asker.presence.false_claims == TILES
+        assert [r[2] for r in asker.wire.reported] == [module.POINTS_FALSE]
+        assert asker.presence.holdings.holders(0, ROOT, 3) == []
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_slow_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+
+    async def never(peer: str, data: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async def scenario() -> None:
+        asker, holder = pair()
+        asker.wire.servers = {"slow": never, **asker.wire.servers}
+        holder.store.held[0, ROOT] = [True] * TILES
+        async with asyncio.timeout(5):
+            await asker.presence.ask_all()
+        assert asker.presence.holdings.holders(0, ROOT, 0) == ["holder"]
+
+    asyncio.run(scenario())
+
+
+def test_what_comes_after_a_peer_has_gone_is_not_kept() -> None:
+    async def scenario() -> None:
+        asker, holder = pair()
+        holder.store.held[0, ROOT] = [True] * TILES
+
+        async def parting(peer: str, data: bytes) -> bytes:
+            answer = await holder.wire.handler(peer, data)
+            asker.presence.forget("holder")
+            return answer
+
+        asker.wire.servers["holder"] = parting
+        await asker.presence.ask("holder")
+        assert asker.presence.holdings.holders(0, ROOT, 0) == []
+
+    asyncio.run(scenario())
+
+
 LIES: dict[str, bytes] = {
     "garbage": b"\xff\xff",
     "too few shards": encode(PresenceAnswer(5, ())),
