@@ -22,6 +22,7 @@ from chain.types import BlobId
 from node.net.priority import Priority
 from node.services.peer_rates import PeerRates
 from node.services.peers import Peers
+from node.services.threads import Workers
 
 log = logging.getLogger("blyan.blobs")
 PROTOCOL = "/blyan/blob/1"
@@ -32,6 +33,7 @@ SILENCE_S = 20.0  # a peer that sends nothing for so long is given up
 SLOW_AFTER_S = 2.0  # a peer shows its speed by then
 SLOW_RATE = 64 * 1024  # bytes a second below which another peer is tried first
 _TICK_S = 0.25
+READING = 2  # answers at a time that are read and hashed: each may have 64 MiB
 MAX_STORE_BYTES = 8 * 1024**3  # what a node keeps of others' blobs
 
 
@@ -43,6 +45,7 @@ class BlobService:
         self._net = net
         self._fetching: dict[bytes, asyncio.Task[bytes]] = {}
         self._rates = PeerRates()
+        self._reading = Workers(READING)
         self.fetched = self.lies = 0
         for kind in ("blob", "checkpoint"):
             (directory / kind).mkdir(parents=True, exist_ok=True)
@@ -91,6 +94,7 @@ class BlobService:
         if BlobId(BLOB.hash(data)) != blob_id:
             log.warning("blob %s is damaged on disk; it will be fetched again", blob_id.hex())
             path.unlink(missing_ok=True)
+            self._used -= len(data)
             return None
         return data
 
@@ -123,7 +127,7 @@ class BlobService:
     ) -> bytes:
         """A learner's state. `check` recomputes its hash; a peer that fails it is reported."""
         held = await asyncio.to_thread(self.local_checkpoint, state_hash)
-        if held is not None and check(held):
+        if held is not None and await asyncio.to_thread(check, held):
             return held
         return await self._once(_CHECKPOINT + state_hash, most, check)
 
@@ -255,8 +259,8 @@ class BlobService:
             return b""
         kind, name = request[:1], request[1:]
         if kind == _BLOB:
-            return await asyncio.to_thread(self.local, BlobId(name)) or b""
-        return await asyncio.to_thread(self.local_checkpoint, Hash32(name)) or b""
+            return await self._reading.run(self.local, BlobId(name)) or b""
+        return await self._reading.run(self.local_checkpoint, Hash32(name)) or b""
 
     # --- disk ------------------------------------------------------------------------------
 

@@ -27,12 +27,14 @@ from node.services.consensus import (
     ConsensusService,
     body_matches,
 )
+from node.services.threads import Workers
 
 log = logging.getLogger("blyan.sync")
 PROTOCOL = "/blyan/sync/1"
 TIMEOUT_S = 15.0
 BATCH_BLOCKS = 256
 BATCH_BYTES = 4 * 1024 * 1024
+READING = 2  # answers at a time that are read from the disk
 POLL_S = 2.0  # a quiet node asks a peer for its height this often
 MAX_BATCHES = 100_000  # of one catch-up
 MAX_ASKED = 4  # peers asked in one catch-up
@@ -67,6 +69,7 @@ class SyncService:
         self.target = 0
         self.batches = self.lies = 0
         self.active = False
+        self._reading = Workers(READING)
         net.serve(PROTOCOL, self._serve, most=64, concurrent=8)
         net.subscribe(BLOCK_TOPIC, self._block)
         net.subscribe(CERTIFICATE_TOPIC, self._certificate)
@@ -206,7 +209,7 @@ class SyncService:
         tip = self._chain.tip.height
         if request.blocks == 0 or request.first > tip:
             return encode(SyncReply(tip, ()))
-        blocks = await asyncio.to_thread(
+        blocks = await self._reading.run(
             self._chain.store.blocks, request.first, tip, request.blocks, BATCH_BYTES
         )
         last = max((i for i, b in enumerate(blocks) if b.finalization is not None), default=-1)

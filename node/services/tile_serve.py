@@ -7,11 +7,9 @@ store, and whoever owns this is told, so that it is fetched again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from chain import limits
@@ -20,6 +18,7 @@ from chain.hashes import Hash32
 from node.net.priority import Priority
 from node.net.requests import Buffer
 from node.services.peers import Peers
+from node.services.threads import Workers
 from node.services.tile_wire import MAX_REQUEST_BYTES, PROTOCOL, TileRequest, read_request
 from tiles.layout import ShardSpec, subtile_count
 from tiles.store import TileStore
@@ -28,6 +27,7 @@ log = logging.getLogger("blyan.tiles")
 
 CACHE_BYTES = 32 * 1024 * 1024  # verified tiles in memory: eight
 SEEN_TILES = 256  # tiles asked for of late, so that only the second request fills the cache
+READING = 4  # answers at a time that are read from the disk: this process has other threads to do
 MAKING = 2  # answers at a time that have to be made by steps: each costs up to half a second
 CONCURRENT = 16  # answers at a time, one peer half of them: 64 MiB in memory at most
 POINTS_IMPOSSIBLE = 10.0  # a request that nobody can mean
@@ -55,7 +55,7 @@ class TileServer:
         self._cache: OrderedDict[Hash32, _Held] = OrderedDict()  # whole tiles by their root
         self._cached_bytes = 0
         self._seen: OrderedDict[Hash32, None] = OrderedDict()
-        self._making = asyncio.Semaphore(MAKING)
+        self._reading, self._making = Workers(READING), Workers(MAKING)
         self.served = self.served_bytes = 0
         net.serve(
             PROTOCOL,
@@ -93,8 +93,8 @@ class TileServer:
         else:
             wanted = request.count > 0 and self._is_wanted(name)
             thin = self._store.is_thin(request.shard, request.root)
-            async with self._making if thin else nullcontext():
-                held = await asyncio.to_thread(self._read, request, wanted)
+            workers = self._making if thin else self._reading
+            held = await workers.run(self._read, request, wanted)
             if wanted:
                 self._keep(name, held)
         parts: list[Buffer] = [held.hashes] if request.hashes else []

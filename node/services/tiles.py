@@ -6,13 +6,13 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 
 from chain import records as r
 from chain.errors import BlyanError, QuotaError, StorageError, VerifyError
 from chain.hashes import Hash32
 from chain.store import ChainStore
 from node.services.peers import Peers
+from node.services.threads import to_the_end
 from node.services.tile_fetch import TILE_S, TileFetcher
 from node.services.tile_serve import TileServer
 from node.services.tile_transfer import TileWant
@@ -228,8 +228,11 @@ class TileService:
 
     async def _begin(self, index: int, root: Hash32) -> list[int]:
         """Make room for a version; its missing tiles."""
-        roots = self.tile_roots(index, root)
-        return await asyncio.to_thread(self.store.begin, index, root, roots)
+
+        def begin() -> list[int]:  # the chain's history is read from the disk, too
+            return self.store.begin(index, root, self.tile_roots(index, root))
+
+        return await asyncio.to_thread(begin)
 
     def _shared(self, index: int, root: Hash32, tile: int, timeout_s: float) -> _Fetch:
         """The fetch of a tile; whoever asks for the same meanwhile shares it."""
@@ -325,18 +328,12 @@ class _Fetch:
         """Put a verified tile into the store; the error if the disk refuses it."""
         if self._wants_copy:
             self._copy = bytes(data)
-        storing = asyncio.ensure_future(asyncio.to_thread(self._store, data))
-        try:
-            await asyncio.shield(storing)
+        try:  # to the end, since the thread reads `data`
+            await to_the_end(asyncio.to_thread(self._store, data))
         except StorageError as error:
             level = logging.DEBUG if isinstance(error, QuotaError) else logging.WARNING
             log.log(level, "a fetched tile is not kept: %s", error)
             return error
-        finally:
-            while not storing.done():  # a thread cannot be cancelled, and it still reads `data`
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({storing})
-            storing.exception()
         return None
 
     def _store(self, data: memoryview) -> None:

@@ -19,9 +19,11 @@ from chain.types import ShardIndex, TileIndex
 from node.genesis import build_genesis
 from node.net.requests import parts_of
 from node.services.tile_fetch import TileFetcher
+from node.services.tile_serve import READING
 from node.services.tile_wire import TileRequest
 from node.services.tiles import TileService, chain_roots
 from tests.kit.local_chain import LocalChain
+from tests.kit.waiting import reached
 from tests.kit.wire import Wire
 from tiles import merkle
 from tiles.layout import ShardSpec, TensorSpec
@@ -289,6 +291,40 @@ def test_the_cache_is_bounded(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> 
 
     asyncio.run(act())
     assert server._cache
+
+
+def test_asking_and_taking_back_takes_few_threads(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread goes on when its asker has gone; the places of the service are free by then."""
+    store, go_on = nodes.stores["full"], threading.Event()
+    lock, begun = threading.Lock(), 0
+
+    def slow(shard: int, root: Hash32, tile: int) -> bytes:
+        nonlocal begun
+        with lock:
+            begun += 1
+        assert go_on.wait(20)
+        return DATA[slice(*SPEC.tile_range(tile))]
+
+    monkeypatch.setattr(store, "read_tile", slow)
+
+    async def act() -> None:
+        handler, tasks = nodes.wires["full"].handler, []
+        for i in range(3 * READING):
+            tasks.append(asyncio.ensure_future(handler("fickle", ask(i % 2, 0, 16, 0))))
+            due = min(i + 1, READING)
+            await reached(lambda due=due: begun >= due or None, 20, "a thread reads")
+            tasks[-1].cancel()
+        assert begun == READING
+        go_on.set()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        (part,) = await handler("patient", ask(0, 0, 16, 0))
+        assert bytes(part) == DATA[: limits.TILE_BYTES]
+
+    asyncio.run(act())
+    assert begun == READING + 1
 
 
 def test_requests_that_cannot_be_meant_cost_their_sender(nodes: Nodes) -> None:
