@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import uvloop
 
 from chain.errors import UnreachableError
-from node.net import Network, PortInUseError, Priority
+from node.net import Address, Network, PortInUseError, Priority
 from node.net.links import address, limits
 from tests.kit.net import Station, exchange, stations
 
@@ -181,6 +182,47 @@ def test_whoever_can_dial_does(hidden, monkeypatch):
                 assert one.net.metrics()["tls_requests_sent"] == 1
         finally:
             await asyncio.gather(*(station.net.stop() for station in pair))
+
+    asyncio.run(scenario())
+
+
+def test_addresses_told_anew_do_not_have_us_dial_at_once(monkeypatch):
+    """Else a peer that tells others all the time would have us knock at anybody's door."""
+    monkeypatch.setattr(limits, "YIELD_S", 0.0)
+
+    async def scenario():
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        async with stations("victim", link_port=0) as (victim,):
+            liar = Station("liar")
+            await liar.net.start()
+            try:
+                await liar.net.dial(victim.address)
+                await victim.until_connected(liar)
+                for i in range(100):
+                    place = Address("ip4", "127.0.0.1", port)
+                    told = address.tell([place] if i % 2 else [], port - i // 2)
+                    await liar.net.request(
+                        victim.id, address.PROTOCOL, told, timeout_s=5, most=address.MAX_BYTES
+                    )
+                assert victim.net.metrics().get("tls_dials", 0) <= 10
+            finally:
+                await liar.net.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_hosts_of_connected_peers_find_room_among_strangers(is_known):
+    async def scenario():
+        async with stations("node", link_port=0) as (node,):
+            links = node.net._asking.links
+            for i in range(limits.HALF_OPEN_UNKNOWN):
+                assert links._may_knock(f"192.0.2.{i}")
+                links._strangers[f"192.0.2.{i}"] += 1
+            if is_known:
+                node.net._state.hosts["somebody"] = "198.51.100.1"
+            assert links._may_knock("198.51.100.1") is is_known
 
     asyncio.run(scenario())
 

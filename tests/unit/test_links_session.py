@@ -314,6 +314,13 @@ def test_time_that_we_slept_is_not_held_against_a_peer():
         watch.look(moment, int(moment))
 
 
+def test_time_that_we_were_too_busy_to_read_is_not_held_against_a_peer():
+    pair, _ = answering(MIB)
+    watch = Watch(pair.one.session, 0.0)
+    for turn in range(1, 6):  # 1 s of reading, 2.5 s of something else
+        watch.look(3.5 * turn, turn)
+
+
 def test_a_silent_link_is_closed_and_nobody_blamed():
     error, second = looking(Pair().one, heard=0)
     assert "silent" in str(error)

@@ -27,6 +27,7 @@ CONTROL_FRAMES = 1024  # waiting to be sent; beyond it we stop reading until the
 TURN_FRAMES = 4  # sent in one turn of the event loop: 256 KiB take 0.1 ms to encrypt
 TURN_READ_FRAMES = 256  # taken in one turn: a millisecond, whoever floods us with small ones
 HALF_OPEN = 64  # inbound connections that have not yet shown who they are
+HALF_OPEN_UNKNOWN = 32  # of them for hosts at which libp2p sees no peer of ours
 HALF_OPEN_PER_HOST = 16  # the same of one IPv4 address or IPv6 /64
 LINKS_PER_PEER = 2  # two for a moment, when both sides dial at once
 ADDRESSES = 4  # of one peer that are dialled

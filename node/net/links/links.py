@@ -44,6 +44,7 @@ class _Peer:
     current: Connection | None = None
     connections: list[Connection] = field(default_factory=list)
     addresses: list[Address] = field(default_factory=list)
+    has_told: bool = False  # where it accepts links, if anywhere
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     bytes_in: int = 0  # on links that have ended
@@ -188,8 +189,10 @@ class Links:
             raise UnreachableError("no longer connected")
         heard = address.hear(data, host)
         peer = self._peers.get(name)
-        if peer is not None and heard != peer.addresses:
-            peer.addresses = heard
+        if peer is None:
+            return
+        is_first, peer.has_told, peer.addresses = not peer.has_told, True, heard
+        if is_first:  # others wait for the next attempt: a liar would have us dial all the time
             peer.note()
 
     async def _keep(self, peer: _Peer) -> None:
@@ -318,11 +321,18 @@ class Links:
             self._spawn(self._receive(sock, host))
 
     def _may_knock(self, host: str) -> bool:
-        """A handshake costs us a millisecond, so nobody gets many at a time or a second."""
+        """A handshake costs us a millisecond, so nobody gets many at a time or a second; and
+        those who are not connected leave room for those who are."""
         total = self._strangers.total()
         if total >= limits.HALF_OPEN or self._strangers[host] >= limits.HALF_OPEN_PER_HOST:
             return False
+        if total >= limits.HALF_OPEN_UNKNOWN and host not in self._hosts():
+            return False
         return self._handshakes.take(host, time.monotonic())
+
+    def _hosts(self) -> set[str]:
+        """Where libp2p sees its peers."""
+        return {_host_of(host) for host in list(self._state.hosts.values()) if host}
 
     async def _receive(self, sock: socket.socket, host: str) -> None:
         """Find out who dialled us, and take the link if it is a peer."""

@@ -7,7 +7,7 @@ from node.net.links import limits
 from node.net.links.frames import LinkError
 from node.net.links.session import Ask, Asked, Session
 
-_SLEPT_S = 4.0  # between two looks: it was us who slept, or were suspended
+_SLEPT_S = 2.0  # between two looks, a second apart: it was us who slept, or were too busy to read
 
 
 class Watch:
