@@ -161,3 +161,12 @@ def spread(own: bytes, tile: Tile) -> bytes:
     """A number of this node and tile: what is equal is taken in another order by each node."""
     shard, index = tile
     return _SPREAD.hash(own, shard.to_bytes(4, "big"), index.to_bytes(4, "big"))
+
+
+def by_shard(tiles: Iterable[Tile]) -> dict[int, tuple[int, ...]]:
+    """In the order in which they come, or ascending for a set."""
+    ordered = sorted(tiles) if isinstance(tiles, frozenset) else tiles
+    found: dict[int, list[int]] = {}
+    for shard, tile in ordered:
+        found.setdefault(shard, []).append(tile)
+    return {shard: tuple(listed) for shard, listed in found.items()}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from tiles.layout import ShardSpec
 log = logging.getLogger("blyan.placement")
 
 RESERVE_BYTES = 256 * 1024 * 1024  # of the disk: the chain must go on when tiles have no room
+REMEMBERED = 131_072  # uses: versions without end are used, and only a full disk asks which
 WHOLE = -1  # in place of a tile: all of a version
 
 
@@ -51,16 +53,21 @@ class TileCache:
     ) -> None:
         """`quota_bytes`: 0 for as much as the disk has; `free_bytes`: what it has left."""
         self.pinned: Collection[Tile] | None = None  # what must stay, in any version; None: all
+        self.shed: Callable[[], bool] = lambda: False  # drops old versions; whether it dropped any
         self.quota_bytes, self.evicted = quota_bytes, 0
         self.full: str | None = None  # why there is no room, while there is none
         self._store, self._specs = store, tuple(specs)
         self._free_bytes, self._clock = free_bytes, clock
-        self._used: dict[tuple[int, Hash32, int], float] = {}
+        self._used = OrderedDict[tuple[int, Hash32, int], float]()
         self._lock = threading.Lock()
 
     def touch(self, shard: int, root: Hash32, tile: int = WHOLE) -> None:
         """It was used now."""
-        self._used[shard, root, tile] = self._clock()
+        key = shard, root, tile
+        self._used.pop(key, None)  # so that the order is that of the last use
+        self._used[key] = self._clock()
+        if len(self._used) > REMEMBERED:
+            self._used.popitem(last=False)
 
     def room(self) -> int:
         """Bytes that may still be written: less than nothing if too much is here already."""
@@ -70,19 +77,18 @@ class TileCache:
         return min(on_disk, self.quota_bytes - self._store.used_bytes)
 
     def make_room(self, need_bytes: int) -> None:
-        """Drop cached tiles until `need_bytes` fit. QuotaError if they cannot. What a dropped tile
-        gives back shows only then: another version may have shared it."""
+        """Drop cached tiles, and then old versions, until `need_bytes` fit. QuotaError if they
+        cannot. What a dropped tile gives back shows only then: another version may have shared it.
+        """
         with self._lock:
             short = need_bytes - self.room()
             while short > 0:
                 chosen = evict(self._cached(), short)
                 self._drop(chosen)
                 self.evicted += len(chosen)
+                if not chosen and not self.shed():
+                    raise self._refused()
                 short = need_bytes - self.room()
-                if not chosen:
-                    break
-            if short > 0:
-                raise self._refused()
             self.note_room()
 
     def note_full(self, error: QuotaError) -> None:
@@ -130,7 +136,7 @@ class TileCache:
         if pinned is None:
             return []
         found = []
-        kept: dict[tuple[int, Hash32, int], float] = {}
+        kept = OrderedDict[tuple[int, Hash32, int], float]()
         for spec in self._specs:
             shard = spec.index
             for root in (*self._store.versions(shard), *self._store.partial_versions(shard)):

@@ -175,7 +175,7 @@ class PlacementNode:
     async def plan(self) -> None:
         """Look at who is there and plan, as `run` does again and again."""
         await self.placement._replan()
-        self.placement._provide()
+        await self.placement._provide()
 
     async def hold(self) -> None:
         """What the duty does."""

@@ -174,6 +174,16 @@ def test_the_least_recently_used_goes_first_and_what_is_pinned_stays() -> None:
     assert all(held[6] and held[7] for held in room.store.held.values())
 
 
+def test_uses_of_versions_that_come_and_go_are_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node.services.tile_cache.REMEMBERED", 3)
+    cache = Room().cache
+    for tile in (1, 2, 3, 1, 4, 5):
+        cache.touch(0, ROOT, tile)
+    assert [tile for _, _, tile in cache._used] == [1, 4, 5]
+
+
 def test_the_chain_keeps_its_reserve_on_a_full_disk(caplog: pytest.LogCaptureFixture) -> None:
     room = Room(free_bytes=RESERVE_BYTES + 4 * MIB)
     room.cache.make_room(4 * MIB)
@@ -188,3 +198,22 @@ def test_the_chain_keeps_its_reserve_on_a_full_disk(caplog: pytest.LogCaptureFix
         room.cache.make_room(5 * MIB)
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
     assert room.cache.full is None
+
+
+def test_old_versions_give_way_when_nothing_cached_is_left() -> None:
+    room, asked = Room(quota_bytes=14 * 4 * MIB), []
+
+    def shed() -> bool:
+        asked.append(set(room.store.dropped))
+        room.cache.quota_bytes += 4 * MIB  # as if what is in the way had gone
+        return len(asked) == 1
+
+    room.cache.shed = shed
+    room.cache.make_room(room.cache.room() + 4 * MIB)
+    assert not asked
+    room.cache.make_room(room.cache.room() + 25 * MIB)
+    assert len(asked) == 1
+    assert {tile for _, tile in asked[0]} == set(range(6))  # first all that is only cached
+    with pytest.raises(QuotaError):
+        room.cache.make_room(1000 * MIB)
+    assert len(asked) == 2
