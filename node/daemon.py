@@ -97,7 +97,7 @@ class Node:
                 self.tiles.store,
                 start.specs,
                 quota_bytes=config.store_quota,
-                free_bytes=lambda: shutil.disk_usage(home.tiles).free,
+                free_bytes=lambda: _free_bytes(home.tiles),
                 clock=time.monotonic,
             ),
             capacity_tiles=config.capacity_tiles,
@@ -143,6 +143,7 @@ class Node:
             ).record
         )
         self.retention.keeps = self.placement.keeps
+        self.placement.cache.shed = self.retention.shed
         touch_cache = self.tiles.touched
 
         def touched(shard: int, root: Hash32, tile: int = -1) -> None:
@@ -299,6 +300,14 @@ class Node:
         if dropped:
             log.info("dropped %d checkpoints of settled rounds", dropped)
         _release_memory()
+
+
+def _free_bytes(directory: Path) -> int:
+    """What the disk of a directory has left, also if somebody has removed that directory."""
+    try:
+        return shutil.disk_usage(directory).free
+    except FileNotFoundError:
+        return shutil.disk_usage(directory.parent).free
 
 
 def _release_memory() -> None:

@@ -94,6 +94,7 @@ def _subtile(store: TileStore, place: c.CustodyPlace) -> bytes:
 def _wrong(state: State, event: c.CustodyEvent, me: int, store: TileStore) -> tuple[Suspect, ...]:
     """Commitments of others to our places that are not what we compute."""
     found = []
+    absent: list[StorageError] = []
     for at in custody.positions(event, me):
         others = [
             i
@@ -103,11 +104,13 @@ def _wrong(state: State, event: c.CustodyEvent, me: int, store: TileStore) -> tu
         try:
             data = _subtile(store, event.places[at]) if others else b""
         except StorageError as error:
-            log.warning("%s; others have to check it", error)
+            absent.append(error)
             continue
         for other in others:
             account = event.members[other].account
             right = custody.commitment(account, event.seed, at, data)
             if custody.committed(state, event, other, at) != right:
                 found.append((account, at))
+    if absent:
+        log.warning("others have to check %d of our places: %s", len(absent), absent[0])
     return tuple(found)

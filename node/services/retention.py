@@ -18,12 +18,20 @@ from chain.errors import BlyanError, InputError, QuotaError
 from chain.hashes import Hash32
 from chain.records import RoundPhase
 from chain.state import State
-from node.services.retention_plan import Held, Keep, RetentionRule, retention, window
+from node.services.retention_plan import (
+    OPEN_ROUNDS,
+    Held,
+    Keep,
+    RetentionRule,
+    retention,
+    window,
+)
 from node.services.versions import VersionHistory
 from tiles.store import TileStore
 
 log = logging.getLogger("blyan.versions")
 
+FEWEST = RetentionRule(keep_versions=1, retention_rounds=OPEN_ROUNDS, snapshot_every=1)
 LEASE_S = 600.0  # a version stays for so long after somebody asked for it: exports take minutes
 MAX_LEASES = 100_000  # roots are asked for that may not even exist
 MAX_FILES = 8  # that a whole version may be spread over; each is an extent of every mapping
@@ -53,6 +61,7 @@ class Retention:
         self._leases: dict[ShardRoot, float] = {}
         self._wake = asyncio.Event()
         self._done: tuple[int, int] | None = None  # round and phase of the last pass
+        self._shed = -1  # the round in which old versions went for want of room
         self.keeps: Callable[[int, int], bool] = lambda shard, tile: True  # as placement says
         self.thinned = self.dropped = self.compacted = self.failed = 0
         chain.finalized(lambda *_: self._wake.set())
@@ -121,18 +130,43 @@ class Retention:
                     if not presence[tile] and self.keeps(shard, tile):
                         yield shard, root, tile
 
+    def shed(self) -> bool:
+        """Old versions give way to new ones, once a round, in any thread: only what the rounds in
+        progress and custody need stays. Whether anything went."""
+        state = self._chain.state()
+        if self._shed == state.head.round:
+            return False
+        self._shed = state.head.round
+        before, asked = self.dropped, custody_roots(state)
+        for shard in range(len(self._history.specs)):
+            mine = {root for index, root in asked if index == shard}
+            try:
+                self.tidy(shard, state.head.round, mine, 0, FEWEST)
+            except BlyanError as error:
+                log.warning("old versions of shard %d stay: %s", shard, error)
+        if self.dropped > before:
+            log.warning("no room: %d old versions of shards were dropped", self.dropped - before)
+        return self.dropped > before
+
     # --- one shard --------------------------------------------------------------------------
 
-    def plan(self, shard: int, round_: int, pinned: Collection[Hash32] = ()) -> dict[Hash32, Keep]:
+    def plan(
+        self,
+        shard: int,
+        round_: int,
+        pinned: Collection[Hash32] = (),
+        rule: RetentionRule | None = None,
+    ) -> dict[Hash32, Keep]:
         """How each version of a shard is to be kept; those not named are not."""
-        versions = window(self._history.newest_first(shard), round_, self._rule)
+        rule = rule or self._rule
+        versions = window(self._history.newest_first(shard), round_, rule)
         known = {*self._store.versions(shard), *self._store.partial_versions(shard)}
         here = [v.root for v in versions if v.root in known]
         held = Held(
             {root for root in here if not self._store.is_thin(shard, root)},
             {root for root in here if self._store.has_steps(shard, root)},
         )
-        return retention(versions, round_, self._rule, held, pinned)
+        return retention(versions, round_, rule, held, pinned)
 
     def catch_up(self, shard: int, record: Record) -> None:
         """Steps to the newest versions, if a crash came between tiles and steps."""
@@ -148,6 +182,7 @@ class Retention:
         round_: int,
         pinned: Collection[Hash32] = (),
         budget_bytes: int = COMPACT_BYTES,
+        rule: RetentionRule | None = None,
     ) -> int:
         """Make the disk what the plan says, in any thread; the bytes that compaction wrote.
 
@@ -158,7 +193,7 @@ class Retention:
         roots = [*store.versions(shard), *store.partial_versions(shard)]
         if len(roots) < 2:
             return 0
-        plan = self.plan(shard, round_, pinned)
+        plan = self.plan(shard, round_, pinned, rule)
         for root in roots:
             keep = plan.get(root, Keep.NOTHING)
             if keep == Keep.NOTHING:

@@ -205,13 +205,13 @@ def test_old_versions_give_way_when_nothing_cached_is_left() -> None:
 
     def shed() -> bool:
         asked.append(set(room.store.dropped))
-        room.cache.quota_bytes += 4 * MIB  # as if what is in the way had gone
+        room.cache.quota_bytes += 80 * MIB  # as if so much had gone
         return len(asked) == 1
 
     room.cache.shed = shed
     room.cache.make_room(room.cache.room() + 4 * MIB)
     assert not asked
-    room.cache.make_room(room.cache.room() + 25 * MIB)
+    room.cache.make_room(room.cache.room() + 100 * MIB)
     assert len(asked) == 1
     assert {tile for _, tile in asked[0]} == set(range(6))  # first all that is only cached
     with pytest.raises(QuotaError):

@@ -246,6 +246,24 @@ def test_a_disk_that_refuses_ends_nothing(
     assert follower.store.presence(2, follower.past[1].roots[2])
 
 
+def test_without_room_only_what_rounds_in_progress_need_stays(
+    chain: LocalChain, tmp_path: Path
+) -> None:
+    follower = behind(chain, tmp_path)
+    retention, newest, before = follower.retention, *follower.past[:-3:-1]
+    retention.used(4, follower.past[1].roots[4])
+    used = follower.store.used_bytes
+    assert retention.shed()
+    assert not retention.shed()  # once a round
+    assert follower.store.used_bytes < used / 2
+    for shard in range(len(chain.specs)):
+        kept = {newest.roots[shard], before.roots[shard]}
+        if shard == 4:
+            kept.add(follower.past[1].roots[4])  # somebody asked for it of late
+        assert set(follower.store.versions(shard)) == kept
+    assert follower.retained() == follower.past[-2:]
+
+
 # --- tiles that need nobody ----------------------------------------------------------------
 
 
