@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chain.errors import InputError, StorageError
+from chain.errors import InputError, LockedError, StorageError
 from tests.kit.tile_shards import SPEC, SPECS, TILE, change, put, random, root_of
 from tiles.store import Disk, TileReader, TileStore
 
@@ -122,3 +123,36 @@ def test_readers_and_a_writer_at_once(store: TileStore) -> None:
             reader.join(30)
     assert wrong == []
     assert store.scrub() == []
+
+
+# --- files that somebody removes from under a store ------------------------------------------
+
+
+def test_a_file_that_was_removed_is_missing_and_can_be_stored_again(store: TileStore) -> None:
+    data, root = put(store, 1)
+    store.path(0, root).unlink()
+    with pytest.raises(StorageError, match="No such file"):
+        store.read_tile(0, root, 1)
+    assert store.presence(0, root) == (False, False, False)
+    store.put_tile(0, root, 1, data[TILE : 2 * TILE])
+    assert store.read_tile(0, root, 1) == data[TILE : 2 * TILE]
+    assert [(d.shard, d.tile) for d in store.scrub()] == []
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_directory_that_was_removed_is_made_anew(tmp_path: Path, reads: bool) -> None:
+    with TileStore(tmp_path / "tiles", SPECS) as store:
+        data, root = put(store, 1)
+        tile_roots = store.tile_roots(0, root)
+        shutil.rmtree(store.directory)
+        if reads:
+            with pytest.raises(StorageError, match="No such file"):
+                store.read_tile(0, root, 0)
+            assert store.versions(0) == store.partial_versions(0) == ()
+        assert store.begin(0, root, tile_roots) == [0, 1, 2]
+        store.put_shard(0, data, root)
+        assert store.read_shard(0, root) == data
+        with pytest.raises(LockedError):
+            TileStore(store.directory, SPECS)
+    with TileStore(tmp_path / "tiles", SPECS) as store:
+        assert store.read_shard(0, root) == data

@@ -242,6 +242,21 @@ def test_thin_versions_are_made_again_from_what_is_kept(store: TileStore) -> Non
     store.close()
 
 
+def test_steps_that_somebody_removed_are_missing(store: TileStore) -> None:
+    data = np.random.default_rng(1).standard_normal(SMALL.elements).astype("<f4").tobytes()
+    store.put_shard(2, data, root_of(data))
+    new, root = trained(store, data, root_of(data), 2)
+    store.thin(2, root)
+    assert store.read_shard(2, root) == new
+    (store.directory / "00002" / f"{root.hex()}.thin.safetensors").unlink()
+    assert [(d.shard, d.shard_root, d.tile) for d in store.scrub()] == [(2, root, 0)]
+    assert store.presence(2, root) == (False,)
+    assert not store.is_thin(2, root)
+    assert store.scrub() == []
+    store.put_tile(2, root, 0, new)
+    assert store.read_shard(2, root) == new
+
+
 def steps_of(path: Path) -> TileStep:
     """The one step in a file of them."""
     return decode(TileStep, load_file(path)["step.00000"].tobytes(), most=limits.MAX_STEP_BYTES)

@@ -16,7 +16,7 @@ from tiles import merkle
 from tiles.layout import ShardSpec, subtile_count
 from tiles.shardfile import ShardFile
 from tiles.store import records
-from tiles.store.catalog import Catalog, Slot, Step, Version
+from tiles.store.catalog import Catalog, Container, Slot, Step, StepFile, Version
 from tiles.store.disk import TEMP, Disk, refusals
 from tiles.store.load import load_catalog
 from tiles.store.slots import SlotReader
@@ -38,7 +38,7 @@ class Reading(ABC):
         self.directory, self._disk = directory, disk
         self._specs = {spec.index: spec for spec in specs}
         self._lock = threading.RLock()  # what is known of the disk, and the names on it
-        self._bytes = SlotReader(disk, self._lock, self._damaged, self.advice)
+        self._bytes = SlotReader(disk, self._lock, self._damaged, self._gone, self.advice)
 
     # --- what is here -----------------------------------------------------------------------
 
@@ -187,6 +187,10 @@ class Reading(ABC):
     def _damaged(self, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
         """Told of a tile that is not what its hashes say; False if it has gone meanwhile."""
         return True
+
+    def _gone(self, catalog: Catalog, file: Container | StepFile) -> None:
+        """Told of a file that is not there any more."""
+        return
 
     def _spec(self, shard: int) -> ShardSpec:
         try:

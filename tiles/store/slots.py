@@ -19,25 +19,29 @@ from tiles import merkle
 from tiles.layout import subtile_count
 from tiles.shardfile import ShardFile
 from tiles.steps import TileStep, apply_step
-from tiles.store.catalog import Catalog, Container, Run, Slot, Step, Version
+from tiles.store.catalog import Catalog, Container, Run, Slot, Step, StepFile, Version
 from tiles.store.disk import Disk, refusal, refusals
 from tiles.store.mapping import Extent, map_extents
 
 _MADE_TILES = 4  # tiles made by steps that are kept in memory
 Way = tuple[Slot, list[Step]]  # a tile that is here, and the steps from it to the one wanted
 Damaged = Callable[[Catalog, Slot, bytes], bool]
+Gone = Callable[[Catalog, Container | StepFile], None]
 
 
 class SlotReader:
     """Reads what a catalog says is here.
 
     `damaged(catalog, slot, hashes)` is told of a tile that is not what its hashes said, and says
-    whether it still was to be there; `advice` tells the user what to do about it. `lock` guards
-    the catalog and the names of files.
+    whether it still was to be there; `gone(catalog, file)` of a file that somebody removed;
+    `advice` tells the user what to do about it. `lock` guards the catalog and the names of files.
     """
 
-    def __init__(self, disk: Disk, lock: threading.RLock, damaged: Damaged, advice: str) -> None:
-        self.disk, self._lock, self._damaged, self._advice = disk, lock, damaged, advice
+    def __init__(
+        self, disk: Disk, lock: threading.RLock, damaged: Damaged, gone: Gone, advice: str
+    ) -> None:
+        self.disk, self._lock, self._advice = disk, lock, advice
+        self._damaged, self._gone = damaged, gone
         self._made: dict[Hash32, bytes] = {}  # tiles made by steps, the newest last
 
     def tile(self, catalog: Catalog, way: Way) -> bytes:
@@ -57,7 +61,7 @@ class SlotReader:
                     raise InputError(f"shard {catalog.spec.name}: this version is not whole")
                 for run in runs:
                     if run.container not in files:
-                        files[run.container] = self.disk.open(catalog.path(run.container))
+                        files[run.container] = self.open_slot(catalog, run.slots[0])[0]
                 hashes = [slot.hashes for run in runs for slot in run.slots] if verify else []
             if verify:
                 self._verify(catalog, runs, files, hashes)
@@ -75,7 +79,11 @@ class SlotReader:
         with self._lock, refusals(f"read shard {catalog.spec.name}"):
             if not slot.hashes:
                 raise InputError(f"a tile of shard {catalog.spec.name} has just been dropped")
-            return self.disk.open(catalog.path(slot.container)), slot.hashes
+            try:
+                return self.disk.open(catalog.path(slot.container)), slot.hashes
+            except FileNotFoundError:
+                self._gone(catalog, slot.container)
+                raise
 
     def read_slot(self, catalog: Catalog, slot: Slot, start: int, end: int) -> bytes:
         """Verified bytes [start, end) of a tile, from one subtile's border to another's."""
@@ -127,7 +135,11 @@ class SlotReader:
             with self._lock:
                 if catalog.step_files.get(step.file.root) is not step.file:
                     raise InputError(f"steps of shard {catalog.spec.name} have just been dropped")
-                fd = self.disk.open(catalog.folder / step.file.name)
+                try:
+                    fd = self.disk.open(catalog.folder / step.file.name)
+                except FileNotFoundError:
+                    self._gone(catalog, step.file)
+                    raise
             try:
                 raw = os.pread(fd, step.place.size_bytes, step.place.offset)
             finally:

@@ -24,7 +24,7 @@ from tiles import merkle
 from tiles.layout import ShardSpec
 from tiles.steps import TileStep
 from tiles.store import records, upkeep
-from tiles.store.catalog import Catalog, Slot, Step, StepFile
+from tiles.store.catalog import Catalog, Container, Slot, Step, StepFile
 from tiles.store.disk import Buffer, Disk, Draft, refusals
 from tiles.store.load import load_catalog
 from tiles.store.reader import Reading
@@ -289,7 +289,11 @@ class TileStore(Reading):
         """The right to change one shard, with refusals of the system put into words."""
         self._spec(shard)
         with self._writing.changing(what):
-            yield self._catalogs[shard]
+            catalog = self._catalogs[shard]
+            if catalog.versions and not catalog.folder.exists():
+                with self._lock:
+                    upkeep.forget(catalog)
+            yield catalog
 
     def _used(self, catalog: Catalog) -> int:
         if catalog.used_bytes is None:
@@ -310,11 +314,21 @@ class TileStore(Reading):
                     f"not fit the quota of {self.quota_bytes}; raise it or hold fewer tiles"
                 )
         if not catalog.folder.exists():
+            if not self.directory.exists():  # removed from under us, with the lock in it
+                self.directory.mkdir(parents=True)
+                unlock, lock = self._unlock, _lock(self.directory)
+                self._unlock = weakref.finalize(self, os.close, lock)
+                unlock()
             self._disk.make_folder(catalog.folder)
             self._disk.sync_folder(self.directory)
 
     def _damaged(self, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
         return upkeep.mark_damaged(self._writing, catalog, slot, hashes)
+
+    def _gone(self, catalog: Catalog, file: Container | StepFile) -> None:
+        for each in self._catalogs.values():
+            if each is catalog or not each.folder.exists():
+                upkeep.forget(each, file)
 
     def _tile_as_it_is(self, shard: int, shard_root: Hash32, tile: int) -> tuple[bytearray, bytes]:
         """A tile's bytes and subtile hashes, not compared: damage stays what it is, and is found

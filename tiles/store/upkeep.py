@@ -214,7 +214,7 @@ def _check(reading: SlotReader, writing: Writing, catalog: Catalog, slot: Slot) 
             return None
         named = _name(catalog, slot)
         if not (catalog.folder / slot.container.data_name).exists():
-            _forget(catalog, slot.container)
+            forget(catalog, slot.container)
             return Damage(catalog.spec.index, *named, 0)
         fd, hashes = reading.open_slot(catalog, slot)
     try:
@@ -226,14 +226,26 @@ def _check(reading: SlotReader, writing: Writing, catalog: Catalog, slot: Slot) 
     return Damage(catalog.spec.index, *named, bad)
 
 
-def _forget(catalog: Catalog, container: Container) -> None:
-    """Somebody removed a file: its tiles are missing, as they would be after a restart."""
-    for version in catalog.versions.values():
-        if version.own is container:
-            version.own = None
-    for slot in container.slots:
-        catalog.set_hashes(slot, b"")
-    catalog.remove_container(container)
+def forget(catalog: Catalog, file: Container | StepFile | None = None) -> None:
+    """Somebody removed a file: what was in it is missing, as it would be after a restart. With the
+    whole folder all versions are gone, so that they can be begun anew."""
+    everything = not catalog.folder.exists()
+    for steps in list(catalog.step_files.values()):
+        if everything or steps is file:
+            catalog.remove_steps(steps)
+            if steps.root in catalog.versions:
+                catalog.versions[steps.root].is_thin = False
+    for container in list(catalog.containers.values()):
+        if everything or container is file:
+            for version in catalog.versions.values():
+                if version.own is container:
+                    version.own = None
+            for slot in container.slots:
+                catalog.set_hashes(slot, b"")
+            catalog.remove_container(container)
+    if everything:
+        catalog.versions.clear()
+        catalog.changed()
 
 
 def mark_damaged(writing: Writing, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
@@ -243,7 +255,11 @@ def mark_damaged(writing: Writing, catalog: Catalog, slot: Slot, hashes: bytes) 
     with writing.changing(f"mark a tile of shard {catalog.spec.name} as missing"):
         if slot.hashes is not hashes or slot not in catalog.slots_of(slot.root):
             return False
-        writing.mark_missing(catalog, [slot])
+        try:
+            writing.mark_missing(catalog, [slot])
+        except FileNotFoundError:
+            with writing.lock:
+                forget(catalog, slot.container)
     return True
 
 
@@ -262,10 +278,14 @@ def _check_steps(
     reading: SlotReader, writing: Writing, catalog: Catalog, file: StepFile
 ) -> list[Damage]:
     damages: list[Damage] = []
-    for step in list(file.steps):
+    steps = list(file.steps)
+    for step in steps:
+        there = (catalog.folder / file.name).exists()
         try:
             reading.read_step(catalog, step)
         except StorageError:
+            if not there:
+                return [Damage(catalog.spec.index, file.root, s.place.tile, 0) for s in steps]
             with writing.changing(f"mark a step of shard {catalog.spec.name} as missing"):
                 if catalog.step_files.get(file.root) is not file:
                     return damages  # dropped meanwhile
