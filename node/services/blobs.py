@@ -91,6 +91,9 @@ class BlobService:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:  # a bad disk ends no service: others have the blob
+            log.warning("blob %s cannot be read: %s", blob_id.hex(), error)
+            return None
         if BlobId(BLOB.hash(data)) != blob_id:
             log.warning("blob %s is damaged on disk; it will be fetched again", blob_id.hex())
             path.unlink(missing_ok=True)

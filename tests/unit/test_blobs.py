@@ -71,6 +71,19 @@ def test_damage_on_disk_is_noticed_and_refetched(tmp_path: Path) -> None:
     assert asyncio.run(held.get(blob_id)) == b"precious"
 
 
+def test_a_disk_that_cannot_be_read_is_one_without_the_blob(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, _ = service(tmp_path)
+    blob_id = held.put(b"some bytes")
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert held.local(blob_id) is None
+
+
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

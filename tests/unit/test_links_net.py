@@ -13,6 +13,7 @@ import uvloop
 from chain.errors import UnreachableError
 from node.net import Address, Network, PortInUseError, Priority
 from node.net.links import address, limits
+from node.net.links.links import _Peer as Peer
 from tests.kit.net import Station, exchange, stations
 
 MIB = 1 << 20
@@ -208,6 +209,22 @@ def test_addresses_told_anew_do_not_have_us_dial_at_once(monkeypatch):
                 assert victim.net.metrics().get("tls_dials", 0) <= 10
             finally:
                 await liar.net.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/dns4/a..b/tcp/9", f"/dns4/{'a' * 64}.example/tcp/9"],
+    ids=["an empty label", "a long label"],
+)
+def test_places_that_are_none_are_passed_over(place):
+    async def scenario():
+        async with stations("node", link_port=0) as (node,):
+            links = node.net._asking.links
+            assert not await links._dial_any(Peer("somebody", addresses=[Address.parse(place)]))
+            with pytest.raises(OSError, match=r"leads to ::ffff:127\.0\.0\.1"):
+                await links._dial(Address.parse("/ip6/::ffff:127.0.0.1/tcp/9"))
 
     asyncio.run(scenario())
 

@@ -245,7 +245,7 @@ class Links:
             self.metrics.add("tls_dials")
             try:
                 connection = await self._dial(place)
-            except (OSError, TimeoutError) as error:
+            except (OSError, TimeoutError, UnicodeError) as error:  # the last: no name of a host
                 log.debug("dialling the link of %s at %s failed: %r", peer.name, place, error)
                 continue
             if self._is_welcome(connection, peer):
@@ -262,6 +262,9 @@ class Links:
             found = await loop.getaddrinfo(
                 place.host, place.port, family=family, type=socket.SOCK_STREAM
             )
+            host = str(found[0][4][0])
+            if _is_loopback(host) is not place.is_loopback:  # no peer sends us there
+                raise OSError(f"{place} leads to {host}")
             sock = socket.socket(found[0][0], socket.SOCK_STREAM)
             try:
                 sock.setblocking(False)
@@ -420,6 +423,12 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, limits.SOCKET_UNSENT_BYTES)
+
+
+def _is_loopback(host: str) -> bool:
+    found = ipaddress.ip_address(host.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
 def _host_of(host: str) -> str:
