@@ -100,8 +100,9 @@ class TileService:
             if root not in self.store.versions(index):
                 try:
                     await self.ensure(index, root)
-                except QuotaError as error:
-                    log.debug("shard %s is not kept: %s", spec.name, error)
+                except StorageError as error:
+                    level = logging.DEBUG if isinstance(error, QuotaError) else logging.WARNING
+                    log.log(level, "shard %s is not kept: %s", spec.name, error)
                     return await self._unkept(spec, root)
             try:
                 return await asyncio.to_thread(self.store.read_shard, index, root)

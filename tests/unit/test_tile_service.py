@@ -255,6 +255,26 @@ def test_a_disk_that_refuses(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> N
     assert asyncio.run(empty.tile(0, ROOT, 2)) == DATA[2 * limits.TILE_BYTES :]
     with pytest.raises(StorageError, match="disk is full"):
         asyncio.run(empty.ensure(0, ROOT))
+    assert asyncio.run(empty.shard(0, ROOT)) == DATA
+
+
+def test_a_disk_that_takes_no_repair_is_read_around(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read-only from some moment on, and damaged: what cannot be marked is fetched each time."""
+    full = nodes.services["full"]
+    nodes.services["other"].put_shard(0, DATA, ROOT)
+    nodes.connect("full", "other")
+    damage(full.store)
+
+    def refuse(*_: object) -> None:
+        raise StorageError("Read-only file system")
+
+    for name in ("begin", "put_tile"):
+        monkeypatch.setattr(full.store, name, refuse)
+    monkeypatch.setattr(full.store._bytes, "_damaged", refuse)
+    assert asyncio.run(full.shard(0, ROOT)) == DATA
+    assert asyncio.run(full.tile(0, ROOT, 2)) == DATA[2 * limits.TILE_BYTES :]
 
 
 def test_every_part_of_a_tile_can_be_asked_for(nodes: Nodes) -> None:
