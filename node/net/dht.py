@@ -53,7 +53,7 @@ class Dht:
         """A peer has connected: every node takes part in the DHT."""
         known = self._book.known.get(name)
         addresses = tuple(known.addresses) if known else ()
-        self.contacts.met(_contact(name, addresses), time.monotonic())
+        self.contacts.met(_contact(name, addresses))
         self.wake.set()
 
     def _is_connected(self, name: str) -> bool:
@@ -240,8 +240,10 @@ class Dht:
             return await _read(stream)
 
         name = contact.name
+        if is_met := self._is_connected(name):  # its addresses may be hearsay, and are not needed
+            contact = _contact(name, ())
         try:
-            if not self._is_connected(name):
+            if not is_met:
                 await self._host.dialer.visit(name, self._addresses_of(contact))
             data = await self._host.exchange(name, PROTOCOL, limits.DHT_QUERY_S, ask)
         except UnreachableError as error:
@@ -255,7 +257,7 @@ class Dht:
         if answer is None or answer.type != question.type:
             self._host.blame(name, "not a DHT answer", limits.POINTS_GARBAGE)
             return None
-        self.contacts.met(contact, time.monotonic())
+        self.contacts.met(contact)
         return answer
 
     # --- providing ------------------------------------------------------------------------

@@ -25,12 +25,11 @@ def position(key: bytes) -> int:
 
 @dataclass(slots=True)
 class Contact:
-    """A peer of the DHT and where it listens. `seen`: when it last answered or connected."""
+    """A peer of the DHT and where it listens."""
 
     name: str
     position: int
     addresses: tuple[Address, ...]
-    seen: float = 0.0
 
 
 class Contacts:
@@ -43,12 +42,11 @@ class Contacts:
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets.values())
 
-    def met(self, contact: Contact, now: float) -> bool:
+    def met(self, contact: Contact) -> bool:
         """A peer that has answered or connected. False: its bucket is full of steadier ones."""
         bucket = self._buckets.setdefault(
             (self._own ^ contact.position).bit_length(), OrderedDict()
         )
-        contact.seen = now
         known = bucket.pop(contact.name, None)
         if known is None and not self._make_room(bucket, contact):
             return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,3 @@ class State:
         """As told to peers: a wildcard host stands, they know where they see us."""
         listed = self.announce or (self.listen,)
         return [str(address.with_peer(self.name)) for address in listed]
-
-
-Answerer = Callable[[str, bytes], Awaitable[bytes]]

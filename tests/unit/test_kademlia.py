@@ -26,7 +26,7 @@ def test_positions_are_sha256() -> None:
 def test_the_closest_contacts_are_the_closest() -> None:
     table = Contacts(position(b"own"), lambda name: False)
     everyone = [contact(i) for i in range(60)]
-    kept = [c for c in everyone if table.met(c, 0.0)]
+    kept = [c for c in everyone if table.met(c)]
     target = position(b"target")
     expected = sorted(table.closest(target, 1000), key=lambda c: c.position ^ target)
     assert table.closest(target, 7) == expected[:7]
@@ -38,11 +38,11 @@ def test_a_full_bucket_keeps_whom_it_is_connected_to() -> None:
     own = 1 << 255
     table = Contacts(own, connected.__contains__)
     for i in range(limits.DHT_BUCKET):
-        assert table.met(Contact(f"old {i}", i, ()), 0.0)
+        assert table.met(Contact(f"old {i}", i, ()))
         connected.add(f"old {i}")
-    assert not table.met(Contact("new", 999, ()), 1.0)
+    assert not table.met(Contact("new", 999, ()))
     connected.discard("old 3")
-    assert table.met(Contact("new", 999, ()), 2.0)
+    assert table.met(Contact("new", 999, ()))
     assert table.get("old 3") is None
     assert table.get("new") is not None
     assert len(table) == limits.DHT_BUCKET
@@ -50,20 +50,20 @@ def test_a_full_bucket_keeps_whom_it_is_connected_to() -> None:
     assert table.get("new") is None
 
 
-def test_meeting_again_refreshes_and_does_not_lose_addresses() -> None:
+def test_meeting_again_does_not_lose_addresses() -> None:
     table = Contacts(0, lambda name: True)
-    table.met(contact(1, at("192.0.2.1")), 0.0)
-    table.met(contact(1), 5.0)
+    table.met(contact(1, at("192.0.2.1")))
+    table.met(contact(1))
     found = table.get("peer 1")
     assert found is not None
-    assert (found.seen, found.addresses) == (5.0, at("192.0.2.1"))
+    assert found.addresses == at("192.0.2.1")
     assert len(table) == 1
 
 
 def test_names_at_one_host_cannot_fill_a_bucket() -> None:
     table = Contacts(1 << 255, lambda name: False)
     for i in range(10):
-        table.met(Contact(f"peer {i}", i, at("192.0.2.7", 1000 + i)), 0.0)
+        table.met(Contact(f"peer {i}", i, at("192.0.2.7", 1000 + i)))
     assert len(table) == limits.MAX_DHT_PER_HOST
     assert not crowded(at("127.0.0.1"), [at("127.0.0.1")] * 100)
 

@@ -1,7 +1,7 @@
 """One TLS connection with a peer: a `Session` between asyncio and the application.
 
-Nothing here takes long in one turn of the event loop: a read is at most a frame, a turn of
-writing a few of them, and the transport holds little, so that a vote is never far behind.
+Nothing here takes long in one turn of the event loop: what is read and what is written in one is
+bounded, and the transport holds little, so that a vote is never far behind.
 """
 
 from __future__ import annotations

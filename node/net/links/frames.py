@@ -2,7 +2,7 @@
 
 Every frame is a header of 8 bytes, `stream` (4), `kind` (1), `size` (3), all big-endian, and a
 body of `size` bytes. The content of a DATA frame is never collected here: the sink says where
-it goes, and the bytes are read straight into that place.
+it goes, and what has come of it is copied there.
 """
 
 from __future__ import annotations
