@@ -280,9 +280,11 @@ class Node:
             log.warning("bootstrap %s: %s (it will be tried again)", address, error)
 
     def _halt(self, report: str) -> None:
-        report_file = self.home.logs / "halt.txt"
-        report_file.write_text(report + "\n")
         self.halted.set()
+        try:
+            (self.home.logs / "halt.txt").write_text(report + "\n")
+        except OSError as error:  # perhaps what halts us: the disk is full
+            log.error("the report of the halt cannot be written (%s): %s", error.strerror, report)
 
     def _announce(self, raw: bytes) -> None:
         self._txs.announce(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -123,6 +124,30 @@ def test_readers_and_a_writer_at_once(store: TileStore) -> None:
             reader.join(30)
     assert wrong == []
     assert store.scrub() == []
+
+
+def test_room_is_counted_while_drafts_get_their_names(
+    store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a listing of the folder and a look at what was listed, a file may have gone."""
+    data, root = put(store, 1)
+    used, listed = store.used_bytes, os.scandir
+
+    def scandir(path: Path) -> object:
+        draft = Path(path) / "draft.tmp"
+        draft.write_bytes(b"x")
+        entries = listed(path)
+        monkeypatch.setattr(os, "scandir", listed)
+        first = list(entries)
+        draft.unlink()
+        return contextlib.nullcontext(first)
+
+    change(store, data, root, 1, 2)
+    store.drop(0, root)
+    expected = store.used_bytes
+    store._catalogs[0].changed()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert store.used_bytes == expected > used / 2
 
 
 # --- files that somebody removes from under a store ------------------------------------------

@@ -12,7 +12,7 @@ import fcntl
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -298,9 +298,10 @@ class TileStore(Reading):
     def _used(self, catalog: Catalog) -> int:
         if catalog.used_bytes is None:
             used = 0
-            if catalog.folder.exists():
-                with os.scandir(catalog.folder) as entries:
-                    used = sum(e.stat(follow_symlinks=False).st_blocks * 512 for e in entries)
+            with suppress(FileNotFoundError), os.scandir(catalog.folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # a draft, which has its name by now
+                        used += entry.stat(follow_symlinks=False).st_blocks * 512
             catalog.used_bytes = used
         return catalog.used_bytes
 
