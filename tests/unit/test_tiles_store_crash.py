@@ -17,17 +17,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from chain import limits
 from chain.errors import StorageError
 from chain.hashes import Hash32
 from chain.types import ShardIndex, TileIndex
 from tests.kit.faulty_disk import Crash, FaultyDisk
+from tests.kit.small_tiles import PATCHES, TILE
 from tiles import merkle
 from tiles.layout import ShardSpec, TensorSpec
 from tiles.steps import TileStep
-from tiles.store import Disk, TileStore, slots
+from tiles.store import Disk, TileStore
 
-TILE = 1 << 16  # small tiles: what is tested knows no sizes
 POWER_SEEDS = (1, 2)
 
 
@@ -44,20 +43,8 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "TILE_BYTES", TILE)
-    monkeypatch.setattr(limits, "SUBTILE_BYTES", TILE // 16)
-    monkeypatch.setattr(merkle, "subtile_hashes", leaves)
-    monkeypatch.setattr(slots, "apply_step", xor_step)
-
-
-def leaves(data: bytes) -> tuple[Hash32, ...]:
-    """`merkle.subtile_hashes`, which is written for tiles of full size."""
-    return tuple(merkle.subtile_hash(i, part) for i, part in enumerate(merkle.subtiles(data)))
-
-
-def xor_step(spec: ShardSpec, step: TileStep, base: bytes) -> bytes:
-    """Stands for the aggregation: its bytes are not what is tested."""
-    return (np.frombuffer(base, "u1") ^ step.weights[0]).tobytes()
+    for patch in PATCHES:
+        monkeypatch.setattr(*patch)
 
 
 @dataclass

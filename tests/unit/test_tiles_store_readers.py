@@ -58,6 +58,30 @@ def test_a_reader_beside_marks_nothing(store: TileStore) -> None:
     assert reader.read_tile(0, root, 2) == data[2 * TILE :]
 
 
+def test_a_tile_that_is_dropped_before_it_is_mapped(store: TileStore) -> None:
+    """A reader beside knows it as present, and would map the hole in its place."""
+
+    class LateDisk(Disk):
+        dropping = False
+
+        def open(self, path: Path | str, *, write: bool = False) -> int:
+            if self.dropping:
+                self.dropping = False
+                store.drop_tile(0, root, 1)
+            return super().open(path, write=write)
+
+    data, root = change(store, *put(store, 1), 1, 2)
+    disk = LateDisk()
+    reader = TileReader(store.directory, SPECS, disk=disk)
+    for verify in (True, False):
+        assert reader.has_tile(0, root, 1)
+        disk.dropping = True
+        with pytest.raises(InputError, match="not whole"):
+            reader.open(0, root, verify=verify)
+        store.put_tile(0, root, 1, data[TILE : 2 * TILE])
+    assert reader.open(0, root, verify=False).data == data
+
+
 def test_a_reader_waits_while_room_is_given_back(tmp_path: Path) -> None:
     """The kernel refuses to open a file without waiting while another holds a lease on it."""
     path = tmp_path / "file"

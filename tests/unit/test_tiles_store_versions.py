@@ -22,6 +22,8 @@ from tiles.aggregate import aggregate_tile
 from tiles.delta import decode_tile, encode_delta
 from tiles.steps import DeltaSections, TileStep, make_step
 from tiles.store import Damage, TileStore
+from tiles.store.catalog import Catalog, Container, Slot, Step, StepFile, Version
+from tiles.store.records import StepPlace
 
 
 @pytest.fixture
@@ -240,6 +242,29 @@ def test_thin_versions_are_made_again_from_what_is_kept(store: TileStore) -> Non
     store.retain(2, [chain[3][1]])
     assert names(store, 2) == [".roots", ".safetensors", ".steps.safetensors"]
     store.close()
+
+
+def test_of_several_steps_to_a_tile_one_that_begins_here_is_taken(tmp_path: Path) -> None:
+    """The first leads from a tile that nobody has, and which only leads back."""
+    catalog = Catalog(SMALL, tmp_path)
+    wanted, lost, here = (Hash32(bytes([n]) * 32) for n in (1, 2, 3))
+    pack = Container("a" * 64, True, "pack", "pack")
+    pack.slots.append(Slot(pack, here, SMALL.data_bytes, 4096, 0, b"hashes"))
+    catalog.add_container(pack)
+    for number, (base, new) in enumerate([(lost, wanted), (wanted, lost), (here, wanted)]):
+        file = StepFile(Hash32(bytes([10 + number]) * 32), "steps")
+        file.steps.append(Step(file, StepPlace(0, 1, 0, 0), base, new, wanted))
+        catalog.add_steps(file)
+    for root, count in ((here, 0), (wanted, 1), (lost, 2)):
+        way = catalog.way(root)
+        assert way is not None
+        assert (way[0].root, len(way[1])) == (here, count)
+        assert [step.new for step in way[1]] == [wanted, lost][:count]
+    thin = catalog.versions[lost] = Version(lost, (lost,), is_thin=True)
+    assert catalog.presence(thin) == (True,)
+    slots, steps = catalog.needed()
+    assert slots == {pack.slots[0]}
+    assert {step.new for step in steps} == {wanted, lost}
 
 
 def test_steps_that_somebody_removed_are_missing(store: TileStore) -> None:

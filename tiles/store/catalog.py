@@ -10,6 +10,7 @@ Nothing here touches a disk: `tiles/store/load.py` fills a catalog, the store ke
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ class Catalog:
     def set_hashes(self, slot: Slot, hashes: bytes) -> None:
         """A tile came (its hashes) or went (none)."""
         slot.container.missing += bool(slot.hashes) - bool(hashes)
-        slot.hashes, slot.stale = hashes, bool(slot.hashes) and not hashes
+        slot.hashes, slot.stale = hashes, False
         self.changed()
 
     def add_steps(self, file: StepFile) -> None:
@@ -173,17 +174,28 @@ class Catalog:
 
     def way(self, root: Hash32, own: Container | None = None) -> tuple[Slot, list[Step]] | None:
         """A slot, and the steps from its tile to the tile `root`; None if it cannot be had."""
-        steps: list[Step] = []
+        if (slot := self.slot(root, own)) is not None:  # the usual way, asked of every tile
+            return slot, []
+        for base, steps in self._bases(root):
+            slot = self.slot(base, own)
+            if slot is not None:
+                return slot, list(steps)
+        return None
+
+    def _bases(self, root: Hash32) -> Iterator[tuple[Hash32, tuple[Step, ...]]]:
+        """A tile, and then all that steps make it of, the fewest steps first, each with these.
+
+        Several steps may lead to a tile, and bytes may come back to what they were.
+        """
         met = {root}
-        at = root
-        while (slot := self.slot(at, own)) is None:
-            step = self._step_to(at, met)
-            if step is None:
-                return None
-            steps.append(step)
-            at = step.base
-            met.add(at)
-        return slot, steps[::-1]
+        left: deque[tuple[Hash32, tuple[Step, ...]]] = deque([(root, ())])
+        while left:
+            at, steps = left.popleft()
+            yield at, steps
+            for step in self._steps.get(at, ()):
+                if step.base not in met:
+                    met.add(step.base)
+                    left.append((step.base, (step, *steps)))
 
     def presence(self, version: Version) -> tuple[bool, ...]:
         """For each tile of a version whether it can be had here."""
@@ -264,31 +276,19 @@ class Catalog:
         self, root: Hash32, kept: set[Hash32], slots: set[Slot], steps: set[Step]
     ) -> None:
         """Steps to a tile from one that stays anyway; else from the farthest that is here."""
-        path: list[Step] = []
-        met = {root}
-        at = root
-        last: tuple[Slot, int] | None = None  # the farthest tile on the path that is here
-        while at not in kept:
-            slot = self.slot(at)
+        farthest: tuple[Slot, tuple[Step, ...]] | None = None
+        for base, path in self._bases(root):
+            if base in kept:
+                steps.update(path)
+                return
+            slot = self.slot(base)
             if slot is not None:
-                last = slot, len(path)
-            step = self._step_to(at, met)
-            if step is None:
-                break
-            path.append(step)
-            at = step.base
-            met.add(at)
-        if at in kept:
-            steps.update(path)
-        elif last is not None:
-            slot, length = last
+                farthest = slot, path
+        if farthest is not None:
+            slot, path = farthest
             kept.add(slot.root)
             slots.add(slot)
-            steps.update(path[:length])
-
-    def _step_to(self, root: Hash32, met: set[Hash32]) -> Step | None:
-        """A step to a tile from one that is not in `met`: bytes may come back to what they were."""
-        return next((s for s in self._steps.get(root, ()) if s.base not in met), None)
+            steps.update(path)
 
     def wanted(self) -> set[Hash32]:
         """Tiles of versions that cannot be had here: room for them is kept."""

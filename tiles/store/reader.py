@@ -231,6 +231,17 @@ class TileReader(Reading):
         super().__init__(directory, specs, disk or Disk())
         self._known: dict[int, tuple[object, Catalog]] = {}
 
+    def open(self, shard: int, shard_root: Hash32, verify: bool = True) -> ShardFile:
+        """As `Reading.open`. What nobody compares may have been dropped before it was mapped: if
+        the folder has changed meanwhile it is mapped again. From then on nothing is taken away.
+        """
+        for _ in range(_RELOADS):
+            state = None if verify else self._state(shard)
+            file = super().open(shard, shard_root, verify)
+            if verify or self._state(shard) == state:
+                return file
+        raise self._restless(shard)
+
     def _attempt(self, shard: int, action: Callable[[Catalog], T]) -> T:
         for _ in range(_RELOADS):
             state = self._state(shard)
@@ -239,7 +250,10 @@ class TileReader(Reading):
             except BlyanError:
                 if self._state(shard) == state:
                     raise
-        raise StorageError(f"{self._folder(shard)}: changes faster than it can be read; try again")
+        raise self._restless(shard)
+
+    def _restless(self, shard: int) -> StorageError:
+        return StorageError(f"{self._folder(shard)}: changes faster than it can be read; try again")
 
     def _state(self, shard: int) -> object:
         """Changes whenever a file comes, goes or is written to; what is being made has none."""

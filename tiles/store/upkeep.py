@@ -289,9 +289,9 @@ def _check_steps(
             with writing.changing(f"mark a step of shard {catalog.spec.name} as missing"):
                 if catalog.step_files.get(file.root) is not file:
                     return damages  # dropped meanwhile
-                at = step.place.row_at + _CHECKSUM_AT
-                writing.disk.write_at(catalog.folder / file.name, [(at, ZERO_HASH)])
                 with writing.lock:
                     catalog.remove_step(step)
+                at = step.place.row_at + _CHECKSUM_AT
+                writing.disk.write_at(catalog.folder / file.name, [(at, ZERO_HASH)])
             damages.append(Damage(catalog.spec.index, file.root, step.place.tile, 0))
     return damages

@@ -216,6 +216,8 @@ class Writing:
             groups.setdefault(slot.container.data_name, []).append((slot, entry))
         for group in groups.values():
             container = group[0][0].container
+            for slot, _ in group:
+                slot.stale = False  # their hashes may be on the disk even if this fails
             self.disk.write_at(
                 catalog.folder / container.data_name,
                 [(slot.offset, entry.data) for slot, entry in group],
@@ -230,15 +232,19 @@ class Writing:
                 self._settle_name(catalog, container)
 
     def mark_missing(self, catalog: Catalog, slots: Sequence[Slot]) -> None:
-        """Tiles that are damaged or not needed: their hashes go, durably; their bytes may too."""
+        """Tiles that are damaged or not needed: their hashes go, durably; their bytes may too.
+
+        They are forgotten first: if the disk refuses, nobody knows what stands on it.
+        """
         container = slots[0].container
-        self.disk.write_at(
-            catalog.folder / container.record_name,
-            [(slot.record_at, bytes(len(slot.hashes))) for slot in slots],
-        )
+        zeros = [(slot.record_at, bytes(len(slot.hashes))) for slot in slots]
         with self.lock:
             for slot in slots:
                 catalog.set_hashes(slot, b"")
+        self.disk.write_at(catalog.folder / container.record_name, zeros)
+        with self.lock:
+            for slot in slots:
+                slot.stale = True
             self._settle_name(catalog, container)
 
     def reclaim(self, catalog: Catalog) -> None:
