@@ -25,8 +25,8 @@ def scrub(session: Session) -> int:
     """Find damaged and missing tiles on disk, and mend them.
 
     Every tile is read once, by the home's running node, which fetches what it cannot make again.
-    Without one it is done here: what only peers have is fetched at the node's next start. Imported models are read
-    as well, but nobody else has them. Exit code 65 if damage is left.
+    Without one it is done here: what only peers have is fetched at the node's next start. Imported
+    models are read as well, but nobody else has them. Exit code 65 if damage is left.
 
     \b
     Examples:
