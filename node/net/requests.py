@@ -46,15 +46,16 @@ class Service:
     by_peer: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)  # trio and links share slots
 
-    @property
-    def per_peer(self) -> int:
-        """One peer gets at most half of the slots, so that it cannot starve the others."""
-        return max(1, (self.concurrent + 1) // 2)
-
     def enter(self, peer: str) -> bool:
-        """Take a slot for a request of `peer`, to be given back with `leave`. False: too many."""
+        """Take a slot for a request of `peer`, to be given back with `leave`. False: too many.
+
+        A peer gets at most half of what others leave, so that a few that never take their answers
+        do not lock out all the rest.
+        """
         with self._lock:
-            if self.running >= self.concurrent or self.by_peer[peer] >= self.per_peer:
+            own = self.by_peer[peer]
+            left = self.concurrent - (self.running - own)
+            if not left or own >= max(1, (left + 1) // 2):
                 return False
             self.running += 1
             self.by_peer[peer] += 1

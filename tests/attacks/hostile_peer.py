@@ -21,7 +21,13 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from tests.attacks import hostile_gossip, hostile_http, hostile_peers, hostile_validator
+from tests.attacks import (
+    hostile_gossip,
+    hostile_http,
+    hostile_links,
+    hostile_peers,
+    hostile_validator,
+)
 from tests.kit.victims import Victims
 
 Attack = Callable[[Victims, random.Random], Coroutine[Any, Any, None]]
@@ -47,6 +53,15 @@ ATTACKS: tuple[Attack, ...] = (
     hostile_peers.readers_that_never_read,
     hostile_peers.poisoned_peer_exchange,
     hostile_peers.no_room_for_others,
+    hostile_links.garbage_at_the_link_port,
+    hostile_links.links_of_nobody,
+    hostile_links.slow_handshakes,
+    hostile_links.garbage_on_links,
+    hostile_links.one_byte_a_second,
+    hostile_links.flood_of_tile_requests,
+    hostile_links.pings_and_credits,
+    hostile_links.removed_tiles_beside_liars,
+    hostile_links.huge_provider_records,
     hostile_http.wrong_bodies,
     hostile_http.paths_and_parameters,
     hostile_http.clients_that_do_not_read,

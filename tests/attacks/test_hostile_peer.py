@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks import hostile_gossip, hostile_http, hostile_peers
+from tests.attacks import hostile_gossip, hostile_http, hostile_links, hostile_peers
 from tests.attacks.hostile_peer import Attack, name_of, run
 from tests.kit.victims import P2P_OFFSET, Victims
 
@@ -31,6 +31,8 @@ QUICK: tuple[Attack, ...] = (
     hostile_peers.wrong_certificates,
     hostile_peers.proposals_by_strangers,
     hostile_peers.hostile_requests,
+    hostile_links.garbage_at_the_link_port,
+    hostile_links.huge_provider_records,
     hostile_http.paths_and_parameters,
     hostile_http.markup_in_names,
 )

@@ -9,6 +9,7 @@ from node.net import Address, limits, peers, streams
 from node.net.bridge import Bridge, Metrics
 from node.net.gossip import message_id
 from node.net.link import MESSAGE, PING, PONG, Frames, Link, Outbox
+from node.net.requests import Service
 
 A, B = "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44
 
@@ -220,3 +221,23 @@ def test_message_ids_tell_topic_and_content_apart():
     ids = {message_id(t, d) for t in (["a"], ["ab"], ["a", "b"], []) for d in (b"", b"b", b"ab")}
     assert len(ids) == 12
     assert message_id(["a"], b"x") == message_id(["a"], b"x")
+
+
+def test_slots_of_a_service_are_left_for_those_who_have_none():
+    async def nothing(peer: str, data: bytes) -> bytes:
+        return b""
+
+    service = Service("/test/1", nothing, 64, 16)
+
+    def take(peer: str) -> int:
+        return sum(service.enter(peer) for _ in range(20))
+
+    assert [take(peer) for peer in "abcde"] == [8, 4, 2, 1, 1]
+    assert take("f") == 0
+    for _ in range(8):
+        service.leave("a")
+    assert take("f") == 4
+    assert [take(peer) for peer in "abcdef"] == [2, 0, 0, 1, 0, 0]
+    one = Service("/test/2", nothing, 64, 1)
+    assert one.enter("a")
+    assert not one.enter("b")
