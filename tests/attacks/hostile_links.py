@@ -150,7 +150,7 @@ async def slow_handshakes(victims: Victims, chance: random.Random) -> None:
             for byte in hello[:24]:
                 writer.write(bytes([byte]))
                 await writer.drain()
-                await asyncio.sleep(0.3)
+                await paused(0.3)
             writer.close()
 
     async with stranger(victims, chance) as net:
@@ -241,7 +241,7 @@ async def one_byte_a_second(victims: Victims, chance: random.Random) -> None:
                     for stream in range(1, 61, 2):
                         writer.write(content(stream, request[at : at + 1]))
                     await writer.drain()
-                    await asyncio.sleep(1)
+                    await paused(1)
 
     target = victims.nodes[0]
     crawling = [asyncio.create_task(dribble(target)) for _ in range(4)]
