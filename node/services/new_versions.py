@@ -11,7 +11,14 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from chain.errors import BlyanError, DecodeError, InputError, StorageError, VerifyError
+from chain.errors import (
+    BlyanError,
+    DecodeError,
+    InputError,
+    QuotaError,
+    StorageError,
+    VerifyError,
+)
 from chain.hashes import Hash32
 from chain.state import State
 from chain.transactions import TileChange
@@ -96,7 +103,8 @@ class NewVersions:
         made = _Made(self._store, spec, base, version, changed, steps, self._own)
         if tiles is not None or not self._apply(base, version, made):
             self._put(spec, version, made)
-        if known is not None:  # a tile that is shorter than its step stays beside them
+        if known is not None and self._store.presence(shard, base.root):
+            # A tile that is shorter than its step stays beside them.
             self._store.put_steps(shard, root, base.root, list(steps.values()))
 
     def record(self, shard: int, root: Hash32) -> None:
@@ -117,7 +125,9 @@ class NewVersions:
             return False
         try:
             root = self._store.apply(shard, base.root, made)
-        except (VerifyError, InputError, KeyError) as error:
+        except QuotaError:
+            raise
+        except (VerifyError, InputError, StorageError, KeyError) as error:
             log.warning("shard %s is not made from its last version: %s", made.spec.name, error)
             return False
         if root != version.root:  # the base was another than its name says: never happens twice
@@ -205,7 +215,9 @@ class _Made(Mapping[int, bytes]):
         self._store, self._base, self._version = store, base, version
         self._steps, self._own = steps, own
         roots, round_ = version.tile_roots, version.round
-        self._tiles = [t for t in changed if t in steps or own.has_tile(round_, roots[t])]
+        self._tiles = dict.fromkeys(
+            t for t in changed if t in steps or own.has_tile(round_, roots[t])
+        )
 
     def __getitem__(self, tile: int) -> bytes:
         """Raises KeyError if it cannot be made, VerifyError if the step does not lead to it."""
@@ -216,6 +228,10 @@ class _Made(Mapping[int, bytes]):
             raise KeyError(tile)
         base = self._store.read_tile(self.spec.index, self._base.root, tile)
         return apply_step(self.spec, self._steps[tile], base)
+
+    def __contains__(self, tile: object) -> bool:
+        """Whether it may be made: Mapping's own would make it."""
+        return tile in self._tiles
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._tiles)

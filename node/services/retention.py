@@ -120,14 +120,17 @@ class Retention:
         return sound
 
     def missing(self) -> Iterator[Place]:
-        """Tiles that should be here and are not: of versions that are kept, the oldest first."""
+        """Tiles that should be here and are not: of versions that are kept, the oldest first. Of
+        versions of which nothing is here only the newest should be."""
         state = self._chain.state()
         for shard, spec in enumerate(self._history.specs):
-            plan = self.plan(shard, state.head.round)
-            for root, keep in plan.items():
+            newest = next(iter(self._history.newest_first(shard))).root
+            for root, keep in self.plan(shard, state.head.round).items():
                 presence = self._store.presence(shard, root)
-                for tile in range(spec.tile_count) if presence and keep else ():
-                    if not presence[tile] and self.keeps(shard, tile):
+                if not keep or not (presence or root == newest):
+                    continue
+                for tile in range(spec.tile_count):
+                    if self.keeps(shard, tile) and not (presence and presence[tile]):
                         yield shard, root, tile
 
     def shed(self) -> bool:

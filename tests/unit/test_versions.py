@@ -4,6 +4,7 @@ and given back to the byte."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -192,6 +193,26 @@ def test_versions_of_many_files_are_compacted(chain: LocalChain, tmp_path: Path)
     assert retention.compacted >= 1
     assert store.read_shard(0, history.versions[-1].root) == data
     assert retention.tidy(0, 12, budget_bytes=0) == 0
+
+
+def test_a_node_that_lost_its_store_lacks_the_newest_and_goes_on(
+    chain: LocalChain, tmp_path: Path
+) -> None:
+    follower = Follower(chain, tmp_path, RetentionRule(2, 4, 3))
+    follower.follow()
+    assert list(follower.retention.missing()) == []
+    shutil.rmtree(follower.store.directory)
+    follower.advance()
+    made = follower._made()
+    for shard, root in enumerate(follower.newest.roots):
+        made.write(shard, root)  # without its base nothing can be made, nor steps be kept
+    wanted = [(s.index, t) for s in chain.specs for t in range(s.tile_count)]
+    assert [(p[0], p[2]) for p in follower.retention.missing()] == wanted
+    assert {p[1] for p in follower.retention.missing()} == set(follower.newest.roots)
+    follower.write()
+    follower.follow()
+    assert list(follower.retention.missing()) == []
+    assert follower.newest in follower.retained()
 
 
 # --- in the background ---------------------------------------------------------------------
