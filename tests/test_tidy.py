@@ -28,8 +28,8 @@ LAYERS = {
 # What only some modules may import, outside node/.
 DISK = {"os", "pathlib", "sqlite3", "mmap", "shutil", "tempfile", "fcntl", "threading"}
 TILE_STORE = (
-    *("catalog", "disk", "libc", "load", "mapping", "reader", "slots", "store", "upkeep"),
-    *("writer", "writing"),
+    *("catalog", "disk", "libc", "load", "mapping", "reader", "slots", "store"),
+    *("scrubbing", "upkeep", "writer", "writing"),
 )
 ON_DISK = {
     "chain/store.py",

@@ -252,7 +252,7 @@ def test_of_several_steps_to_a_tile_one_that_begins_here_is_taken(tmp_path: Path
     pack.slots.append(Slot(pack, here, SMALL.data_bytes, 4096, 0, b"hashes"))
     catalog.add_container(pack)
     for number, (base, new) in enumerate([(lost, wanted), (wanted, lost), (here, wanted)]):
-        file = StepFile(Hash32(bytes([10 + number]) * 32), "steps")
+        file = StepFile(Hash32(bytes([10 + number]) * 32), "steps", b"", 0)
         file.steps.append(Step(file, StepPlace(0, 1, 0, 0), base, new, wanted))
         catalog.add_steps(file)
     for root, count in ((here, 0), (wanted, 1), (lost, 2)):
@@ -431,7 +431,38 @@ def test_a_record_that_rotted_costs_its_version_and_no_other(store: TileStore) -
     assert store.read_shard(0, changed) == new
     assert store.begin(0, root, merkle.tile_roots(data)) == [1]
     store.put_tile(0, root, 1, data[TILE : 2 * TILE])
+    store = reopened(store)
     assert store.read_shard(0, root) == data
+    assert names(store) == [".pack.safetensors", ".roots", ".roots", ".safetensors"]
+    store.close()
+
+
+@pytest.mark.parametrize("at", [0, 20, -1, None])
+@pytest.mark.parametrize("suffix", [".roots", ".pack.safetensors", ".steps.safetensors"])
+def test_what_rots_beside_the_tiles_is_written_again(
+    store: TileStore, suffix: str, at: int | None
+) -> None:
+    """Headers, roots, hashes and sizes are known while the store is open."""
+    data = np.random.default_rng(1).standard_normal(SMALL.elements).astype("<f4").tobytes()
+    first = root_of(data)
+    store.put_shard(2, data, first)
+    new, root = trained(store, data, first, 10)
+    files = {p: p.read_bytes() for p in (store.directory / "00002").iterdir()}
+    for path, raw in files.items():
+        if path.name.endswith(suffix):
+            spoiled = bytearray(raw)
+            if at is not None:
+                spoiled[at] ^= 1
+            path.write_bytes(spoiled if at is not None else spoiled + b"more")
+    assert store.scrub() == []
+    assert {p: p.read_bytes() for p in files} == files
+    for path in files:
+        if path.name.endswith(".roots"):
+            path.unlink()
+    assert store.scrub() == []
+    assert {p: p.read_bytes() for p in files} == files
+    store = reopened(store)
+    assert (store.read_shard(2, first), store.read_shard(2, root)) == (data, new)
     store.close()
 
 

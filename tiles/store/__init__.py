@@ -5,8 +5,8 @@
 
 from tiles.store.disk import Disk
 from tiles.store.reader import TileReader
+from tiles.store.scrubbing import Damage
 from tiles.store.store import TileStore
-from tiles.store.upkeep import Damage
 from tiles.store.writer import ShardWriter
 
 __all__ = ["Damage", "Disk", "ShardWriter", "TileReader", "TileStore"]

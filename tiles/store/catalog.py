@@ -42,6 +42,7 @@ class Container:
     is_pack: bool
     data_name: str
     record_name: str
+    header: bytes = b""  # of a pack; a snapshot's is its shard's
     slots: list[Slot] = field(default_factory=list)
     missing: int = 0  # slots without hashes
 
@@ -63,6 +64,8 @@ class StepFile:
 
     root: Hash32
     name: str
+    header: bytes
+    size_bytes: int
     steps: list[Step] = field(default_factory=list)
 
 

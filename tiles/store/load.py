@@ -183,7 +183,7 @@ class _Loader:
         except DecodeError:
             self._remove(name)
             return
-        container = Container(stem, True, name, name)
+        container = Container(stem, True, name, name, layout.header)
         with self._disk.opened(self._folder / name) as fd:
             table = os.pread(fd, layout.file_bytes - layout.roots_at, layout.roots_at)
             for i, place in enumerate(layout.tiles):
@@ -212,7 +212,7 @@ class _Loader:
         except DecodeError:
             self._remove(name)
             return
-        file = StepFile(root, name)
+        file = StepFile(root, name, prefix, size)
         with self._disk.opened(self._folder / name) as fd:
             for place in places:
                 row = records.hashes_in(os.pread(fd, records.STEP_ROW_BYTES, place.row_at))

@@ -23,12 +23,12 @@ from chain.hashes import TILE_STEP, Hash32
 from tiles import merkle
 from tiles.layout import ShardSpec
 from tiles.steps import TileStep
-from tiles.store import records, upkeep
+from tiles.store import records, scrubbing, upkeep
 from tiles.store.catalog import Catalog, Container, Slot, Step, StepFile
 from tiles.store.disk import Buffer, Disk, Draft, refusals
 from tiles.store.load import load_catalog
 from tiles.store.reader import Reading
-from tiles.store.upkeep import Damage, Progress
+from tiles.store.scrubbing import Damage, Progress
 from tiles.store.writer import ShardWriter
 from tiles.store.writing import NewTile, Writing, new_tile, patched_tile
 
@@ -223,12 +223,13 @@ class TileStore(Reading):
             if shard_root in catalog.step_files:
                 return
             table = [part for row in rows for part in row]
-            self._need_room(catalog, len(header) + sum(len(data) for data in [*raw, *table]))
+            size = len(header) + sum(len(data) for data in [*raw, *table])
+            self._need_room(catalog, size)
             name = shard_root.hex() + records.STEPS
             with Draft(self._disk, catalog.folder) as draft:
                 draft.add(name, [header, *raw, *table])
                 draft.publish()
-            file = StepFile(shard_root, name)
+            file = StepFile(shard_root, name, header, size)
             file.steps += [Step(file, place, *row) for place, row in zip(places, rows, strict=True)]
             with self._lock:
                 catalog.add_steps(file)
@@ -267,10 +268,11 @@ class TileStore(Reading):
 
     def scrub(self, progress: Progress | None = None) -> list[Damage]:
         """Read everything once; the damaged subtiles, one a tile. Damaged tiles become missing.
+        Roots, hashes and headers that have rotted since the store was opened are written again.
 
         `progress(done, total)` in tiles. Writers may go on meanwhile.
         """
-        return upkeep.scrub(self._bytes, self._writing, list(self._catalogs.values()), progress)
+        return scrubbing.scrub(self._bytes, self._writing, list(self._catalogs.values()), progress)
 
     @property
     def used_bytes(self) -> int:
@@ -324,7 +326,7 @@ class TileStore(Reading):
             self._disk.sync_folder(self.directory)
 
     def _damaged(self, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
-        return upkeep.mark_damaged(self._writing, catalog, slot, hashes)
+        return scrubbing.mark_damaged(self._writing, catalog, slot, hashes)
 
     def _gone(self, catalog: Catalog, file: Container | StepFile) -> None:
         for each in self._catalogs.values():

@@ -1,4 +1,4 @@
-"""What keeps a store small and sound: dropping, thinning, compacting, scrubbing.
+"""What keeps a store small and sound: dropping, thinning, compacting.
 
 A container goes when no version needs it any more. Of one that stays, tiles that nobody needs are
 marked as missing, durably, and then give their room back once nobody has the file mapped.
@@ -6,34 +6,16 @@ marked as missing, durably, and then give their room back once nobody has the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from chain.errors import InputError, StorageError
-from chain.hashes import ZERO_HASH, Hash32
+from chain.errors import InputError
+from chain.hashes import Hash32
 from tiles import merkle
 from tiles.store import records
 from tiles.store.catalog import Catalog, Container, Slot, StepFile, Version
 from tiles.store.disk import Draft
-from tiles.store.slots import SlotReader, bad_subtile
+from tiles.store.slots import SlotReader
 from tiles.store.writing import NewTile, Writing, record_of, snapshot_of
-
-Progress = Callable[[int, int], None]  # tiles done, of how many
-_CHECKSUM_AT = 2 * records.HASH_BYTES  # in a row of the table of steps
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One bad subtile found on disk. The tile it stands in is no longer present.
-
-    Of versions that share the tile, one is named. A damaged step to a tile counts as its subtile 0.
-    """
-
-    shard: int
-    shard_root: Hash32
-    tile: int
-    subtile: int
-
 
 # --- going ----------------------------------------------------------------------------------
 
@@ -181,49 +163,7 @@ def _tile(
     return data, way[0].hashes if not way[1] else b"".join(merkle.subtile_hashes(data))
 
 
-# --- scrubbing ------------------------------------------------------------------------------
-
-
-def scrub(
-    reading: SlotReader, writing: Writing, catalogs: Sequence[Catalog], progress: Progress | None
-) -> list[Damage]:
-    damages: list[Damage] = []
-    with writing.lock:
-        total = sum(len(c.slots) for catalog in catalogs for c in catalog.containers.values())
-    done = 0
-    for catalog in catalogs:
-        with writing.lock:
-            containers = list(catalog.containers.values())
-            files = list(catalog.step_files.values())
-        for container in containers:
-            for slot in container.slots:
-                found = _check(reading, writing, catalog, slot)
-                if found is not None:
-                    damages.append(found)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-        for file in files:
-            damages += _check_steps(reading, writing, catalog, file)
-    return damages
-
-
-def _check(reading: SlotReader, writing: Writing, catalog: Catalog, slot: Slot) -> Damage | None:
-    with writing.lock:
-        if not slot.hashes or slot not in catalog.slots_of(slot.root):
-            return None
-        named = _name(catalog, slot)
-        if not (catalog.folder / slot.container.data_name).exists():
-            forget(catalog, slot.container)
-            return Damage(catalog.spec.index, *named, 0)
-        fd, hashes = reading.open_slot(catalog, slot)
-    try:
-        bad = bad_subtile(fd, slot, hashes)
-    finally:
-        reading.disk.close(fd)
-    if bad is None or not mark_damaged(writing, catalog, slot, hashes):
-        return None
-    return Damage(catalog.spec.index, *named, bad)
+# --- what others removed -------------------------------------------------------------------
 
 
 def forget(catalog: Catalog, file: Container | StepFile | None = None) -> None:
@@ -246,52 +186,3 @@ def forget(catalog: Catalog, file: Container | StepFile | None = None) -> None:
     if everything:
         catalog.versions.clear()
         catalog.changed()
-
-
-def mark_damaged(writing: Writing, catalog: Catalog, slot: Slot, hashes: bytes) -> bool:
-    """A tile found damaged is missing from now on, also after a restart. False if it went, or
-    was mended, since its hashes were looked at.
-    """
-    with writing.changing(f"mark a tile of shard {catalog.spec.name} as missing"):
-        if slot.hashes is not hashes or slot not in catalog.slots_of(slot.root):
-            return False
-        try:
-            writing.mark_missing(catalog, [slot])
-        except FileNotFoundError:
-            with writing.lock:
-                forget(catalog, slot.container)
-    return True
-
-
-def _name(catalog: Catalog, slot: Slot) -> tuple[Hash32, int]:
-    """A version and tile that a slot is known by: of its snapshot, else the first that has it."""
-    own = [v for v in catalog.versions.values() if v.own is slot.container]
-    if own:
-        return own[0].root, slot.container.slots.index(slot)
-    for version in sorted(catalog.versions.values(), key=lambda version: version.root):
-        if slot.root in version.tile_roots:
-            return version.root, version.tile_roots.index(slot.root)
-    return Hash32(bytes.fromhex(slot.container.stem)), slot.container.slots.index(slot)
-
-
-def _check_steps(
-    reading: SlotReader, writing: Writing, catalog: Catalog, file: StepFile
-) -> list[Damage]:
-    damages: list[Damage] = []
-    steps = list(file.steps)
-    for step in steps:
-        there = (catalog.folder / file.name).exists()
-        try:
-            reading.read_step(catalog, step)
-        except StorageError:
-            if not there:
-                return [Damage(catalog.spec.index, file.root, s.place.tile, 0) for s in steps]
-            with writing.changing(f"mark a step of shard {catalog.spec.name} as missing"):
-                if catalog.step_files.get(file.root) is not file:
-                    return damages  # dropped meanwhile
-                with writing.lock:
-                    catalog.remove_step(step)
-                at = step.place.row_at + _CHECKSUM_AT
-                writing.disk.write_at(catalog.folder / file.name, [(at, ZERO_HASH)])
-            damages.append(Damage(catalog.spec.index, file.root, step.place.tile, 0))
-    return damages

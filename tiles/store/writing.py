@@ -121,13 +121,34 @@ class Writing:
         container = catalog.containers.get(root.hex())
         if container is None:
             return None
-        name = root.hex() + records.ROOTS
-        self.disk.rename(catalog.folder / container.record_name, catalog.folder / name)
-        container.record_name = name
-        self.disk.sync_folder(catalog.folder)
+        if tuple(slot.root for slot in container.slots) == tile_roots:
+            name = root.hex() + records.ROOTS
+            self.disk.rename(catalog.folder / container.record_name, catalog.folder / name)
+            container.record_name = name
+            self.disk.sync_folder(catalog.folder)
+        else:
+            container = self._write_record_again(catalog, container, tile_roots)
         catalog.versions[root] = Version(root, tile_roots, container)
         catalog.changed()
         return catalog.versions[root]
+
+    def _write_record_again(
+        self, catalog: Catalog, old: Container, tile_roots: tuple[Hash32, ...]
+    ) -> Container:
+        """A snapshot whose record was damaged: its tile roots did not lead to its name."""
+        new = snapshot_of(catalog, Hash32(bytes.fromhex(old.stem)), tile_roots, [])
+        new.data_name = old.data_name
+        for slot, known in zip(new.slots, old.slots, strict=True):
+            if slot.root == known.root:
+                slot.hashes, slot.stale = known.hashes, known.stale
+        with Draft(self.disk, catalog.folder) as draft:
+            draft.add(new.record_name, [record_of(new)])
+            draft.publish()
+        catalog.remove_container(old)
+        catalog.add_container(new)
+        self.disk.unlink(catalog.folder / old.record_name)
+        self._settle_name(catalog, new)
+        return new
 
     # --- snapshots ------------------------------------------------------------------------------
 
@@ -193,7 +214,7 @@ class Writing:
         entries = [tiles[tile] for tile in once.values()]
         layout = records.pack_layout([(tile, tiles[tile].size_bytes) for tile in once.values()])
         name = records.pack_name(list(once))
-        container = Container(name[:64], True, name, name)
+        container = Container(name[:64], True, name, name, layout.header)
         with draft.writing(name) as fd:
             self.disk.write(fd, 0, layout.header)
             for place, entry in zip(layout.tiles, entries, strict=True):
