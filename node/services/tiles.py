@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from chain import records as r
-from chain.errors import BlyanError, QuotaError, StorageError, VerifyError
+from chain.errors import BlyanError, InputError, QuotaError, StorageError, VerifyError
 from chain.hashes import Hash32
 from chain.store import ChainStore
 from node.services.peers import Peers
@@ -106,6 +106,8 @@ class TileService:
                     return await self._unkept(spec, root)
             try:
                 return await asyncio.to_thread(self.store.read_shard, index, root)
+            except InputError:
+                continue  # dropped meanwhile
             except StorageError as error:
                 self.damaged += 1
                 log.warning("%s; fetching it from a peer", error)
@@ -130,6 +132,8 @@ class TileService:
         if self.store.has_tile(index, root, tile):
             try:
                 return await asyncio.to_thread(self.store.read_tile, index, root, tile)
+            except InputError:
+                log.debug("tile %d of shard %s has just been dropped", tile, spec.name)
             except StorageError as error:
                 self.damaged += 1
                 log.warning("%s; fetching it from a peer", error)

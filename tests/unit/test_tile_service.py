@@ -277,6 +277,26 @@ def test_a_disk_that_takes_no_repair_is_read_around(
     assert asyncio.run(full.tile(0, ROOT, 2)) == DATA[2 * limits.TILE_BYTES :]
 
 
+def test_what_is_dropped_while_it_is_read_is_fetched(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = nodes.services["full"]
+    nodes.services["other"].put_shard(0, DATA, ROOT)
+    nodes.connect("full", "other")
+    for name, ask in (("read_shard", full.shard(0, ROOT)), ("read_tile", full.tile(0, ROOT, 2))):
+        reads = getattr(full.store, name)
+
+        def dropped(*place: Any, name: str = name, reads: Any = reads) -> Any:
+            full.store.drop(0, ROOT)
+            monkeypatch.setattr(full.store, name, reads)
+            return reads(*place)
+
+        monkeypatch.setattr(full.store, name, dropped)
+        expected = DATA if name == "read_shard" else DATA[2 * limits.TILE_BYTES :]
+        assert asyncio.run(ask) == expected
+    assert full.damaged == 0
+
+
 def test_every_part_of_a_tile_can_be_asked_for(nodes: Nodes) -> None:
     async def answer(data: bytes) -> bytes:
         return b"".join(parts_of(await nodes.wires["full"].handler("asker", data)))

@@ -205,3 +205,12 @@ def test_a_directory_that_was_removed_is_made_anew(tmp_path: Path, reads: bool) 
             TileStore(store.directory, SPECS)
     with TileStore(tmp_path / "tiles", SPECS) as store:
         assert store.read_shard(0, root) == data
+
+
+def test_a_scrub_of_a_directory_that_was_removed_ends(tmp_path: Path) -> None:
+    with TileStore(tmp_path / "tiles", SPECS) as store:
+        put(store, 1)
+        shutil.rmtree(store.directory)
+        assert {d.shard for d in store.scrub()} == {0}
+        assert store.versions(0) == store.partial_versions(0) == ()
+        assert store.scrub() == []

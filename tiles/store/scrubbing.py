@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from chain.errors import StorageError
+from chain.errors import InputError, StorageError
 from chain.hashes import ZERO_HASH, Hash32
 from tiles.store import records
 from tiles.store.catalog import Catalog, Container, Slot, StepFile
@@ -116,6 +116,8 @@ def _check_steps(
         there = (catalog.folder / file.name).exists()
         try:
             reading.read_step(catalog, step)
+        except InputError:
+            return damages  # dropped meanwhile
         except StorageError:
             if not there:
                 return [Damage(catalog.spec.index, file.root, s.place.tile, 0) for s in steps]
