@@ -1,6 +1,7 @@
 """Scrubbing the imported models of a home (docs/spec/versions.md, "Repair").
 
-Nobody else has these bytes: what is damaged there is named, and has to be imported again.
+Nobody else has these bytes: what is damaged there, and has no equal tile in its shard, is named and
+has to be imported again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from node.checkpoint.manifest import (
 )
 from node.checkpoint.models import Models
 from node.home import Home
-from node.scrub import LEFT, Finding, Progress, Repair, ScrubReport, begin_report, end_report
+from node.scrub import (
+    LEFT,
+    REBUILT,
+    Finding,
+    Progress,
+    Repair,
+    ScrubReport,
+    begin_report,
+    end_report,
+)
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
 
@@ -65,14 +75,20 @@ def _shards(
             damages = store.scrub(lambda done, _: progress(report.tiles + done, manifest.tiles))
             bad = {damage.tile: damage.subtile for damage in damages}
             presence = store.presence(index, record.root) or (False,) * spec.tile_count
+            if bad and all(presence):  # by equal tiles elsewhere in the shard
+                store.compact(index, record.root)
             store.forget_shard(index)
             report.tiles += spec.tile_count
             yield (
                 spec,
                 [
-                    Repair(Finding((index, record.root, tile), bad.get(tile)), LEFT, IMPORT_AGAIN)
+                    Repair(
+                        Finding((index, record.root, tile), bad.get(tile)),
+                        REBUILT if is_here else LEFT,
+                        "" if is_here else IMPORT_AGAIN,
+                    )
                     for tile, is_here in enumerate(presence)
-                    if not is_here
+                    if tile in bad or not is_here
                 ],
             )
         if lines.hash != manifest.shards_hash:

@@ -123,6 +123,24 @@ def test_imported_models(
     assert "headers of its sources are damaged" in found["stores"][1]["error"]
 
 
+def test_a_tile_of_an_import_comes_back_from_an_equal_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tensors of zeros are many in one shard."""
+    source, home = tmp_path / "zeros.safetensors", ["--home", str(tmp_path / "home")]
+    save_file({"t": np.zeros(3 << 22, np.uint8)}, source)
+    assert run_program(blyan.program, "blyan", ["model", "import", str(source), *home]) == 0
+    (shard,) = (tmp_path / "home" / "models" / "zeros").rglob("*.safetensors")
+    before = shard.read_bytes()
+    flip(shard)
+    capsys.readouterr()
+    for found in (["rebuilt"], []):
+        assert run_program(blyan.program, "blyan", ["tile", "scrub", "--json", *home]) == 0
+        (report,) = json.loads(capsys.readouterr().out)["stores"]
+        assert [repair["action"] for repair in report["repairs"]] == found
+        assert shard.read_bytes() == before
+
+
 def test_a_running_node_does_it(
     founded: Founded,
     tmp_path: Path,
