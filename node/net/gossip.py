@@ -136,9 +136,17 @@ class GuardedPubsub(_GuardedService, Pubsub):
             await self._judged.wait()
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
+        greeted_with = set(self.topic_ids)
         await super()._handle_new_peer(peer_id)
-        if peer_id in self.peer_queues:
-            self.peer_queues[peer_id]._queue.max_size = limits.GOSSIP_QUEUE
+        if peer_id not in self.peer_queues:
+            return
+        queue = self.peer_queues[peer_id]
+        queue._queue.max_size = limits.GOSSIP_QUEUE
+        # A topic subscribed to while the greeting was being written is neither in it nor
+        # announced to a peer that libp2p does not list yet: the peer would never hear of it.
+        for topic in sorted(set(self.topic_ids) - greeted_with):
+            packet, announce = self._build_announce_rpc(topic, subscribe=True)
+            self._enqueue_or_retry_announce(peer_id, queue, packet, announce)
 
     def renew_stream(self, peer: ID) -> None:
         """Open a new stream to a connected peer if ours was on a connection that closed.

@@ -5,10 +5,13 @@ import hashlib
 import time
 
 import pytest
+import trio
+from libp2p.network.stream.net_stream import NetStream
 from nacl.signing import SigningKey
 
 from chain.errors import BlyanError, InputError, UnreachableError
 from node.net import Network, PortInUseError, limits, peer_id_of
+from node.net.gossip import GuardedPubsub
 from tests.kit.net import Station, exchange, stations
 
 
@@ -56,6 +59,41 @@ def test_the_same_content_from_two_publishers_is_one_message():
             await b.net.publish("news", b"after")
             await c.until_gossip(b"after")
             assert [d for _, d in c.gossip].count(b"block 7") == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_topic_subscribed_to_while_a_peer_is_greeted_reaches_it(monkeypatch):
+    """libp2p lists a peer once its greeting is written: a topic that came between the two was
+    never announced to it."""
+    greet, write = GuardedPubsub.get_hello_packet, NetStream.write
+    greeting: dict[trio.lowlevel.Task, GuardedPubsub] = {}  # who is about to write a greeting
+
+    def note(pubsub: GuardedPubsub) -> object:
+        greeting[trio.lowlevel.current_task()] = pubsub
+        return greet(pubsub)
+
+    async def write_then_subscribe(stream: NetStream, data: bytes) -> None:
+        await write(stream, data)
+        if pubsub := greeting.pop(trio.lowlevel.current_task(), None):
+            await pubsub.subscribe("late")
+
+    monkeypatch.setattr(GuardedPubsub, "get_hello_packet", note)
+    monkeypatch.setattr(NetStream, "write", write_then_subscribe)
+
+    async def scenario():
+        async with stations("a", "b") as (a, b):
+            heard: list[bytes] = []
+
+            async def judge(peer: str, data: bytes) -> bool:
+                heard.append(data)
+                b.ring()
+                return True
+
+            b.net._gossip["late"] = judge  # `subscribe`, but for the announcement
+            await exchange(a, b)
+            await a.net.publish("late", b"to whoever wants it")
+            await b.until(lambda: heard == [b"to whoever wants it"])
 
     asyncio.run(scenario())
 

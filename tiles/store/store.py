@@ -345,7 +345,8 @@ class TileStore(Reading):
         fd, hashes = self._bytes.open_slot(catalog, slot)
         try:
             buffer = bytearray(slot.size_bytes)
-            os.preadv(fd, [buffer], slot.offset)
+            with refusals(f"read shard {catalog.spec.name}"):
+                os.preadv(fd, [buffer], slot.offset)
         finally:
             self._disk.close(fd)
         return buffer, hashes
