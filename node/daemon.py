@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import logging.handlers
 import shutil
@@ -247,6 +248,8 @@ class Node:
             tasks.append(asyncio.create_task(self._duties.run()))
             tasks.append(asyncio.create_task(self.retention.run()))
             tasks.append(asyncio.create_task(self.scrub.run()))
+            gc.collect()
+            gc.freeze()  # libraries stay as long as the node: not to be looked through for ever
             ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
             watched = [*ends, *tasks[len(self.config.bootstrap) :]]
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)

@@ -23,7 +23,9 @@ from tiles.store import libc
 Buffer = bytes | bytearray | memoryview
 TEMP = ".tmp"
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # no link, and no pipe that would hang
+_LARGE_BYTES = 1024 * 1024  # a write that is worth a call more
 _READ_AHEAD_BYTES = 128 * 1024  # what Linux reads ahead by itself
+_EXPECT_BYTES = 256 * 1024  # asked of a device at a time: what is hashed at a time
 _IGNORED_SIGNAL = 23  # SIGURG, which does nothing unless a program asks for it
 
 
@@ -50,16 +52,32 @@ class Disk:
         return os.open(path, _FLAGS | os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
     def read(self, fd: int, offset: int, size_bytes: int) -> bytes:
-        """Bytes of a file, fewer at its end. All of them are asked of the device at once."""
-        if size_bytes > _READ_AHEAD_BYTES and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_WILLNEED)
+        """Bytes of a file, fewer at its end."""
+        self.expect(fd, offset, size_bytes)
         return os.pread(fd, size_bytes, offset)
 
+    def expect(self, fd: int, offset: int, size_bytes: int) -> None:
+        """Ask the device for all that will be read, instead of the little that Linux reads ahead:
+        in parts, of which the first is soon there while the others are under way."""
+        if size_bytes > _READ_AHEAD_BYTES and hasattr(os, "posix_fadvise"):
+            for at in range(offset, offset + size_bytes, _EXPECT_BYTES):
+                size = min(_EXPECT_BYTES, offset + size_bytes - at)
+                os.posix_fadvise(fd, at, size, os.POSIX_FADV_WILLNEED)
+
+    def allocate(self, fd: int, size_bytes: int) -> None:
+        """Make room for a new file that will be written whole: the disk may write each part as
+        it comes, and a disk that is full says so before anything is written."""
+        libc.allocate(fd, size_bytes)
+
     def write(self, fd: int, offset: int, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
+        """Write bytes; the disk begins at once with many, while the next ones are made ready."""
+        view, start = memoryview(data).cast("B"), offset
+        size_bytes = len(view)
         while len(view):
             done = os.pwrite(fd, view, offset)
             view, offset = view[done:], offset + done
+        if size_bytes >= _LARGE_BYTES:
+            libc.start_writing(fd, start, size_bytes)
 
     def truncate(self, fd: int, size_bytes: int) -> None:
         os.ftruncate(fd, size_bytes)

@@ -19,6 +19,7 @@ from tiles import merkle
 from tiles.layout import subtile_count
 from tiles.shardfile import ShardFile
 from tiles.steps import TileStep, apply_step
+from tiles.store import libc
 from tiles.store.catalog import Catalog, Container, Run, Slot, Step, StepFile, Version
 from tiles.store.disk import Disk, refusal, refusals
 from tiles.store.mapping import Extent, map_extents
@@ -88,12 +89,15 @@ class SlotReader:
     def read_slot(self, catalog: Catalog, slot: Slot, start: int, end: int) -> bytes:
         """Verified bytes [start, end) of a tile, from one subtile's border to another's."""
         fd, hashes = self.open_slot(catalog, slot)
+        data, view = libc.new_bytes(end - start)
         try:
             with refusals(f"read shard {catalog.spec.name}"):
-                data = self.disk.read(fd, slot.offset + start, end - start)
+                self.disk.expect(fd, slot.offset + start, end - start)
+                first = start // limits.SUBTILE_BYTES
+                bad = read_checked(fd, slot.offset + start, view, first, hashes)
         finally:
+            view.release()
             self.disk.close(fd)
-        bad = first_bad(data, end - start, start // limits.SUBTILE_BYTES, hashes)
         if bad is not None:
             self._refuse(catalog, slot, hashes, bad)
         return data
@@ -183,15 +187,15 @@ class SlotReader:
                     self._refuse(catalog, slot, expected, bad)
 
 
-def first_bad(data: bytes, size_bytes: int, first: int, hashes: bytes) -> int | None:
-    """First subtile of `data`, which starts at subtile `first`, that is not that of its hash."""
-    if not first and b"".join(merkle.subtile_hashes(data)) == hashes:
-        return None  # a whole tile, at full speed
-    end = first
-    for end, part in enumerate(merkle.subtiles(data), first):
-        if merkle.subtile_hash(end, part) != hashes[32 * end : 32 * end + 32]:
-            return end
-    return None if len(data) == size_bytes else min(end + 1, len(hashes) // 32 - 1)
+def read_checked(fd: int, offset: int, into: memoryview, first: int, hashes: bytes) -> int | None:
+    """Fill a buffer from a file, subtile by subtile from number `first` on, comparing each as
+    soon as it is there: the device brings the next ones meanwhile, and what is hashed is still in
+    the cache. The first bad subtile ends it."""
+    for index, part in enumerate(merkle.subtiles(into), first):
+        if not _is_good(fd, offset, part, index, hashes):
+            return index
+        offset += len(part)
+    return None
 
 
 def bad_subtile(fd: int, slot: Slot, hashes: bytes) -> int | None:
@@ -201,11 +205,17 @@ def bad_subtile(fd: int, slot: Slot, hashes: bytes) -> int | None:
         start = index * limits.SUBTILE_BYTES
         part = buffer[: slot.size_bytes - start]
         with refusals("read a tile"):
-            got = os.preadv(fd, [part], slot.offset + start)
-        expected = hashes[32 * index : 32 * index + 32]
-        if got != len(part) or merkle.subtile_hash(index, part) != expected:
+            is_good = _is_good(fd, slot.offset + start, part, index, hashes)
+        if not is_good:
             return index
     return None
+
+
+def _is_good(fd: int, offset: int, part: memoryview, index: int, hashes: bytes) -> bool:
+    """Read a subtile, and say whether it is whole and what its hash says."""
+    got = os.preadv(fd, [part], offset)
+    expected = hashes[32 * index : 32 * index + 32]
+    return got == len(part) and merkle.subtile_hash(index, part) == expected
 
 
 def _tile_of(catalog: Catalog, slot: Slot) -> str:

@@ -216,6 +216,8 @@ class Writing:
         name = records.pack_name(list(once))
         container = Container(name[:64], True, name, name, layout.header)
         with draft.writing(name) as fd:
+            if all(entry.hashes for entry in entries):
+                self.disk.allocate(fd, layout.file_bytes)
             self.disk.write(fd, 0, layout.header)
             for place, entry in zip(layout.tiles, entries, strict=True):
                 at, size = place.record_at, place.size_bytes

@@ -205,22 +205,22 @@ class Connection(asyncio.BufferedProtocol):
             self._loop.call_soon(self._turn)
 
     def _write_some(self) -> bool:
-        """Whether there is more that can be written."""
+        """Hand a turn's frames over at once, which is one call of the system for all of them.
+        Whether there is more that can be written."""
         transport, outbox = self._transport, self.session.outbox
-        if transport is None:
+        if transport is None or not self._can_write or self.is_closed:
             return False
+        buffers: list[bytes | memoryview] = []
         for _ in range(limits.TURN_FRAMES):
-            if not self._can_write or self.is_closed:
-                return False
-            buffers = outbox.take()
-            if buffers is None:
-                return False
-            self.bytes_out += sum(map(len, buffers))
-            if len(buffers) == 1:
-                transport.write(buffers[0])
-            else:
-                transport.writelines(buffers)
-        return True
+            taken = outbox.take()
+            if taken is None:
+                break
+            buffers += taken
+        if not buffers:
+            return False
+        self.bytes_out += sum(map(len, buffers))
+        transport.writelines(buffers)
+        return taken is not None and self._can_write
 
     # --- time -----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from node.net import limits
 
 # --- bytes -------------------------------------------------------------------
-FRAME_BYTES = 64 * 1024  # wire: one frame, header included; what a vote waits for at most
+FRAME_BYTES = 64 * 1024  # wire: one frame, header included
 HEADER_BYTES = 8  # wire
 BODY_BYTES = FRAME_BYTES - HEADER_BYTES  # wire: content of one DATA frame
 PROTOCOL_BYTES = 128  # wire: a protocol's name
@@ -17,14 +17,14 @@ WINDOW_BYTES = 1024 * 1024  # of an answer, granted ahead of what has arrived, a
 MAX_WINDOW_BYTES = 8 * 1024 * 1024  # the same at most, for a peer that is far away
 LINE_BYTES_PER_MS = 125_000  # the window keeps such a line full: a gigabit a second
 RECORD_BYTES = 16 * 1024  # what TLS encrypts at once; a frame fills whole records
-SOCKET_UNSENT_BYTES = 256 * 1024  # TCP_NOTSENT_LOWAT: what the kernel takes beyond its window
+SOCKET_UNSENT_BYTES = 64 * 1024  # TCP_NOTSENT_LOWAT: what the kernel takes beyond its window
 ANSWERS_BYTES = 2 * limits.MAX_RESPONSE_BYTES  # of answers waiting for one peer; then: busy
 REQUESTS_BYTES = 16 * 1024 * 1024  # of unfinished requests of one peer; then: busy
 
 # --- counts ------------------------------------------------------------------
 STREAMS = 64  # opened by one side of a link and not yet over; honest ones hold a few
 CONTROL_FRAMES = 1024  # waiting to be sent; beyond it we stop reading until they are taken
-TURN_FRAMES = 4  # sent in one turn of the event loop: 256 KiB take 0.1 ms to encrypt
+TURN_FRAMES = 4  # sent in one turn of the event loop, in one write: encrypting takes 0.1 ms
 TURN_READ_FRAMES = 256  # taken in one turn: a millisecond, whoever floods us with small ones
 HALF_OPEN = 64  # inbound connections that have not yet shown who they are
 HALF_OPEN_UNKNOWN = 32  # of them for hosts at which libp2p sees no peer of ours

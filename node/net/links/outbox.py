@@ -1,8 +1,8 @@
 """What waits to be sent on one link, and what goes next. Sans-I/O.
 
 Control frames go first: they are small, bounded in number, and open what follows. Content goes
-by priority, a frame at a time, streams of one priority in turns. So a vote waits for one frame
-at most, plus what the transport has already taken.
+by priority, a frame at a time, streams of one priority in turns. So a vote waits for what the
+transport has already taken, which is a turn's frames at most.
 """
 
 from __future__ import annotations
