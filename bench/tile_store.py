@@ -218,7 +218,7 @@ def new_version(sizes: Sizes) -> Iterator[Row]:
         store.retain(0, [root])
         copy.unlink(missing_ok=True)
 
-    taken = in_turns(sizes.few, ours, copying, before=forget)
+    taken = in_turns(3 * sizes.few, ours, copying, before=forget)
     mine, whole = (quantile(t, 0.5) * 1e3 for t in taken)
     if blake3(reader.data).digest() != before:
         raise RuntimeError("a reader's mapping has changed")
