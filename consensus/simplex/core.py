@@ -35,8 +35,8 @@ from consensus.simplex.messages import (
     TimerKind,
 )
 from consensus.simplex.proposals import Ground, Lack, carries_too_much, transactions_above
-from consensus.simplex.supply import Supply
 from consensus.simplex.tree import Status
+from consensus.simplex.witness import Witness
 
 KINDS = frozenset(VoteKind)
 WINDOW_VIEWS = 16  # votes and proposals this far ahead of the current view are kept
@@ -44,7 +44,7 @@ MAX_PROPOSALS = 32  # proposals kept, the highest views first
 MAX_UNFINALIZED = 16  # unfinalized blocks that carry transactions
 
 
-class Simplex(Supply):
+class Simplex(Witness):
     """One node's part in agreeing on blocks; without a signer, or outside the set, it follows.
 
     Quorum means `3·w > 2·W` of the epoch's stake. Messages name (epoch, view). Views start at 1 in
@@ -257,9 +257,7 @@ class Simplex(Supply):
         if seal.signer != self.leader(view):
             raise VerifyError(f"a proposal for view {view} by another than its leader")
         self._check_body(proposal.block, seal.block_hash)
-        for shown in (proposal.parent_notarization, *proposal.nullifications):
-            if shown is not None and shown.epoch == self.epoch:
-                self._on_certificate(shown, sender)  # R8: what it shows moves us, too
+        self._learn_from(proposal, sender)
         if self._halted or not self._chamber.floor < view <= self._view + WINDOW_VIEWS:
             return
         earlier = self._seals.setdefault(view, seal)
@@ -274,6 +272,13 @@ class Simplex(Supply):
         if self._fetch.wants(seal.block_hash):
             self._add_block(proposal.block, seal.block_hash)
         self._advance()
+
+    def _learn_from(self, proposal: Proposal, sender: str) -> None:
+        """R8: what a proposal shows moves us, too. R3 counts only what is held after this."""
+        self._check_shown(proposal)
+        for shown in (proposal.parent_notarization, *proposal.nullifications):
+            if shown is not None:
+                self._on_certificate(shown, sender)
 
     def _on_block(self, sender: str, block: Block) -> None:
         block_hash = block.hash()
@@ -454,9 +459,6 @@ class Simplex(Supply):
             return
         for certificate in self._ballots.certified():
             self._pull(certificate.block_hash, source)
-        found = self._proposals.get(self._view)
-        if found is not None and found[1].parent_notarization is not None:
-            self._pull(found[1].parent_notarization.block_hash, found[0] or source)
         if self.is_halted:
             return
         self._execute()

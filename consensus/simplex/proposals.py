@@ -73,7 +73,12 @@ class Chamber:
 
     def judge(self, proposal: Proposal) -> Header | Lack:
         """R3 without the execution: the parent's header if the proposal is valid so far, Lack while
-        that cannot be told. Raises BlockError if it never can be."""
+        that cannot be told. Raises BlockError if it never can be.
+
+        What a proposal shows proves nothing by itself: its parent is the final tip, or certified
+        by what this node has verified and holds. A proof at or below the final view is not looked
+        at: there, only the tip can be a parent.
+        """
         view, header = proposal.seal.view, proposal.block.header
         proof = proposal.parent_notarization
         again = header.view < view
@@ -87,6 +92,8 @@ class Chamber:
             raise BlockError(f"its parent, of view {below}, is not above final view {self.floor}")
         if again and not (self.is_last(header) and header.view <= below):
             raise BlockError("only the epoch's last block is proposed again")
+        if proof is not None and below > self.floor and not self._holds(proof):
+            return Lack(below)
         for between in range(view - 1, max(below, self.floor), -1):
             if self._ballots.certificate(VoteKind.NULLIFY, View(between)) is None:
                 return Lack(View(between))
@@ -96,6 +103,11 @@ class Chamber:
         if not again:
             self._check_header(header, view, parent)
         return parent
+
+    def _holds(self, proof: Certificate) -> bool:
+        """Whether a verified certificate says what `proof` says."""
+        held = self._ballots.certificate(VoteKind(proof.kind), proof.view)
+        return held is not None and held.block_hash == proof.block_hash
 
     def _check_header(self, header: Header, view: View, parent: Header) -> None:
         members = self._context.validators.members

@@ -162,6 +162,99 @@ class Forger(Byzantine):
         return replace(proposal, seal=seal, block=replace(block, header=header))
 
 
+class Counterfeiter(Byzantine):
+    """Shows proofs that nobody signed with its own proposals: certificates of another epoch or of
+    the wrong kind, without signatures, of old views, of the block itself or of an invalid one; and
+    with them it extends the block before its parent, which would be a fork."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._invalid: Hash32 | None = None  # a block that honest nodes have executed in vain
+        self._drawn: dict[Hash32, Proposal] = {}
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        return tuple(self._false(x) if isinstance(x, Proposal) else x for x in messages)
+
+    def _build(self, build: m.Build) -> None:
+        """In haste: a fork needs voters who have not yet seen the parent become final."""
+        block = self.law.block(
+            build.parent, build.parent_hash, build.view, self.key.public, (), self.world.now
+        )
+        self._later(0, lambda core: self.perform(core.built(build.view, build.parent_hash, block)))
+
+    def _false(self, proposal: Proposal) -> Proposal:
+        """The same lie to everyone, or it would be an equivocation as well."""
+        key = proposal.seal.block_hash
+        if key not in self._drawn:
+            fork, halt = (self._beside,) * 3, (self._itself, self._futile, self._on_futile)
+            trick = self.dice.choice((*fork, *halt, self._of_the_past))
+            self.world.counts[f"counterfeits {trick.__name__.strip('_')}"] += 1
+            again = proposal.block.header.view < proposal.seal.view
+            self._drawn[key] = proposal if again else trick(proposal)
+        return self._drawn[key]
+
+    def _beside(self, proposal: Proposal) -> Proposal:
+        """A sibling of its parent, whose parent a made-up proof notarizes in the view before."""
+        parent = self._header(proposal.block.header.parent)
+        before = None if parent is None else self._header(parent.parent)
+        if parent is None or before is None or before.epoch != parent.epoch:
+            return proposal
+        block = self._on(before, parent.parent, proposal)
+        return self._sealed(proposal, block, self._made_up(proposal, parent.parent))
+
+    def _itself(self, proposal: Proposal) -> Proposal:
+        """A block at a height that is final, shown as its own parent."""
+        old = self.disk.blocks[max(0, self.height - 1)].header
+        block = self._on(old, old.hash(), proposal)
+        return self._sealed(proposal, block, self._made_up(proposal, block.hash()))
+
+    def _of_the_past(self, proposal: Proposal) -> Proposal:
+        """A proof that names a final block, in a view below the last final one."""
+        old = self.dice.choice(self.disk.blocks).header
+        proof = self._made_up(proposal, old.hash(), view=1)
+        return replace(proposal, parent_notarization=proof)
+
+    def _futile(self, proposal: Proposal) -> Proposal:
+        """An invalid block with an honest proof, to be named as a parent later."""
+        header = replace(proposal.block.header, state_root=Hash32(self.dice.randbytes(32)))
+        self._invalid = header.hash()
+        return self._sealed(proposal, replace(proposal.block, header=header), None)
+
+    def _on_futile(self, proposal: Proposal) -> Proposal:
+        """A proof that names an invalid block: the one before, or a child of it."""
+        invalid = self._invalid or Hash32(self.dice.randbytes(32))
+        return replace(proposal, parent_notarization=self._made_up(proposal, invalid))
+
+    def _made_up(self, proposal: Proposal, named: Hash32, view: int | None = None) -> Certificate:
+        """A certificate of the view before, without one valid signature."""
+        seal = proposal.seal
+        epoch = self.dice.choice((seal.epoch, m.Epoch(seal.epoch + 1), m.Epoch(99)))
+        kind = self.dice.choice((1, 1, 2, 3, 9))
+        signers, signatures = self.dice.choice(((b"", ()), (b"\x01", (Signature(bytes(64)),))))
+        at = m.View(seal.view - 1 if view is None else view)
+        return Certificate(kind, epoch, at, named, signers, signatures)
+
+    def _on(self, parent: m.Header, parent_hash: Hash32, proposal: Proposal) -> Block:
+        header = proposal.block.header
+        block = self.law.block(
+            parent, parent_hash, header.view, header.proposer, (b"beside",), header.time_ms
+        )
+        same = {"epoch": header.epoch, "validators_hash": header.validators_hash}
+        return replace(block, header=replace(block.header, **same))
+
+    def _sealed(self, proposal: Proposal, block: Block, proof: Certificate | None) -> Proposal:
+        seal = self.key.sign_proposal(proposal.seal.epoch, proposal.seal.view, block.hash())
+        shown = proposal.parent_notarization if proof is None else proof
+        return replace(proposal, seal=seal, block=block, parent_notarization=shown)
+
+    def _header(self, block_hash: Hash32) -> m.Header | None:
+        node = None if self.core is None else self.core._tree.get(block_hash)
+        if node is not None:
+            return node.header
+        final = (b.header for b in reversed(self.disk.blocks))
+        return next((h for h in final if h.hash() == block_hash), None)
+
+
 KINDS: tuple[type[Byzantine], ...] = (
     Silent,
     Equivocator,
@@ -170,6 +263,7 @@ KINDS: tuple[type[Byzantine], ...] = (
     Withholder,
     Late,
     Forger,
+    Counterfeiter,
 )
 
 

@@ -62,6 +62,27 @@ def _judges_blindly(self: proposals.Chamber, proposal: Any) -> Any:
     return proposals.Lack(None) if parent is None else parent
 
 
+def _believes_other_epochs(self: core.Simplex, proposal: Any, sender: str) -> None:
+    """Only what is of this epoch is verified."""
+    for shown in (proposal.parent_notarization, *proposal.nullifications):
+        if shown is not None and shown.epoch == self.epoch:
+            self._on_certificate(shown, sender)
+
+
+def _holds_what_is_shown(self: proposals.Chamber, proof: Any) -> bool:
+    return True
+
+
+def _pulls_what_is_shown(real: Any) -> Any:
+    def advance(self: core.Simplex, source: str | None = None) -> None:
+        found = self._proposals.get(self._view)
+        if found is not None and found[1].parent_notarization is not None:
+            self._pull(found[1].parent_notarization.block_hash, source)
+        real(self, source)
+
+    return advance
+
+
 def _says_nothing_again(self: core.Simplex) -> None:
     return None
 
@@ -100,6 +121,14 @@ MUTANTS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "parents without nullifications between": (
         (proposals.Chamber, "ground", _skips_nullifications(proposals.Chamber.ground)),
         (proposals.Chamber, "judge", _judges_blindly),
+    ),
+    "unverified proofs are trusted": (
+        (core.Simplex, "_learn_from", _believes_other_epochs),
+        (proposals.Chamber, "_holds", _holds_what_is_shown),
+    ),
+    "what an unverified proof names is fetched": (
+        (core.Simplex, "_learn_from", _believes_other_epochs),
+        (core.Simplex, "_advance", _pulls_what_is_shown(core.Simplex._advance)),
     ),
     "no retransmission": ((supply.Supply, "_say_again", _says_nothing_again),),
     "missing blocks are not fetched": ((fetch.Fetcher, "block", _never_fetches),),
