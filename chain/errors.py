@@ -6,6 +6,7 @@ and exit codes use; the text says what was wrong, what was expected and what to 
     ├── VerifyError          a signature, hash, proof or certificate that does not hold
     ├── TxError              a transaction that the state machine refuses (becomes a receipt)
     ├── BlockError           a block that must not be voted for
+    ├── OrphanError          a block whose parent's state is not here: no verdict on the block
     ├── GenesisError         a genesis file that cannot start a network
     ├── StorageError         the disk holds something impossible
     │   └── QuotaError       the disk, or the share of it that the operator gave, is full
@@ -50,6 +51,10 @@ class TxError(BlyanError):
 class BlockError(BlyanError):
     code = "bad_block"
     exit_code = 4
+
+
+class OrphanError(BlyanError):
+    code = "orphan_block"
 
 
 class GenesisError(BlyanError):

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,6 +88,19 @@ BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END;
 _TX_COLUMNS = "number, id, t.height, position, time_ms, sender, kind, nonce, code, reason"
 
 
+@dataclass(frozen=True, slots=True)
+class FinalBlock:
+    """A final block and what it did. `receipts` are one a transaction, in order; `state_changes`
+    map keys to new values, None for a deleted key."""
+
+    block: Block
+    block_hash: Hash32
+    finalization: Certificate | None
+    receipts: Sequence[Receipt]
+    state_changes: Mapping[bytes, bytes | None]
+    events: Sequence[Event] = ()
+
+
 class ChainStore:
     """The final chain in the file at `path`, made if absent. Close it, or use `with`.
 
@@ -133,29 +147,44 @@ class ChainStore:
         state_changes: Mapping[bytes, bytes | None],
         events: Sequence[Event] = (),
     ) -> None:
-        """Appends a final block with all its effects, synced when it returns.
+        """Appends one final block; see `commit_all`."""
+        self.commit_all(
+            (FinalBlock(block, block_hash, finalization, receipts, state_changes, events),)
+        )
 
-        `receipts` are one a transaction, in order; `state_changes` map keys to new values, None
-        for a deleted key. The first block of an empty store may have any height (a snapshot's).
+    def commit_all(self, items: Sequence[FinalBlock]) -> None:
+        """Appends consecutive final blocks with all their effects, synced when it returns; a crash
+        leaves all of them or none, so that the tip is never a block that only a later one's
+        certificate finalizes. The first of an empty store may have any height (a snapshot's).
         """
-        header = block.header
-        invariant(block_hash == header.hash(), "a block is stored under its own hash")
-        invariant(len(receipts) == len(block.txs), "one receipt a transaction")
         tip = self.tip()
-        if tip is not None:
-            invariant(header.height == tip.height + 1, f"block {header.height} after {tip.height}")
-            invariant(header.parent == tip.hash, "a block extends the tip")
-        rows = [
-            (header.height, i, *tx_columns(raw, receipt))
-            for i, (raw, receipt) in enumerate(zip(block.txs, receipts, strict=True))
-        ]
+        rows = []
+        for item in items:
+            header = item.block.header
+            invariant(item.block_hash == header.hash(), "a block is stored under its own hash")
+            invariant(len(item.receipts) == len(item.block.txs), "one receipt a transaction")
+            if tip is not None:
+                follows = f"block {header.height} after {tip.height}"
+                invariant(header.height == tip.height + 1, follows)
+                invariant(header.parent == tip.hash, "a block extends the tip")
+            tip = Tip(header.height, item.block_hash)
+            rows.append(
+                [
+                    (header.height, i, *tx_columns(raw, receipt))
+                    for i, (raw, receipt) in enumerate(
+                        zip(item.block.txs, item.receipts, strict=True)
+                    )
+                ]
+            )
         with self._transaction() as db:
-            insert_block(db, block, block_hash)
-            if finalization is not None:
-                insert_certificate(db, header.height, finalization)
-            insert_txs(db, rows)
-            insert_events(db, header.height, events)
-            change_state(db, state_changes)
+            for item, txs in zip(items, rows, strict=True):
+                height = item.block.header.height
+                insert_block(db, item.block, item.block_hash)
+                if item.finalization is not None:
+                    insert_certificate(db, height, item.finalization)
+                insert_txs(db, txs)
+                insert_events(db, height, item.events)
+                change_state(db, item.state_changes)
         self._loaded = None
 
     def add_certificate(self, height: Height, certificate: Certificate) -> None:

@@ -476,9 +476,9 @@ class Simplex(Witness):
         path = self._tree.path(certificate.block_hash)
         if not isinstance(path, list) or any(n.status is not Status.VALID for n in path):
             return
-        invariant(bool(path), "a block above the final view is above the tip")
-        self._out.effect(Deliver(tuple(n.block for n in path), certificate))
-        self._tree.reroot(path[-1].header)
+        if path:  # empty for a tip that was stored without its own finalization
+            self._out.effect(Deliver(tuple(n.block for n in path), certificate))
+            self._tree.reroot(path[-1].header)
         self._pace.finalized()  # DL
         self._settle(certificate)
         if self.is_ended:

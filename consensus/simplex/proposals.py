@@ -64,6 +64,8 @@ class Chamber:
             between.append(nullification)
         if block_hash not in (None, self._tree.tip_hash):
             return Lack(None)
+        if self.floor > 0 and self.floor_proof is None:
+            return Lack(View(self.floor + 1))  # the tip's own proof is still to be found
         return Ground(self._tree.tip, self._tree.tip_hash, self.floor_proof, within(between))
 
     def is_last(self, header: Header) -> bool:

@@ -92,6 +92,11 @@ class Replica:
             self._chamber.floor, self._chamber.floor_proof = tip_certificate.view, tip_certificate
             self._view = View(tip_certificate.view + 1)
             self._root_certificate = None
+        elif tip_certificate is None and self._tree.tip.epoch == context.epoch:
+            # A final block whose own finalization the store lacks: only what follows it is open.
+            # Its view stays above the floor, so that its notarization can be shown as a proof.
+            self._chamber.floor = View(max(0, self._tree.tip.view - 1))
+            self._view = View(self._chamber.floor + 1)
         self._ended = self._chamber.is_last(self._tree.tip)
 
     # --- what the outside may read ----------------------------------------------

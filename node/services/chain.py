@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from chain.errors import BlockError, StorageError, invariant
+from chain.errors import BlockError, OrphanError, StorageError, invariant
 from chain.execute import Executed, check_and_execute, check_header
 from chain.hashes import VRF_INPUT, Hash32
 from chain.params import Genesis
 from chain.rules import Rules
 from chain.state import State
-from chain.store import ChainStore
+from chain.store import ChainStore, FinalBlock
 from chain.tree import StateTree
 from chain.types import Block, Certificate, Header, ValidatorSet, u64_be
 from consensus import vrf
@@ -25,9 +25,10 @@ MAX_OVERLAYS = 256  # executed blocks that are not final
 Finalized = Callable[[Block, Executed], None]
 
 
-def vrf_input(parent: Header, view: int) -> bytes:
-    """What a leader's VRF is evaluated on: the output before and the view (DESIGN 6)."""
-    return VRF_INPUT.hash(parent.vrf_output, u64_be(parent.epoch), u64_be(view))
+def vrf_input(parent: Header, epoch: int, view: int) -> bytes:
+    """What a leader's VRF is evaluated on: the output before, and the block's own epoch and view,
+    in which it was first proposed (DESIGN 6, docs/spec/vrf.md)."""
+    return VRF_INPUT.hash(parent.vrf_output, u64_be(epoch), u64_be(view))
 
 
 class ChainService:
@@ -39,6 +40,7 @@ class ChainService:
         self.store, self.rules = store, rules
         self._listeners: list[Finalized] = []
         self._overlays: OrderedDict[Hash32, Executed] = OrderedDict()
+        self._blocks: dict[Hash32, Block] = {}  # executed above the tip, also without overlay
         self._trees: OrderedDict[int, StateTree] = OrderedDict()
         if store.tip() is None:
             block = start.block
@@ -70,7 +72,25 @@ class ChainService:
         return self._trees.get(height)
 
     def tree_after(self, block_hash: Hash32) -> StateTree | None:
-        """The state after the final tip or after a block that was executed on top of it."""
+        """The state after the final tip or after a block that was executed on top of it. What was
+        pushed out meanwhile is executed again: which blocks those are differs between nodes, and
+        no verdict on a block may depend on it."""
+        lost: list[Block] = []
+        while (tree := self._held_after(block_hash)) is None:
+            block = self._blocks.get(block_hash)
+            if block is None:
+                return None
+            lost.append(block)
+            block_hash = block.header.parent
+        for block in reversed(lost):
+            parent_hash = block.header.parent
+            parent = self.tip if parent_hash == self.tip_hash else self._blocks[parent_hash].header
+            done = check_and_execute(tree, self.genesis, self.rules, parent, block)
+            self.keep(block, done)
+            tree = done.tree
+        return tree
+
+    def _held_after(self, block_hash: Hash32) -> StateTree | None:
         if block_hash == self.tip_hash:
             return self._tree
         done = self._overlays.get(block_hash)
@@ -92,23 +112,25 @@ class ChainService:
     # --- executing ------------------------------------------------------------------------
 
     def execute(self, parent: Header, block: Block) -> Executed:
-        """Check and execute a block on its parent's state. BlockError says why not."""
-        block_hash = block.hash()
-        known = self._overlays.get(block_hash)
+        """Check and execute a block on its parent's state. BlockError says why not; OrphanError
+        that the parent is unknown here, which says nothing about the block."""
+        known = self._overlays.get(block.hash())
         if known is not None:
             check_header(self.genesis, parent, block)  # this body may be another than that one's
             return known
         tree = self.tree_after(block.header.parent)
         if tree is None:
-            raise BlockError("the parent's state is not here")
+            raise OrphanError(f"the state before block {block.header.height} is not here")
         self._check_vrf(tree, parent, block.header)
         done = check_and_execute(tree, self.genesis, self.rules, parent, block)
-        self.keep(block_hash, done)
+        self.keep(block, done)
         return done
 
-    def keep(self, block_hash: Hash32, done: Executed) -> None:
+    def keep(self, block: Block, done: Executed) -> None:
         """Remember an executed block until it is final or its rival is."""
+        block_hash = block.hash()
         self.executed_total += 1
+        self._blocks[block_hash] = block
         self._overlays[block_hash] = done
         while len(self._overlays) > MAX_OVERLAYS:
             self._overlays.popitem(last=False)
@@ -118,22 +140,34 @@ class ChainService:
         proposer = next((v for v in members if v.consensus_key == header.proposer), None)
         if proposer is None:
             raise BlockError("the proposer is not a validator of the epoch")
-        output = vrf.verify(proposer.vrf_key, vrf_input(parent, header.view), header.vrf_proof)
+        alpha = vrf_input(parent, header.epoch, header.view)
+        output = vrf.verify(proposer.vrf_key, alpha, header.vrf_proof)
         if output is None or output != header.vrf_output:
             raise BlockError("the VRF proof does not hold")
 
     # --- committing -----------------------------------------------------------------------
 
-    def commit(self, block: Block, certificate: Certificate | None) -> None:
-        """Make a final block the tip, durably, and tell everyone. It has been executed, and is
-        once more if too many others were since. Raises BlockError for a body of another block."""
-        block_hash = block.hash()
-        invariant(block.header.parent == self.tip_hash, "a final block extends the tip")
-        done = self.execute(self.tip, block)
-        self.store.commit(block, block_hash, certificate, done.receipts, done.changes, done.events)
-        self.tip, self.tip_hash, self._tree = block.header, block_hash, done.tree
-        self._remember()
-        self._drop_rivals()
+    def commit(self, blocks: Sequence[Block], certificate: Certificate | None) -> None:
+        """Make final blocks, the last of which `certificate` finalizes, the chain's end: durably,
+        all or none, then tell everyone of each. They have been executed, and are once more if too
+        many others were since. Raises BlockError for a body of another block."""
+        items: list[tuple[FinalBlock, Executed]] = []
+        parent, parent_hash = self.tip, self.tip_hash
+        for block in blocks:
+            invariant(block.header.parent == parent_hash, "a final block extends the one before")
+            done = self.execute(parent, block)
+            parent, parent_hash = block.header, block.hash()
+            proof = certificate if block is blocks[-1] else None
+            item = FinalBlock(block, parent_hash, proof, done.receipts, done.changes, done.events)
+            items.append((item, done))
+        self.store.commit_all([item for item, _ in items])
+        for item, done in items:
+            self.tip, self.tip_hash, self._tree = item.block.header, item.block_hash, done.tree
+            self._remember()
+            self._drop_rivals()
+            self._tell(item.block, done)
+
+    def _tell(self, block: Block, done: Executed) -> None:
         for listener in self._listeners:
             try:
                 listener(block, done)
@@ -146,11 +180,8 @@ class ChainService:
             self._trees.popitem(last=False)
 
     def _drop_rivals(self) -> None:
-        """Overlays at or below the tip cannot become final any more."""
-        stale = [h for h, done in self._overlays.items() if _height(done) <= self.tip.height]
+        """What is at or below the tip cannot become final any more."""
+        stale = [h for h, b in self._blocks.items() if b.header.height <= self.tip.height]
         for block_hash in stale:
-            del self._overlays[block_hash]
-
-
-def _height(done: Executed) -> int:
-    return State(done.tree).head.height
+            del self._blocks[block_hash]
+            self._overlays.pop(block_hash, None)

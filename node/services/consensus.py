@@ -21,6 +21,7 @@ from chain.errors import (
     BlyanError,
     DecodeError,
     InvariantError,
+    OrphanError,
     StorageError,
     invariant,
 )
@@ -377,7 +378,7 @@ class ConsensusService:
         invariant(tree is not None, "the parent of a block to build was executed")
         if tree is None:
             return None
-        proof = vrf.prove(self._keys.vrf.seed, vrf_input(parent, build.view))
+        proof = vrf.prove(self._keys.vrf.seed, vrf_input(parent, build.epoch, build.view))
         ctx = Context(
             Height(parent.height + 1),
             TimeMs(max(parent.time_ms + 1, self._clock.now_ms())),
@@ -396,7 +397,7 @@ class ConsensusService:
         done = execution.finish()
         header = seal_header(ctx, genesis, txs, evidence, done, proof)
         block = Block(header, txs, evidence)
-        chain.keep(block.hash(), done)
+        chain.keep(block, done)
         return block
 
     def _evidence_for(self, state: State) -> tuple[EvidenceItem, ...]:
@@ -421,6 +422,10 @@ class ConsensusService:
         except BlockError as error:
             self._perform(self._core.validated(effect.block_hash, False, str(error)))
             return
+        except OrphanError as error:
+            # No verdict: a rival has become final meanwhile, or a sync will bring what is lacking.
+            log.warning("view %d: not executed: %s", header.view, error)
+            return
         self._perform(self._core.validated(effect.block_hash, True, timely=timely))
 
     def _check_leader(self, header: Header) -> None:
@@ -430,9 +435,7 @@ class ConsensusService:
 
     def _deliver(self, effect: Deliver) -> None:
         last = effect.blocks[-1]
-        for block in effect.blocks:
-            certificate = effect.certificate if block is last else None
-            self._chain.commit(block, certificate)
+        self._chain.commit(effect.blocks, effect.certificate)
         self._evidence = {
             key: item
             for key, item in self._evidence.items()

@@ -193,8 +193,7 @@ class SyncService:
         for block in group:
             chain.execute(parent, block)
             parent = block.header
-        for block in group:
-            chain.commit(block, certificate if block is last else None)
+        chain.commit(group, certificate)
         if self._consensus is not None:
             self._consensus.advance_to(last.header, certificate)
 

@@ -45,10 +45,10 @@ class Bench:
         )
         return m.EpochContext(Epoch(epoch), ValidatorSet(members), lambda view: view % len(members))
 
-    def fresh(self, log: list[bytes]) -> Simplex:
+    def fresh(self, log: list[bytes], tip: Header | None = None) -> Simplex:
         config = m.Config(CHAIN_ID, self.law.is_last, body_matches, 100, 800, 50)
         signer = self.law.signers[self.own] if self.own >= 0 else None
-        return Simplex(config, self.context(1), self.genesis.header, None, signer, log)
+        return Simplex(config, self.context(1), tip or self.genesis.header, None, signer, log)
 
     def keep(self, effects: list[m.Effect]) -> list[m.Effect]:
         for effect in effects:

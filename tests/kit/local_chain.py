@@ -182,7 +182,7 @@ class LocalChain:
             election.leader(record.seed, View(self._view), record.validators)
         ]
         own = next(k for k in self.validators if k.consensus.public == leader.consensus_key)
-        proof = vrf.prove(own.vrf.seed, vrf_input(parent, self._view))
+        proof = vrf.prove(own.vrf.seed, vrf_input(parent, epoch, self._view))
         ctx = Context(
             Height(parent.height + 1),
             TimeMs(parent.time_ms + STEP_MS),
@@ -202,8 +202,8 @@ class LocalChain:
         txs = (*txs, *extra)
         done = execution.finish()
         block = Block(seal_header(ctx, self.genesis, txs, (), done, proof), txs, ())
-        self.chain.keep(block.hash(), done)
-        self.chain.commit(block, self.certify(block) if certify else None)
+        self.chain.keep(block, done)
+        self.chain.commit((block,), self.certify(block) if certify else None)
         self.pool.committed(done.receipts)
         return done.receipts
 
