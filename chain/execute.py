@@ -226,13 +226,16 @@ class Execution:
         )
 
     def evidence(self, items: Sequence[EvidenceItem]) -> None:
-        """Evidence in a block must hold, or the block is refused: its proposer had to check."""
+        """Evidence in a block must hold, or the block is refused: its proposer had to check. What
+        does not changes nothing."""
         for item in items:
+            mark = self._state.mark()
             try:
                 ledger.slash(
                     self._state, self._genesis.params, self._genesis.chain_id, self._rules, item
                 )
             except (TxError, VerifyError) as error:
+                self._state.undo(mark)
                 raise BlockError(f"evidence in the block does not hold: {error}") from None
 
     def apply(self, raw: bytes) -> Receipt:

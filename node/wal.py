@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chain import limits
@@ -31,26 +31,45 @@ _MAX_FRAME_BYTES = 512 * limits.MAX_MESSAGE_BYTES  # a rotation writes all that 
 class WriteAheadLog:
     """The log `consensus.log` in a directory. `append` and `rotate` return when the disk has it.
 
-    Opening cuts a torn tail, the trace of a crash during an append, with a warning. Damage before
-    the last frame is no crash's trace: StorageError (exit 65), because a node that forgot a vote
-    may sign against it. The directory must be locked by the caller (one process, one log).
+    Opening cuts a torn tail, the trace of a crash during an append, with a warning: that append
+    never returned, so nothing of it has left. Damage before the last frame is no crash's trace:
+    StorageError (exit 65), because a node that forgot a vote may sign against it. The directory
+    must be locked by the caller (one process, one log).
+
+    Where an append that did return may be forgotten, the log starts with `abstain`, the records
+    that forbid to sign, by the same atomic write: if it is `expected` and not there, or if its last
+    frame was written to its end and does not hold. `loss` then says which.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, abstain: Sequence[bytes] = (), expected: bool = False
+    ) -> None:
         self.path = path = directory / "consensus.log"
         self._broken = False
+        self.loss = ""
         directory.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            self._replace(b"")
+            self.loss = "is missing" if expected else ""
+            self._replace(_frame(list(abstain), len(_MAGIC)) if expected and abstain else b"")
         data = path.read_bytes()
         self._records, self._end = self._parse(data)
-        self._file = self._open(self._end)
         if self._end < len(data):
-            _log.warning(
-                "%s: cut %d bytes of an append that a crash interrupted",
-                path.name,
-                len(data) - self._end,
-            )
+            self._cut(data, abstain)
+        self._file = self._open(self._end)
+
+    def _cut(self, data: bytes, abstain: Sequence[bytes]) -> None:
+        """Leave out the bytes after the last valid frame."""
+        name, size = self.path.name, len(data) - self._end
+        if _is_torn(data, self._end):
+            _log.warning("%s: cut %d bytes of an append that a crash interrupted", name, size)
+            return
+        _log.warning("%s: cut %d bytes that are no interrupted append", name, size)
+        self.loss = "has lost its last entry"
+        if abstain:
+            self._records = (*self._records, *abstain)
+            frame = _frame(list(self._records), len(_MAGIC))
+            self._replace(frame)
+            self._end = len(_MAGIC) + len(frame)
 
     def records(self) -> tuple[bytes, ...]:
         """What the log held when it was opened, in the order it was written."""
@@ -147,9 +166,8 @@ class WriteAheadLog:
     def _damage(self, at: int) -> StorageError:
         return StorageError(
             f"{self.path} is damaged at byte {at}, before its last entry: no crash does that. "
-            "It keeps this node from signing twice. Check the disk; then either restore the file, "
-            "or move it away and give this node a new consensus key (the old one must not sign "
-            "again). A node that does not validate may simply delete it."
+            "It keeps this node from signing twice. Check the disk; then restore the file, or move "
+            "it away: the node then signs nothing until its chain's next epoch, and keeps up"
         )
 
 
@@ -174,6 +192,20 @@ def _payload_at(data: bytes, at: int) -> bytes | None:
     if end > len(data) or _checksum(at, data[start:end]) != data[at + 8 : start]:
         return None
     return data[start:end]
+
+
+def _is_torn(data: bytes, at: int) -> bool:
+    """Whether the bytes from `at` begin a frame and end before it does: its write was interrupted,
+    so its sync did not return. Anything else may be a synced frame that has rotted, its length
+    field included."""
+    tail = data[at:]
+    if tail[:4] != _FRAME[: len(tail)]:
+        return False
+    size, payload = int.from_bytes(tail[4:8], "big"), tail[_HEAD_BYTES:]
+    if len(tail) < _HEAD_BYTES:
+        return len(tail) < 8 or size <= _MAX_FRAME_BYTES
+    whole = _checksum(at, payload) == tail[8:_HEAD_BYTES]
+    return len(payload) < size <= _MAX_FRAME_BYTES and not whole
 
 
 def _any_frame_after(data: bytes, at: int) -> bool:

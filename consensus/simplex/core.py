@@ -383,7 +383,9 @@ class Simplex(Witness):
         if sealed is not None:
             self._propose_again(sealed)
             return
-        if self._signs.signed(VoteKind.NULLIFY, self.epoch, view) is not None:
+        if self._signs.abstains(self.epoch, view) or self._signs.signed(
+            VoteKind.NULLIFY, self.epoch, view
+        ):
             return
         ground = self._chamber.ground(view)
         if isinstance(ground, Lack):

@@ -34,6 +34,10 @@ class SignState:
     def floor(self) -> SignFloor:
         return SignFloor(*self._floor)
 
+    def abstains(self, epoch: Epoch, view: View) -> bool:
+        """Whether nothing new may be signed in a view: below the floor, or without a key."""
+        return self._signer is None or (epoch, view) <= self._floor
+
     def signed(self, kind: VoteKind, epoch: Epoch, view: View) -> Vote | None:
         return self._votes.get((epoch, view, kind))
 
@@ -48,7 +52,7 @@ class SignState:
         stored = self._votes.get((epoch, view, kind))
         if stored is not None:
             return (stored, False) if stored.block_hash == block_hash else None
-        if self._signer is None or (epoch, view) <= self._floor:
+        if self._signer is None or self.abstains(epoch, view):
             return None
         if kind in _EXCLUDES and (epoch, view, _EXCLUDES[kind]) in self._votes:
             return None
@@ -68,7 +72,7 @@ class SignState:
         stored = self._seals.get((epoch, view))
         if stored is not None:
             return (stored, False) if stored.block_hash == block_hash else None
-        if self._signer is None or (epoch, view) <= self._floor:
+        if self._signer is None or self.abstains(epoch, view):
             return None
         seal = self._signer.sign_proposal(epoch, view, block_hash)
         invariant(

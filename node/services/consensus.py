@@ -26,25 +26,18 @@ from chain.errors import (
     invariant,
 )
 from chain.execute import Context, Execution, epoch_of, evidence_root, seal_header
-from chain.hashes import Hash32
 from chain.phases import waits_for_blocks
-from chain.records import evidence_key
 from chain.state import State
 from chain.types import (
     Block,
     Certificate,
     CertifiedBlock,
-    ChainId,
     Epoch,
-    EvidenceItem,
     Header,
     Height,
-    ProposalSeal,
     PubKey,
     TimeMs,
     View,
-    Vote,
-    VoteKind,
     tx_root,
 )
 from consensus import election, vrf
@@ -76,42 +69,15 @@ from node.clock import Clock
 from node.mempool import Mempool
 from node.net.port import Network
 from node.services.chain import ChainService, vrf_input
-from node.wal import WriteAheadLog
-from wallet.keys import KeyPair, Keys
-from wallet.signing import sign_proposal, sign_vote
+from node.services.evidence_pool import EvidencePool
+from node.services.signing import ConsensusSigner, open_log
+from wallet.keys import Keys
 
 log = logging.getLogger("blyan.consensus")
 BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
-MAX_EVIDENCE_HELD = 64
 GONE_S = 0.25  # how long a leader whose link broke is waited for: a short break mends by then
 ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
 _BLOCK_ROOM = limits.MAX_BLOCK_BYTES - 64 * 1024  # for the header, evidence and framing
-
-
-class ConsensusSigner:
-    """The consensus key as the core uses it: it signs votes and proposals and nothing else."""
-
-    def __init__(self, key: KeyPair, chain_id: ChainId) -> None:
-        self._key, self._chain_id = key, chain_id
-
-    @property
-    def public(self) -> PubKey:
-        return self._key.public
-
-    def sign_vote(self, kind: int, epoch: Epoch, view: View, block_hash: Hash32) -> Vote:
-        return sign_vote(
-            self._key,
-            chain_id=self._chain_id,
-            kind=VoteKind(kind),
-            epoch=epoch,
-            view=view,
-            block_hash=block_hash,
-        )
-
-    def sign_proposal(self, epoch: Epoch, view: View, block_hash: Hash32) -> ProposalSeal:
-        return sign_proposal(
-            self._key, chain_id=self._chain_id, epoch=epoch, view=view, block_hash=block_hash
-        )
 
 
 class ConsensusService:
@@ -132,14 +98,14 @@ class ConsensusService:
         params = chain.genesis.params
         self._params = params
         self._clock = Clock()
-        self._wal = WriteAheadLog(wal_path)
+        self._wal = open_log(wal_path, chain)
         self._effects: deque[Effect] = deque()
-        self._performing = False
+        self._performing = self._may_rotate = False
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._build: Build | None = None
         self._build_timer: asyncio.TimerHandle | None = None
         self._build_due = 0.0
-        self._evidence: dict[bytes, EvidenceItem] = {}
+        self._evidence = EvidencePool()
         self._publishing: set[asyncio.Task[None]] = set()
         self._gone: set[str] = set()  # peers that were connected and are not now
         self._stopped = False
@@ -246,11 +212,19 @@ class ConsensusService:
         try:
             while self._effects and not self._stopped and not self.halted:
                 self._one(self._effects.popleft())
-        except (StorageError, InvariantError) as error:
+            self._rotate()
+        except (StorageError, BlockError, OrphanError, InvariantError) as error:
             # Going on could sign what the log does not hold, or contradict ourselves.
             self._halt(str(error))
         finally:
             self._performing = False
+
+    def _rotate(self) -> None:
+        """Only when nothing waits: the core's snapshot no longer has what a `Deliver` that is yet
+        to be performed makes final, and until it is committed the log alone holds it."""
+        if self._may_rotate and not self._effects and self._wal.size > ROTATE_BYTES:
+            self._wal.rotate(self._core.snapshot())
+        self._may_rotate = False
 
     def _one(self, effect: Effect) -> None:
         match effect:
@@ -277,7 +251,7 @@ class ConsensusService:
             case Sync():
                 self._on_sync(effect.peer, effect.height)
             case Evidence():
-                self._keep_evidence(effect.item)
+                self._evidence.keep(effect.item)
             case Refuse():
                 self._refuse(effect.peer, effect.reason)
             case Rejected():
@@ -363,7 +337,12 @@ class ConsensusService:
         pressing = waits_for_blocks(State(tree)) or bool(self._evidence)
         if not (due or pressing or (self._pool.size and not build.empty)):
             return
-        block = self._built(build, needs_work=not (due or pressing))
+        try:
+            block = self._built(build, needs_work=not (due or pressing))
+        except BlockError as error:
+            log.error("view %d: no block of our own: %s", build.view, error)
+            self._build = None  # others nullify the view
+            return
         if block is None:
             return  # nothing that waits can be executed yet
         self._build = None
@@ -389,8 +368,7 @@ class ConsensusService:
             vrf.output(proof),
         )
         execution = Execution(tree, genesis, chain.rules, ctx)
-        evidence = () if build.empty else self._evidence_for(State(tree))
-        execution.evidence(evidence)
+        evidence = () if build.empty else self._evidence.fill(execution, State(tree))
         txs = () if build.empty else self._pool.fill(execution, _BLOCK_ROOM)
         if needs_work and not txs:
             return None
@@ -399,16 +377,6 @@ class ConsensusService:
         block = Block(header, txs, evidence)
         chain.keep(block, done)
         return block
-
-    def _evidence_for(self, state: State) -> tuple[EvidenceItem, ...]:
-        fresh = [item for key, item in self._evidence.items() if state.raw(key) is None]
-        return tuple(fresh[: limits.MAX_EVIDENCE])
-
-    def _keep_evidence(self, item: EvidenceItem) -> None:
-        key = evidence_key(item.first.signer, item.first.epoch)
-        if key not in self._evidence and len(self._evidence) < MAX_EVIDENCE_HELD:
-            self._evidence[key] = item
-            log.warning("evidence against validator %s", item.first.signer.hex())
 
     # --- validating and committing ----------------------------------------------------------
 
@@ -436,17 +404,12 @@ class ConsensusService:
     def _deliver(self, effect: Deliver) -> None:
         last = effect.blocks[-1]
         self._chain.commit(effect.blocks, effect.certificate)
-        self._evidence = {
-            key: item
-            for key, item in self._evidence.items()
-            if self._chain.state().raw(key) is None
-        }
+        self._evidence.committed(self._chain.state())
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
         if epoch > self._core.epoch:
             self._perform(self._core.begin_epoch(self._context(epoch)))
-        if self._wal.size > ROTATE_BYTES:
-            self._wal.rotate(self._core.snapshot())
+        self._may_rotate = True
 
     def _tell_followers(self, block: Block, certificate: Certificate) -> None:
         """The proposer gossips the block; the next leader, once more, that it is final."""

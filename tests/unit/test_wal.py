@@ -81,7 +81,7 @@ def test_a_flipped_bit_before_the_last_frame_refuses_to_start(path: Path) -> Non
         with pytest.raises(StorageError, match="damaged at byte") as refused:
             WriteAheadLog(path.parent)
         assert refused.value.exit_code == 65
-        assert "new consensus key" in str(refused.value)
+        assert "move it away" in str(refused.value)
 
 
 def test_a_frame_in_the_wrong_place_is_damage(path: Path) -> None:
@@ -127,3 +127,55 @@ def test_a_failed_sync_stops_the_log(path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(StorageError, match="a write failed before"):
         wal.append([b"never"])
     os.close(wal._file)
+
+
+ABSTAIN = [b"sign nothing"]
+
+
+def guarded(path: Path, expected: bool = True) -> tuple[list[bytes], str]:
+    """Records and loss of a log that must not forget; and that opening it again changes nothing."""
+    wal = WriteAheadLog(path.parent, abstain=ABSTAIN, expected=expected)
+    wal.append([b"more"])
+    wal.close()
+    again = WriteAheadLog(path.parent, abstain=ABSTAIN, expected=expected)
+    again.close()
+    assert again.loss == ""
+    assert again.records() == (*wal.records(), b"more")
+    return list(wal.records()), wal.loss
+
+
+def test_a_log_that_should_be_there_begins_by_forbidding_to_sign(path: Path) -> None:
+    assert guarded(path) == (ABSTAIN, "is missing")
+
+
+def test_a_new_log_of_a_new_chain_forbids_nothing(path: Path) -> None:
+    assert guarded(path, expected=False) == ([], "")
+
+
+def test_rot_in_the_last_frame_is_no_torn_tail(path: Path) -> None:
+    """That append had returned, so what it recorded may have left: cut it, and sign no more."""
+    sizes = write(path, BATCHES)
+    whole = path.read_bytes()
+    for at in range(sizes[-2], sizes[-1]):
+        for flip in (0x01, 0x80):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            records, loss = guarded(path)
+            assert records == [*flat(BATCHES[:-1]), *ABSTAIN]
+            assert loss == "has lost its last entry"
+
+
+def test_a_frame_that_was_not_written_to_its_end_was_never_synced(path: Path) -> None:
+    sizes = write(path, BATCHES)
+    whole = path.read_bytes()
+    for length in range(sizes[-2], sizes[-1]):
+        path.write_bytes(whole[:length])
+        assert guarded(path) == (flat(BATCHES[:-1]), "")
+
+
+def test_a_tail_of_zeros_may_have_been_a_frame(path: Path) -> None:
+    for tail in (bytes(3), bytes(5000), b"FRAM" + bytes(100)):
+        path.unlink(missing_ok=True)
+        write(path, BATCHES)
+        with path.open("ab") as file:
+            file.write(tail)
+        assert guarded(path) == ([*flat(BATCHES), *ABSTAIN], "has lost its last entry")

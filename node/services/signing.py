@@ -1,0 +1,69 @@
+"""The consensus key: what signs with it, and the log that keeps it from signing twice."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from chain.codec import encode
+from chain.execute import epoch_of
+from chain.hashes import Hash32
+from chain.types import ChainId, Epoch, ProposalSeal, PubKey, View, Vote, VoteKind
+from consensus.simplex.messages import SignFloor
+from node.services.chain import ChainService
+from node.wal import WriteAheadLog
+from wallet.keys import KeyPair
+from wallet.signing import sign_proposal, sign_vote
+
+log = logging.getLogger("blyan.consensus")
+LAST_VIEW = View(2**64 - 1)
+
+
+class ConsensusSigner:
+    """The consensus key as the core uses it: it signs votes and proposals and nothing else."""
+
+    def __init__(self, key: KeyPair, chain_id: ChainId) -> None:
+        self._key, self._chain_id = key, chain_id
+
+    @property
+    def public(self) -> PubKey:
+        return self._key.public
+
+    def sign_vote(self, kind: int, epoch: Epoch, view: View, block_hash: Hash32) -> Vote:
+        return sign_vote(
+            self._key,
+            chain_id=self._chain_id,
+            kind=VoteKind(kind),
+            epoch=epoch,
+            view=view,
+            block_hash=block_hash,
+        )
+
+    def sign_proposal(self, epoch: Epoch, view: View, block_hash: Hash32) -> ProposalSeal:
+        return sign_proposal(
+            self._key, chain_id=self._chain_id, epoch=epoch, view=view, block_hash=block_hash
+        )
+
+
+def open_log(path: Path, chain: ChainService) -> WriteAheadLog:
+    """The log; where it may have forgotten a vote, this key signs nothing more in the epoch.
+
+    Nobody knows how far the votes went that are gone, since one certificate may move a node by any
+    number of views; but none is of a later epoch than the store's, which begins with a commit. A
+    chain at genesis without a log is a new home, which has signed nothing. A node that does not
+    validate loses nothing by abstaining.
+    """
+    epoch = epoch_of(chain.genesis, chain.tip.height + 1)
+    abstain = [encode(SignFloor(epoch, LAST_VIEW))]
+    opened = WriteAheadLog(path, abstain=abstain, expected=chain.tip.height > 0)
+    if opened.loss:
+        log.warning(
+            "%s %s: so as not to contradict what it may have signed, this node signs nothing in "
+            "epoch %d and goes on in epoch %d. Check the disk; if the home was copied or restored, "
+            "make sure that no other node signs with this key",
+            opened.path,
+            opened.loss,
+            epoch,
+            epoch + 1,
+        )
+    return opened

@@ -1,0 +1,190 @@
+"""The driver of the core: one validator alone is a quorum, so a chain grows in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from chain.codec import decode, encode
+from chain.hashes import Hash32
+from chain.types import Epoch, EvidenceItem, View, Vote, VoteKind
+from consensus.evidence import double_vote
+from consensus.simplex.messages import Evidence, Record, SignFloor
+from node.services.consensus import ConsensusService
+from node.services.signing import LAST_VIEW
+from tests.kit.local_chain import LocalChain
+from tests.kit.waiting import reached
+from wallet.signing import sign_vote
+
+T = TypeVar("T")
+QUICK_S = 10.0
+
+
+class NoPeers:
+    """The part of the network port that consensus uses, with nobody there."""
+
+    def on_message(self, handler: Any) -> None: ...
+
+    def on_peer(self, handler: Any) -> None: ...
+
+    def send(self, peer: str, data: bytes) -> bool:
+        return False
+
+    def report(self, peer: str, reason: str, weight: float) -> None: ...
+
+    async def publish(self, topic: str, data: bytes) -> None: ...
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalChain]:
+    with LocalChain(tmp_path, validators=1, epoch_blocks=128, empty_interval_ms=50) as chain:
+        yield chain
+
+
+def service(local: LocalChain, wal: Path) -> ConsensusService:
+    return ConsensusService(
+        local.chain,
+        local.pool,
+        NoPeers(),  # type: ignore[arg-type]
+        local.validators[0],
+        wal,
+        lambda peer, height: None,
+        lambda report: None,
+    )
+
+
+def run(local: LocalChain, wal: Path, blocks: int = 3, **hooks: Any) -> list[Record]:
+    """Let the validator make blocks; what its log holds then."""
+
+    async def main() -> None:
+        node = service(local, wal)
+        prepare: Callable[[ConsensusService], None] = hooks.get("prepare", lambda node: None)
+        prepare(node)
+        goal = local.chain.tip.height + blocks
+        node.start()
+        try:
+            await reached(lambda: node.halted or local.chain.tip.height >= goal, QUICK_S, "blocks")
+        finally:
+            node.stop()
+        assert node.halted == ""
+
+    asyncio.run(main())
+    node = service(local, wal)
+    node.stop()
+    return [decode(Record, raw) for raw in node._wal.records()]
+
+
+def votes(records: list[Record], epoch: int) -> list[Vote]:
+    return [r for r in records if isinstance(r, Vote) and r.epoch == epoch]
+
+
+def expired(local: LocalChain) -> EvidenceItem:
+    """Two votes in an epoch whose validators the state does not keep."""
+    own = local.validators[0].consensus
+    pair = [
+        sign_vote(
+            own,
+            chain_id=local.genesis.chain_id,
+            kind=VoteKind.NOTARIZE,
+            epoch=Epoch(77),
+            view=View(5),
+            block_hash=Hash32(letter * 32),
+        )
+        for letter in (b"a", b"b")
+    ]
+    return double_vote(*pair)
+
+
+def test_expired_evidence_does_not_stop_a_leader(local: LocalChain, tmp_path: Path) -> None:
+    kept: list[ConsensusService] = []
+
+    def prepare(node: ConsensusService) -> None:
+        node._one(Evidence(expired(local)))
+        kept.append(node)
+
+    run(local, tmp_path / "wal", prepare=prepare)
+    assert len(kept[0]._evidence) == 0  # forgotten once a block was final
+
+
+def test_the_log_is_rotated_only_when_nothing_waits(
+    local: LocalChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a waiting `Deliver` makes final is in the old log only."""
+    monkeypatch.setattr("node.services.consensus.ROTATE_BYTES", 0)
+    waiting: list[int] = []
+
+    def prepare(node: ConsensusService) -> None:
+        real = node._wal.rotate
+
+        def rotate(records: Any) -> None:
+            waiting.append(len(node._effects))
+            real(records)
+
+        monkeypatch.setattr(node._wal, "rotate", rotate)
+
+    run(local, tmp_path / "wal", prepare=prepare)
+    assert waiting
+    assert set(waiting) == {0}
+
+
+def test_a_new_home_signs(local: LocalChain, tmp_path: Path) -> None:
+    records = run(local, tmp_path / "wal")
+    assert votes(records, 0)
+
+
+def test_a_home_without_its_log_signs_nothing_in_this_epoch(
+    local: LocalChain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(local, tmp_path / "wal")
+    (tmp_path / "wal" / "consensus.log").unlink()
+    height = local.chain.tip.height
+
+    async def main() -> None:
+        node = service(local, tmp_path / "wal")
+        node.start()
+        await reached(lambda: node.info()["delta_ms"], QUICK_S, "a start")
+        for timer in list(node._timers):  # every timeout at once: it nullifies nothing either
+            node._fire(timer)
+        node._try_build()
+        node.stop()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    assert "is missing" in caplog.text
+    assert "signs nothing in epoch 0 and goes on in epoch 1" in caplog.text
+    again = service(local, tmp_path / "wal")  # also after another start
+    again.stop()
+    records = [decode(Record, raw) for raw in again._wal.records()]
+    assert records[0] == SignFloor(Epoch(0), LAST_VIEW)
+    assert votes(records, 0) == []
+    assert local.chain.tip.height == height
+
+
+def test_a_log_whose_last_entry_rotted_signs_nothing_in_this_epoch(
+    local: LocalChain, tmp_path: Path
+) -> None:
+    before = run(local, tmp_path / "wal")
+    path = tmp_path / "wal" / "consensus.log"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    node = service(local, tmp_path / "wal")
+    node.stop()
+    records = [decode(Record, raw) for raw in node._wal.records()]
+    assert records[-1] == SignFloor(Epoch(0), LAST_VIEW)
+    assert records[:-1] == before[: len(records) - 1]
+    assert encode(records[-1]) in path.read_bytes()
+
+
+def test_a_log_with_a_torn_tail_signs_on(local: LocalChain, tmp_path: Path) -> None:
+    run(local, tmp_path / "wal")
+    path = tmp_path / "wal" / "consensus.log"
+    with path.open("ab") as file:
+        file.write(b"FRAM\x00\x00\x10\x00" + bytes(32) + b"the beginning")
+    records = run(local, tmp_path / "wal")
+    assert not any(isinstance(r, SignFloor) and r.view == LAST_VIEW for r in records)
