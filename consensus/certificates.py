@@ -5,7 +5,7 @@ Quorum is `3·w > 2·W` in integers, W the stake of the whole set, constant with
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from chain.crypto import verify
 from chain.errors import VerifyError, invariant
@@ -111,6 +111,19 @@ def assemble(validators: ValidatorSet, votes: Iterable[Vote]) -> Certificate:
         signers=bytes(bitmap),
         signatures=tuple(by_index[i].signature for i in indices),
     )
+
+
+def votes_of(validators: ValidatorSet, certificate: Certificate) -> Iterator[Vote]:
+    """The votes that a verified certificate was assembled from, in index order."""
+    for index, signature in zip(certificate.indices(), certificate.signatures, strict=True):
+        yield Vote(
+            kind=certificate.kind,
+            epoch=certificate.epoch,
+            view=certificate.view,
+            block_hash=certificate.block_hash,
+            signer=validators.members[index].consensus_key,
+            signature=signature,
+        )
 
 
 def _check_form(kind: int, view: int, block_hash: bytes, what: str) -> None:

@@ -22,6 +22,15 @@ from consensus.evidence import double_vote, votes_conflict
 EVIDENCE_VIEWS = 8
 
 
+def contradict(one: Certificate, other: Certificate) -> bool:
+    """Whether two certificates of one view need more than W/3 of liars: honest nodes notarize one
+    block a view, finalize only that which is notarized, and never finalize and nullify (R3-R5)."""
+    kinds = {one.kind, other.kind}
+    if VoteKind.NULLIFY in kinds:
+        return VoteKind.FINALIZE in kinds
+    return one.block_hash != other.block_hash
+
+
 class Ballots:
     """Holds verified votes and certificates only. The first vote of each kind counts, once."""
 
@@ -71,6 +80,11 @@ class Ballots:
 
     def certificate(self, kind: VoteKind, view: View) -> Certificate | None:
         return self._certificates[kind].get(view)
+
+    def against(self, certificate: Certificate) -> Certificate | None:
+        """A held certificate that cannot stand beside this one."""
+        held = (self._certificates[kind].get(certificate.view) for kind in VoteKind)
+        return next((c for c in held if c is not None and contradict(c, certificate)), None)
 
     def proof_of(self, view: View) -> Certificate | None:
         """What shows that a block was notarized in `view`. A finalization shows it as well: honest

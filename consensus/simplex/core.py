@@ -15,8 +15,6 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import verify_certificate, verify_seal, verify_vote
-from consensus.evidence import double_proposal
 from consensus.simplex.ballots import EVIDENCE_VIEWS
 from consensus.simplex.messages import (
     BlockReply,
@@ -26,7 +24,6 @@ from consensus.simplex.messages import (
     Deliver,
     Effect,
     EpochContext,
-    Evidence,
     Message,
     Refuse,
     Rejected,
@@ -38,7 +35,6 @@ from consensus.simplex.proposals import Ground, Lack, carries_too_much, transact
 from consensus.simplex.tree import Status
 from consensus.simplex.witness import Witness
 
-KINDS = frozenset(VoteKind)
 WINDOW_VIEWS = 16  # votes and proposals this far ahead of the current view are kept
 MAX_PROPOSALS = 32  # proposals kept, the highest views first
 MAX_UNFINALIZED = 16  # unfinalized blocks that carry transactions
@@ -60,9 +56,9 @@ class Simplex(Witness):
         execution that gives the header's root. A notarized block that is invalid here halts.
     R4  Quorum of notarize: persist and forward the certificate once; unless this node has
         nullified v, or has seen v's leader equivocate, sign finalize; enter v+1.
-    R5  At a timeout, or when v's own leader nullifies: sign nullify(v), and never finalize v
-        afterwards; after finalize(v) never nullify(v), also after a replay of the log.
-        Notarize after nullify is allowed.
+    R5  At a timeout, when v's own leader nullifies, or when its proposal is found invalid: sign
+        nullify(v), and never finalize v afterwards; after finalize(v) never nullify(v), also after
+        a replay of the log. Notarize after nullify is allowed.
     R6  Quorum of nullify: persist, forward, enter v+1.
     R7  Quorum of finalize, at any time: persist, forward (v's leader at once, the others when they
         retransmit); the block and its ancestors are final.
@@ -87,10 +83,12 @@ class Simplex(Witness):
 
     def start(self) -> list[Effect]:
         """Once, after construction: timers, execution of what the log held, own votes again."""
+        for certificate in list(self._ballots.certificates()):
+            self._unpack(certificate)
         for vote in self._signs.votes(self.epoch) if self._votes else ():
-            certificate = self._ballots.quorum(vote)  # the log may end between the two
-            if certificate is not None and certificate.view > self._chamber.floor:
-                self._certified(certificate, None)
+            made = self._ballots.quorum(vote)  # the log may end between the two
+            if made is not None and made.view > self._chamber.floor:
+                self._certified(made, None)
         self._enter(self._view, self._entered_by)
         self._advance()
         self._say_again()
@@ -214,16 +212,11 @@ class Simplex(Witness):
             return  # too old to matter, or so far ahead that a certificate will tell (R8)
         if self._ballots.knows(vote):
             return
-        verify_vote(self._config.chain_id, self._context.validators, vote)
-        if self._signs.adopt(vote):
-            self._out.record(vote)
+        self._check_vote(vote)
         self._count(vote, sender)
 
     def _count(self, vote: Vote, source: str | None) -> None:
-        self._attendance.heard([vote.signer])
-        evidence = self._ballots.add(vote)
-        if evidence is not None:
-            self._out.effect(Evidence(evidence))
+        self._heed(vote)
         if vote.view <= self._chamber.floor:
             return
         of_leader = vote.view == self._view and vote.signer == self.leader(vote.view)
@@ -234,37 +227,20 @@ class Simplex(Witness):
             self._certified(certificate, source)
 
     def _on_certificate(self, certificate: Certificate, sender: str) -> None:
-        if certificate.view <= self._chamber.floor:
-            return
-        if certificate.kind not in KINDS:
-            raise VerifyError(f"certificate of unknown kind {certificate.kind}")
-        held = self._ballots.certificate(VoteKind(certificate.kind), certificate.view)
-        if held is not None and held.block_hash == certificate.block_hash:
-            return
-        verify_certificate(self._config.chain_id, self._context.validators, certificate)
-        if held is not None:
-            self._halt(f"two certificates of kind {held.kind} in view {held.view} contradict")
-            return
-        members = self._context.validators.members
-        self._attendance.heard(members[i].consensus_key for i in certificate.indices())
-        self._certified(certificate, sender)
+        if self._is_news(certificate):
+            self._certified(certificate, sender)
 
     def _on_proposal(self, proposal: Proposal, sender: str) -> None:
         seal, view = proposal.seal, proposal.seal.view
         if view <= self._chamber.floor or (view in self._proposals and self._seals[view] == seal):
             return
-        verify_seal(self._config.chain_id, self._context.validators, seal)
-        if seal.signer != self.leader(view):
-            raise VerifyError(f"a proposal for view {view} by another than its leader")
+        self._check_seal(seal)
         self._check_body(proposal.block, seal.block_hash)
         self._learn_from(proposal, sender)
         if self._halted or not self._chamber.floor < view <= self._view + WINDOW_VIEWS:
             return
-        earlier = self._seals.setdefault(view, seal)
-        if earlier.block_hash != seal.block_hash:
-            self._equivocated.add(view)  # R4: no finalize in this view
-            self._out.effect(Evidence(double_proposal(earlier, seal)))
-        elif view not in self._rejected and sender == self.leader_node(view):
+        is_first = self._heed_seal(seal)
+        if is_first and view not in self._rejected and sender == self.leader_node(view):
             # Only from the leader: the seal does not cover the proof, which a copy may lack.
             self._proposals[view] = (sender, proposal)
             while len(self._proposals) > MAX_PROPOSALS:
@@ -308,8 +284,8 @@ class Simplex(Witness):
         self._sign(VoteKind.NULLIFY, self._view, Hash32(ZERO_HASH))
 
     def _certified(self, certificate: Certificate, source: str | None) -> None:
-        """A new valid certificate above the last final view."""
-        if self._ended:
+        """A new verified certificate."""
+        if self._ended or not self._stands(certificate):
             return
         self._ballots.put(certificate)
         self._out.record(certificate)
@@ -442,6 +418,7 @@ class Simplex(Witness):
             self._out.effect(Rejected(self._view, block_hash, str(error)))
             del self._proposals[self._view]
             self._rejected.add(self._view)  # the leader gets no second try
+            self._nullify()  # R5: the timer may have passed while there was a proposal
             return
         if isinstance(ground, Lack):
             self._ask_views(ground, sender)
@@ -450,6 +427,8 @@ class Simplex(Witness):
         if node is None:
             self._add_block(proposal.block, block_hash)
             self._execute()
+        elif node.status is Status.INVALID:
+            self._nullify()  # R5, as above
         elif node.status is Status.VALID and (node.timely or node.header.view < self._view):
             self._sign(VoteKind.NOTARIZE, self._view, block_hash)
 

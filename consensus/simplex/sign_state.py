@@ -82,14 +82,15 @@ class SignState:
         self._seals[epoch, view] = seal
         return seal, True
 
-    def adopt(self, vote: Vote) -> bool:
-        """Take a verified vote of our own key that this log does not know (a lost log, a second
-        process with the same key) as signed, so as not to contradict it. True if it was new."""
-        key = (vote.epoch, vote.view, vote.kind)
-        if vote.signer != self.public or key in self._votes or key[:2] <= self._floor:
+    def adopt(self, record: Vote | ProposalSeal) -> bool:
+        """Take a verified vote or seal of our own key that this log does not know (a lost log, a
+        second process with the same key) as signed, so as not to contradict it. True if new."""
+        at = (record.epoch, record.view)
+        if record.signer != self.public or at <= self._floor:
             return False
-        self._votes[key] = vote
-        return True
+        if isinstance(record, Vote):
+            return self._votes.setdefault((*at, record.kind), record) is record
+        return self._seals.setdefault(at, record) is record
 
     def restore(self, record: Vote | ProposalSeal | SignFloor) -> None:
         """Take one record of our own log."""

@@ -55,7 +55,7 @@ class SimNode:
         self.fuse: int | None = None  # effects left until the next crash
         self._timers: dict[m.Timer, int] = {}
         self._effects: deque[m.Effect] = deque()
-        self._busy = False
+        self._busy = self._may_rotate = False
         self._syncing = False
         world.nodes.append(self)
         world.listen(index, self._receive)
@@ -102,6 +102,14 @@ class SimNode:
         self._syncing = False
         self.world.counts["crashes"] += 1
 
+    def lose_log(self) -> None:
+        """A crash that leaves the store alone; the driver then forbids to sign in this epoch."""
+        self.crash()
+        floor = m.SignFloor(self.law.epoch_of(self.height + 1), m.View(2**64 - 1))
+        self.disk.log = [encode(floor)]
+        self.world.counts["lost logs"] += 1
+        self.start()
+
     def _receive(self, source: int, envelope: m.Envelope) -> None:
         for message in envelope.messages:
             if self.core is not None:
@@ -121,7 +129,10 @@ class SimNode:
                     break
                 self.fuse -= 1
             self._one(self._effects.popleft(), self.core)
-        self._busy = False
+        if self.core is not None and self._may_rotate:
+            self.disk.log = list(self.core.snapshot())  # nothing waits: see the daemon's driver
+            self.world.counts["rotations"] += 1
+        self._busy = self._may_rotate = False
 
     def _one(self, effect: m.Effect, core: Simplex) -> None:
         self.world.counts[type(effect).__name__] += 1
@@ -250,9 +261,7 @@ class SimNode:
         if epoch > core.epoch:
             self.world.counts["epochs begun"] += 1
             self.perform(core.begin_epoch(self.law.context(epoch)))
-        if self.dice.random() < self.habits.rotate:
-            self.disk.log = list(core.snapshot())
-            self.world.counts["rotations"] += 1
+        self._may_rotate |= self.dice.random() < self.habits.rotate
 
     def _serve(self, effect: m.Serve) -> None:
         for block in self.disk.blocks:

@@ -28,6 +28,7 @@ class Plan:
     storm_ms: int | None = None  # how long faults last, until the network is good (GST)
     followers: int | None = None
     crashes: int | None = None
+    lost_logs: int = 0  # how often one node, always the same, loses its log
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class Scenario:
         crashes = dice.randint(0, 6) if self.plan.crashes is None else self.plan.crashes
         for _ in range(crashes):
             world.after(dice.randint(0, storm_ms), self._light_a_fuse)
+        for _ in range(self.plan.lost_logs):
+            world.after(dice.randint(0, storm_ms), self._lose_a_log)
 
     def _partition(self) -> None:
         nodes = list(range(len(self.world.nodes)))
@@ -148,6 +151,12 @@ class Scenario:
         if node.core is not None:
             node.fuse = self.dice.randint(0, 12)
             self.world.after(self.dice.randint(500, 3000), lambda: self._restart(node))
+
+    def _lose_a_log(self) -> None:
+        """Not before its first final block: a home without any has no past to forget."""
+        node = self.honest[0]
+        if node.core is not None and node.height > 0:
+            node.lose_log()
 
     def _restart(self, node: SimNode) -> None:
         node.fuse = None

@@ -54,12 +54,31 @@ def test_r3_a_copy_of_a_proposal_does_not_stand_for_the_leader_s_own() -> None:
     assert ("NOTARIZE", 2) in said(effects)
 
 
-def test_r3_an_invalid_or_untimely_block_gets_no_vote() -> None:
-    for verdict in ({"ok": False}, {"ok": True, "timely": False}):
+def test_r3_an_untimely_block_gets_no_vote() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    bench.hear(bench.proposal(block, 1, None))
+    assert said(bench.core.validated(block.hash(), True, timely=False)) == []
+
+
+def test_r5_an_invalid_block_is_given_up_at_once() -> None:
+    """Also if the proposal timer has passed: it had no effect while the block was executed."""
+    for timer in (True, False):
         bench = Bench()
         block = bench.block(bench.genesis.header, 1)
-        bench.hear(bench.proposal(block, 1, None))
-        assert said(bench.core.validated(block.hash(), **verdict)) == []
+        effects = bench.hear(bench.proposal(block, 1, None))
+        assert not timer or said(bench.fire(m.TimerKind.PROPOSAL, 1)) == []
+        assert said(bench.validate(effects, ok=False)) == [("NULLIFY", 1)]
+
+
+def test_r5_a_proposal_that_cannot_be_valid_is_given_up_at_once() -> None:
+    bench = Bench()
+    bench.hear(bench.certificate(VoteKind.NULLIFY, 1))
+    first = bench.block(bench.genesis.header, 1)
+    second = bench.block(first.header, 2)
+    effects = bench.hear(bench.proposal(second, 2, None), sender=2)
+    assert len(find(effects, m.Rejected)) == 1
+    assert said(effects) == [("NULLIFY", 2)]
 
 
 def test_r3_only_the_first_proposal_of_a_view_and_the_second_is_evidence() -> None:

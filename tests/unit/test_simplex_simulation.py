@@ -41,6 +41,12 @@ def test_many_crashes_of_everyone() -> None:
     assert verdict.counts["crashes"] >= 12
 
 
+@pytest.mark.parametrize("seed", range(61, 67))
+def test_a_node_that_loses_its_log_contradicts_nothing(seed: int) -> None:
+    verdict = simulate(Plan(seed, size=4, liars=(), epoch_blocks=10, storm_ms=6000, lost_logs=8))
+    assert verdict.counts["lost logs"] >= 1
+
+
 def test_a_single_validator_and_a_follower() -> None:
     simulate(Plan(51, size=1, liars=(), followers=1, storm_ms=2000, crashes=4))
 
