@@ -36,8 +36,8 @@ class WriteAheadLog:
     StorageError (exit 65), because a node that forgot a vote may sign against it. The directory
     must be locked by the caller (one process, one log).
 
-    Where an append that did return may be forgotten, the log starts with `abstain`, the records
-    that forbid to sign, by the same atomic write: if it is `expected` and not there, or if its last
+    Where an append that did return may be forgotten, `abstain`, the records that forbid to sign,
+    are added by one atomic write: if records are `expected` and there are none, or if the last
     frame was written to its end and does not hold. `loss` then says which.
     """
 
@@ -49,27 +49,23 @@ class WriteAheadLog:
         self.loss = ""
         directory.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            self.loss = "is missing" if expected else ""
-            self._replace(_frame(list(abstain), len(_MAGIC)) if expected and abstain else b"")
+            self._replace(b"")
         data = path.read_bytes()
         self._records, self._end = self._parse(data)
-        if self._end < len(data):
-            self._cut(data, abstain)
-        self._file = self._open(self._end)
-
-    def _cut(self, data: bytes, abstain: Sequence[bytes]) -> None:
-        """Leave out the bytes after the last valid frame."""
-        name, size = self.path.name, len(data) - self._end
-        if _is_torn(data, self._end):
-            _log.warning("%s: cut %d bytes of an append that a crash interrupted", name, size)
-            return
-        _log.warning("%s: cut %d bytes that are no interrupted append", name, size)
-        self.loss = "has lost its last entry"
-        if abstain:
+        cut = len(data) - self._end
+        if cut and _is_torn(data, self._end):
+            _log.warning("%s: cut %d bytes of an append that a crash interrupted", path.name, cut)
+        elif cut:
+            _log.warning("%s: cut %d bytes that are no interrupted append", path.name, cut)
+            self.loss = "has lost its last entry"
+        if expected and not self._records:
+            self.loss = "is missing or empty"
+        if self.loss and abstain:
             self._records = (*self._records, *abstain)
             frame = _frame(list(self._records), len(_MAGIC))
             self._replace(frame)
             self._end = len(_MAGIC) + len(frame)
+        self._file = self._open(self._end)
 
     def records(self) -> tuple[bytes, ...]:
         """What the log held when it was opened, in the order it was written."""

@@ -98,7 +98,7 @@ class ConsensusService:
         params = chain.genesis.params
         self._params = params
         self._clock = Clock()
-        self._wal = open_log(wal_path, chain)
+        self._wal = open_log(wal_path, chain, keys.consensus.public)
         self._effects: deque[Effect] = deque()
         self._performing = self._may_rotate = False
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
@@ -222,7 +222,11 @@ class ConsensusService:
     def _rotate(self) -> None:
         """Only when nothing waits: the core's snapshot no longer has what a `Deliver` that is yet
         to be performed makes final, and until it is committed the log alone holds it."""
-        if self._may_rotate and not self._effects and self._wal.size > ROTATE_BYTES:
+        if (
+            self._may_rotate
+            and not (self._effects or self._stopped)
+            and self._wal.size > ROTATE_BYTES
+        ):
             self._wal.rotate(self._core.snapshot())
         self._may_rotate = False
 

@@ -45,7 +45,7 @@ class ConsensusSigner:
         )
 
 
-def open_log(path: Path, chain: ChainService) -> WriteAheadLog:
+def open_log(path: Path, chain: ChainService, key: PubKey) -> WriteAheadLog:
     """The log; where it may have forgotten a vote, this key signs nothing more in the epoch.
 
     Nobody knows how far the votes went that are gone, since one certificate may move a node by any
@@ -56,7 +56,7 @@ def open_log(path: Path, chain: ChainService) -> WriteAheadLog:
     epoch = epoch_of(chain.genesis, chain.tip.height + 1)
     abstain = [encode(SignFloor(epoch, LAST_VIEW))]
     opened = WriteAheadLog(path, abstain=abstain, expected=chain.tip.height > 0)
-    if opened.loss:
+    if opened.loss and chain.validators(epoch).index_of(key) is not None:
         log.warning(
             "%s %s: so as not to contradict what it may have signed, this node signs nothing in "
             "epoch %d and goes on in epoch %d. Check the disk; if the home was copied or restored, "
