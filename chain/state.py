@@ -7,7 +7,7 @@ transaction leaves no trace.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from chain import records as r
@@ -18,6 +18,8 @@ from chain.tree import StateTree
 from chain.types import Grains, PubKey, TxId, Validator
 
 T = TypeVar("T")
+_HOT = {"balance", "nonce"}  # of an account: what nearly every transaction changes
+_HOT_BOUND = 1 << 64  # below it they can be encoded
 
 EMPTY_ACCOUNT = r.Account(Grains(0), Grains(0), 0, 0, 0)
 # Nobody holds a key whose encoding is this text, so nobody can sign for the pool.
@@ -40,17 +42,22 @@ class State:
 
     def __init__(self, tree: StateTree) -> None:
         self.tree = tree
-        self.changes: dict[bytes, bytes | None] = {}
+        self._writes: dict[bytes, bytes | r.Account | None] = {}
         self.events: list[Event] = []
-        self._undo: list[tuple[bytes, bool, bytes | None]] = []
+        self._undo: list[tuple[bytes, bool, bytes | r.Account | None]] = []
         self._decoded: dict[bytes, Any] = {}
 
     # --- raw access ---------------------------------------------------------------
 
     def raw(self, key: bytes) -> bytes | None:
-        if key in self.changes:
-            return self.changes[key]
+        if key in self._writes:
+            return _encoded(self._writes[key])
         return self.tree.get(key)
+
+    @property
+    def changes(self) -> dict[bytes, bytes | None]:
+        """What was written, by key; None for what was deleted."""
+        return {key: _encoded(value) for key, value in self._writes.items()}
 
     def get(self, cls: type[T], key: bytes) -> T | None:
         cached = self._decoded.get(key)
@@ -76,16 +83,17 @@ class State:
     def delete(self, key: bytes) -> None:
         self._write(key, None)
 
-    def _write(self, key: bytes, raw: bytes | None) -> None:
-        self._undo.append((key, key in self.changes, self.changes.get(key)))
-        self.changes[key] = raw
+    def _write(self, key: bytes, value: bytes | r.Account | None) -> None:
+        self._undo.append((key, key in self._writes, self._writes.get(key)))
+        self._writes[key] = value
         self._decoded.pop(key, None)
 
     def items(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys with this prefix in order, this block's writes included."""
         merged = dict(self.tree.items(prefix))
-        for key, raw in self.changes.items():
+        for key, value in self._writes.items():
             if key.startswith(prefix):
+                raw = _encoded(value)
                 if raw is None:
                     merged.pop(key, None)
                 else:
@@ -103,11 +111,11 @@ class State:
     def undo(self, mark: tuple[int, int]) -> None:
         writes, events = mark
         while len(self._undo) > writes:
-            key, had, raw = self._undo.pop()
+            key, had, value = self._undo.pop()
             if had:
-                self.changes[key] = raw
+                self._writes[key] = value
             else:
-                del self.changes[key]
+                del self._writes[key]
             self._decoded.pop(key, None)
         del self.events[events:]
 
@@ -168,9 +176,15 @@ class State:
         self.put_account(target, balance=self.account(target).balance + amount)
 
     def put_account(self, account: PubKey, **changes: int) -> None:
-        old = self.account(account)
-        values = {
-            name: changes.get(name, getattr(old, name))
-            for name in ("balance", "bonded", "nonce", "merit", "jailed")
-        }
-        self.put(r.account_key(account), r.Account(**values))
+        values: dict[str, Any] = dict(changes)
+        key, new = r.account_key(account), replace(self.account(account), **values)
+        if changes.keys() <= _HOT and all(0 <= v < _HOT_BOUND for v in changes.values()):
+            # Changed several times in most transactions: encoded once, when the block is closed.
+            self._write(key, new)
+            self._decoded[key] = new
+        else:
+            self.put(key, new)  # what cannot be encoded is refused here, while that undoes the rest
+
+
+def _encoded(value: bytes | r.Account | None) -> bytes | None:
+    return encode(value) if isinstance(value, r.Account) else value

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from chain import custody, limits
 from chain.errors import TxError
-from chain.execute import Context, Execution, check_transaction, is_free_duty
-from chain.hashes import ZERO_HASH, Hash32
+from chain.execute import Context, Execution, check_transaction, is_free_duty, signed
+from chain.hashes import TX, ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.rules import Rules
@@ -60,13 +60,21 @@ class Mempool:
         announce: Callable[[bytes], None],
     ) -> None:
         self._genesis, self._rules = genesis, rules
-        self._state, self._announce = state, announce
+        self._newest, self._announce = state, announce
+        self._read = state()  # what was read of the newest state is read once for all that comes
         self._senders: OrderedDict[PubKey, dict[int, _Waiting]] = OrderedDict()
         self._ids: dict[TxId, PubKey] = {}
         self._refused: OrderedDict[TxId, str] = OrderedDict()
         self._openings: Counter[tuple[PubKey, custody.Subject]] = Counter()
         self.bytes = 0
         self.refused_total = 0
+
+    def _state(self) -> State:
+        """The latest final state, to be read only."""
+        newest = self._newest()
+        if newest.tree is not self._read.tree:
+            self._read = newest
+        return self._read
 
     @property
     def size(self) -> int:
@@ -79,12 +87,14 @@ class Mempool:
         wrong; a peer's is only checked for form, signature, nonce and price, since our state may
         be older than the peer's.
         """
-        tx = decode_transaction(raw)
-        tx_id = tx.id()
+        tx_id = TxId(TX.hash(raw))
         if tx_id in self._ids:
             return tx_id
+        known = signed.get(tx_id)
+        tx = known or decode_transaction(raw)
         state = self._state()
-        check_transaction(state, self._genesis, tx, gap=MAX_GAP)
+        check_transaction(state, self._genesis, tx, gap=MAX_GAP, is_signed=known is not None)
+        signed.add(tx_id, tx, len(raw))
         duty = is_free_duty(state, tx)
         subject = self._check_opening(state, tx, duty, local)
         waiting = self._senders.get(tx.sender, {})

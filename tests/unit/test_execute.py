@@ -7,6 +7,10 @@ from dataclasses import replace
 import pytest
 
 from chain.codec import encode
+from chain.errors import DecodeError
+from chain.execute import check_transaction, signed
+from chain.records import account_key
+from chain.signed import MAX_TX_BYTES, SignedTransactions
 from chain.transactions import Bond, Propose, Transfer, Unbond
 from chain.types import ChainId, Grains, Height, PubKey, Signature
 from tests.kit.machine import Machine, key
@@ -144,3 +148,56 @@ def test_the_root_does_not_depend_on_how_it_was_reached() -> None:
     one.block(raw, b"\x01garbage")
     two.block(raw)
     assert one.tree.root == two.tree.root
+
+
+def test_what_was_checked_once_is_checked_again_where_a_byte_differs(machine: Machine) -> None:
+    """Signatures that held are remembered by the hash of all bytes: no other transaction, and no
+    other state, may profit from it."""
+    tx = machine.tx(ALICE, Transfer(BOB.public, Grains(5)))
+    check_transaction(machine.state, machine.genesis, tx)
+    signed.add(tx.id(), tx, 200)
+    for forged in (
+        replace(tx, payload=Transfer(BOB.public, Grains(6))),
+        replace(tx, fee=Grains(tx.fee + 1)),
+        replace(tx, signature=Signature(tx.signature[:-1] + b"\x01")),
+    ):
+        assert refused(machine, encode(forged)) == "bad_signature"
+    machine.ok(encode(tx))
+    assert refused(machine, encode(tx)) == "bad_nonce"
+
+
+def test_the_memory_of_signatures_is_bounded_and_changes_no_verdict() -> None:
+    few = SignedTransactions(most=2)
+    machine = Machine(funded=("alice",))
+    txs = [machine.tx(ALICE, Transfer(BOB.public, Grains(5)), nonce=i) for i in range(3)]
+    for tx in txs:
+        few.add(tx.id(), tx, 200)
+    assert [few.get(tx.id()) for tx in txs] == [None, *txs[1:]]
+    few.add(txs[0].id(), txs[0], MAX_TX_BYTES + 1)
+    assert few.get(txs[0].id()) is None
+    roots = []
+    for forget in (True, False):
+        machine = Machine(funded=("alice",))
+        for i in range(3):
+            raw = encode(machine.tx(ALICE, Transfer(BOB.public, Grains(5 + i))))
+            if forget:
+                signed.clear()
+            machine.ok(raw)
+        roots.append(machine.tree.root)
+    assert roots[0] == roots[1]
+
+
+def test_an_account_that_cannot_be_written_is_refused_where_it_is_changed(machine: Machine) -> None:
+    """Accounts are encoded when a block is closed; what cannot be must not wait until then."""
+    state = machine.state
+    mark = state.mark()
+    for wrong in ({"balance": 1 << 64}, {"nonce": -1}, {"merit": -1}):
+        with pytest.raises(DecodeError):
+            state.put_account(BOB.public, **wrong)
+    assert state.account(BOB.public).balance == 0
+    state.put_account(BOB.public, balance=7)
+    state.put_account(BOB.public, balance=8)
+    assert state.raw(account_key(BOB.public)) == state.changes[account_key(BOB.public)]
+    state.undo(mark)
+    assert state.account(BOB.public).balance == 0
+    assert not state.changes
