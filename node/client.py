@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import httpx
+import msgpack
 
 from chain import limits
 from chain.codec import decode, encode
@@ -229,6 +230,14 @@ class Client:
         """Hand in a signed transaction. TxError with the rule's code if it is refused at once."""
         answer = await self._send("POST", "txs", content=raw, refused=TxError)
         return TxId(_hex(_parsed(answer), "id"))
+
+    async def post_txs(self, batch: Sequence[bytes]) -> list[Json]:
+        """Hand in several signed transactions; of each `id`, `code` (`ok`) and `reason`."""
+        answer = await self._send("POST", "txs/batch", content=msgpack.packb(list(batch)))
+        found = _parsed(answer)
+        if not isinstance(found, dict) or not isinstance(found.get("txs"), list):
+            raise DecodeError("the answer has no list 'txs'; is this a Blyan node?")
+        return list(found["txs"])
 
     async def wait_tx(self, tx_id: TxId, timeout: float = FINAL_TIMEOUT_S) -> Json:
         """Wait until a transaction is final and its receipt says ok.

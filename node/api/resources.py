@@ -29,6 +29,18 @@ class Id(Resource):
     id: str
 
 
+class TakenTx(Resource):
+    id: str
+    code: str
+    reason: str
+
+
+class Taken(Resource):
+    """Of each transaction of a batch, in its order: taken (`ok`), or why it is refused."""
+
+    txs: list[TakenTx]
+
+
 # --- the node ----------------------------------------------------------------------------
 
 

@@ -24,8 +24,10 @@ from node.api.errors import MediaError, TokenError, TooLarge
 from node.api.routes import BYTES, Ask, Name, node_of
 from node.query.base import unhex
 from node.seam import NodeSeam
+from node.tx_batch import parse_batch
 
 BODY_S, BODY_BYTES_PER_S = 10.0, 1024 * 1024  # a body comes within this and its size at this
+MAX_CLIENT_TXS, MAX_BATCH_BYTES = 1024, 1024 * 1024  # of one call: half a second of work
 router = APIRouter(prefix="/api/v1", responses={400: {"model": res.Error}})
 Node = Annotated[NodeSeam, Depends(node_of)]
 _BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string"}}}}}
@@ -70,6 +72,15 @@ async def submit(request: Request, ask: Ask) -> Response:
     """Hand in a signed transaction (encode(Transaction), docs/spec/transactions.md)."""
     raw = await body_of(request, limits.MAX_OPENING_TX_BYTES)
     return JSONResponse(ask.submit(raw), status_code=202)
+
+
+@router.post(
+    "/txs/batch", status_code=202, response_model=res.Taken, tags=["chain"], openapi_extra=_BODY
+)
+async def submit_batch(request: Request, ask: Ask) -> Response:
+    """Hand in several signed transactions as a MessagePack array; each is answered by itself."""
+    batch = parse_batch(await body_of(request, MAX_BATCH_BYTES), MAX_CLIENT_TXS)
+    return JSONResponse(await ask.submit_batch(batch), status_code=202)
 
 
 @router.post(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from chain import records as r
 from chain.address import parse_address
 from chain.codec import decode, encode
-from chain.errors import BlyanError, InputError
+from chain.errors import BlyanError, DecodeError, InputError, TxError, VerifyError
 from chain.execute import stamp_bits
 from chain.hashes import TX, Hash32
 from chain.state import REWARD_POOL
@@ -17,6 +19,7 @@ from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubK
 from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
 from node.query.custody import CustodyQueries
 from node.query.plain import INVALID, KINDS, address, kind_name, plain
+from node.tx_batch import SLICE_TXS
 
 STAMP_AGE = 3  # heights below the tip of the block that a new stamp names
 CERTIFICATE_SEARCH = 64  # descendants looked at for the certificate that makes a block final
@@ -158,6 +161,21 @@ class BlockQueries(Reader):
         if self.node.store.tx(TxId(TX.hash(raw))) is not None:
             return {"id": TX.hash(raw).hex()}
         return {"id": self.node.pool.submit(raw).hex()}
+
+    async def submit_batch(self, batch: Sequence[bytes]) -> Json:
+        """Take each of several transactions, or say why not; in their order. Others get their
+        turn meanwhile."""
+        answers: list[Json] = []
+        for index, raw in enumerate(batch, 1):
+            answer = {"id": TX.hash(raw).hex(), "code": "ok", "reason": ""}
+            try:
+                self.submit(raw)
+            except (TxError, DecodeError, VerifyError) as error:
+                answer |= {"code": error.code, "reason": str(error)}
+            answers.append(answer)
+            if index % SLICE_TXS == 0:
+                await asyncio.sleep(0)
+        return {"txs": answers}
 
     def mempool(self, limit: int | None = None) -> Json:
         most = self.limit(limit)

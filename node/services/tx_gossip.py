@@ -18,13 +18,12 @@ from chain import limits
 from chain.errors import BlyanError, DecodeError, TxError
 from node.mempool import Mempool
 from node.net.port import Network
+from node.tx_batch import MAX_BATCH_TXS, SLICE_TXS, parse_batch
 
 TX_TOPIC = "blyan/tx/1"
 PAUSE_S = 0.02  # transactions that come within it travel as one message
 BATCH_BYTES = 512 * 1024
-MAX_BATCH_TXS = limits.MAX_BLOCK_TXS  # wire: transactions in one message
 MAX_OUTGOING = 4096  # waiting to be sent; the oldest goes first, its sender says it again
-SLICE_TXS = 32  # judged (some 10 ms) before others get a turn of the main loop
 USELESS_BURST = 4096.0  # refused or known transactions of one peer that are judged at once
 USELESS_PER_S = 256.0  # and in the long run; an honest peer's are a few after each block
 LARGE_COST = 16.0  # what one of them costs that is an opening of custody: a quarter of a MiB
@@ -103,7 +102,7 @@ class TxGossip:
     async def judge(self, peer: str, data: bytes) -> bool | None:
         """A message of a peer. None: not all of it is of use here; what is, goes on by itself."""
         try:
-            batch = _parse(data) if self._budget.has(peer, time.monotonic()) else None
+            batch = parse_batch(data) if self._budget.has(peer, time.monotonic()) else None
         except DecodeError:
             self.refused_total += 1
             return False
@@ -148,23 +147,3 @@ class TxGossip:
             self._pool.submit(raw, local=False)
         finally:
             self._submitting = False
-
-
-def _parse(data: bytes) -> list[bytes]:
-    """Raises DecodeError unless it is a list of different byte strings."""
-    try:
-        batch = msgpack.unpackb(
-            data,
-            max_bin_len=limits.MAX_OPENING_TX_BYTES,
-            max_array_len=MAX_BATCH_TXS,
-            max_str_len=0,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise DecodeError(f"not a list of transactions: {error}") from None
-    if not isinstance(batch, list) or not all(isinstance(raw, bytes) for raw in batch):
-        raise DecodeError("not a list of transactions")
-    if len(set(batch)) != len(batch):
-        raise DecodeError("the same transaction twice in one message")
-    return batch

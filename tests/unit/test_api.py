@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from chain.address import format_address
-from chain.codec import decode
+from chain.codec import decode, encode
+from chain.hashes import TX
 from chain.records import MODEL, RoundPhase
 from chain.transactions import Transfer
 from chain.tree import StateProof, verify_state_proof
@@ -25,6 +27,7 @@ from node.api.app import create_app
 from tests.kit.http import BYTES, ask, get
 from tests.kit.local_chain import LocalChain, key
 from tiles import merkle
+from wallet.signing import sign_transaction
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +215,53 @@ def test_a_transaction_from_the_pool_to_a_block(fresh: LocalChain) -> None:
     assert [t["id"] for t in account["txs"]] == [tx_id]
     again = ask(app, "POST", "/api/v1/txs", content=raw, headers=BYTES)
     assert again.json() == {"id": tx_id}
+
+
+def test_a_batch_is_answered_one_by_one(fresh: LocalChain) -> None:
+    app = create_app(fresh)
+    sender = fresh.learners[0]
+    good = [
+        encode(
+            sign_transaction(
+                sender,
+                chain_id=fresh.genesis.chain_id,
+                nonce=nonce,
+                payload=Transfer(key("b").public, Grains(1)),
+                fee=Grains(1000),
+            )
+        )
+        for nonce in range(40)
+    ]
+    forged = good[0][:-1] + bytes([good[0][-1] ^ 1])
+    batch = [*good, forged, b"garbage"]
+
+    def send(content: bytes) -> Any:
+        return ask(app, "POST", "/api/v1/txs/batch", content=content, headers=BYTES)
+
+    answer = send(msgpack.packb(batch))
+    assert answer.status_code == 202
+    TypeAdapter(res.Taken).validate_python(answer.json(), strict=True)
+    found = answer.json()["txs"]
+    assert [row["id"] for row in found] == [TX.hash(raw).hex() for raw in batch]
+    # 33 of one sender may wait: the next nonce and those up to 32 ahead of it
+    assert [row["code"] for row in found] == [
+        *["ok"] * 33, *["bad_nonce"] * 7, "bad_signature", "bad_encoding"
+    ]  # fmt: skip
+    assert all(bool(row["reason"]) is (row["code"] != "ok") for row in found)
+    fresh.block()
+    assert get(app, f"txs/{found[32]['id']}")["code"] == "ok"
+    many = msgpack.packb([i.to_bytes(2, "big") for i in range(1025)])
+    for wrong, status, code in (
+        (b"", 400, "bad_encoding"),
+        (msgpack.packb([b"x", b"x"]), 400, "bad_encoding"),
+        (msgpack.packb(["text"]), 400, "bad_encoding"),
+        (msgpack.packb({}), 400, "bad_encoding"),
+        (many, 400, "bad_encoding"),
+        (bytes(1024 * 1024 + 1), 413, "too_large"),
+    ):
+        refused = send(wrong)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+    assert send(msgpack.packb([])).json() == {"txs": []}
 
 
 def test_a_failed_transaction_is_final_with_its_reason(fresh: LocalChain) -> None:
