@@ -33,7 +33,7 @@ from chain.errors import BlyanError
 from chain.hashes import TX
 from chain.params import Genesis, parse_genesis
 from chain.transactions import Transfer
-from chain.types import ChainId, Grains, Height
+from chain.types import ChainId, Grains
 from node.client import Client
 from node.config import Config
 from node.founding import Founded, found_home, founding_genesis, set_bootstrap, write_genesis
@@ -133,9 +133,9 @@ async def hand_in(load: Load, client: Client, batch: list[bytes]) -> None:
 async def watch(load: Load, client: Client) -> None:
     """Note when each transaction is told to be final."""
     async for event in client.events():
-        if event.name == "block" and event.data["txs"]:
+        if event.name == "block" and event.data["tx_count"]:
             now = time.perf_counter()
-            block = (await client.raw_block(Height(event.data["height"]))).block
+            block = (await client.raw_block(event.data["height"])).block
             for raw in block.txs:
                 load.final_at.setdefault(TX.hash(raw), now)
             load.news.set()
@@ -164,9 +164,10 @@ async def measure(rate: float, seconds: float) -> list[Row]:
         load = Load(sign(genesis.chain_id, int(rate * seconds), genesis.params.min_fee_grains))
         running = [start(n) for n in nodes]
         clients = [Client(n.config.api_url) for n in nodes]
-        watchers = [asyncio.create_task(watch(load, clients[1]))]
+        watcher = asyncio.create_task(ready(clients))
         try:
-            await ready(clients)
+            await watcher
+            watcher = asyncio.create_task(watch(load, clients[1]))
             before = [cpu_s(p.pid) for p in running]
             own, began = time.process_time(), time.perf_counter()
             await send(load, clients, rate)
@@ -174,14 +175,16 @@ async def measure(rate: float, seconds: float) -> list[Row]:
                 async with asyncio.timeout(DRAIN_S):
                     while len(load.final_at) < len(load.txs) - sum(load.refused.values()):
                         load.news.clear()
-                        await load.news.wait()
+                        told = asyncio.create_task(load.news.wait())
+                        await asyncio.wait({told, watcher}, return_when=asyncio.FIRST_COMPLETED)
+                        if watcher.done():
+                            watcher.result()
             taken = max(load.final_at.values(), default=began) - began
             spent = [cpu_s(p.pid) - b for p, b in zip(running, before, strict=True)]
             own = time.process_time() - own
             missing = await agree(clients, load)
         finally:
-            for task in watchers:
-                task.cancel()
+            watcher.cancel()
             for client in clients:
                 await client.close()
             for process in running:
