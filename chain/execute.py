@@ -149,7 +149,7 @@ def genesis_tree(
     validators = genesis.validator_set
     for number in (0, 1):
         seed = EVENT_SEED.hash(genesis.chain_id, bytes([number]))
-        state.put(r.epoch_key(number), r.EpochRecord(Epoch(number), validators, seed))
+        state.put(r.epoch_key(number), r.EpochRecord(Epoch(number), validators, seed, TimeMs(0)))
     tree = state.commit()
     header = Header(
         1,
@@ -271,7 +271,7 @@ class Execution:
     def finish(self) -> Executed:
         """Close the block: epochs, unbonding, the round; then the root."""
         state, params = self._state, self._genesis.params
-        ledger.release_unbonded(state, custody.at_stake(state))
+        ledger.release_unbonded(state, params, custody.at_stake(state))
         ledger.turn_epoch(state, params, self._vrf)
         custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)

@@ -23,6 +23,7 @@ from chain.types import (
     Height,
     PubKey,
     Stake,
+    TimeMs,
     Validator,
     ValidatorSet,
     u64_be,
@@ -52,20 +53,36 @@ def bond(state: State, params: Params, sender: PubKey, tx: Bond) -> None:
 
 
 def unbond(state: State, params: Params, sender: PubKey, tx: Unbond) -> None:
-    """The stake stops counting at the next frozen set and is paid out after the unbonding time."""
+    """The stake stops counting at the next frozen set and is paid out after the unbonding time,
+    when also the last set that may count it is beyond all evidence."""
     account = state.account(sender)
     if tx.amount == 0 or account.bonded < tx.amount:
         raise TxError("insufficient_bond", f"the account has {account.bonded} grains bonded")
-    put_unbonding(state, sender, Height(state.head.height + params.unbonding_blocks), tx.amount)
+    head = state.head
+    leaving = r.Unbonding(
+        sender,
+        tx.amount,
+        Height(head.height + params.unbonding_blocks),
+        TimeMs(head.time_ms + params.unbonding_ms),
+        Epoch(head.epoch + 2),  # frozen already, unless this is an epoch's first block
+    )
+    put_unbonding(state, leaving)
     state.put_account(sender, bonded=account.bonded - tx.amount)
 
 
-def put_unbonding(state: State, account: PubKey, release: Height, amount: int) -> None:
-    key = r.unbonding_key(release, account)
+def put_unbonding(state: State, leaving: r.Unbonding) -> None:
+    """What an account has due at one height is one sum, which waits for the latest of its parts."""
+    key = r.unbonding_key(leaving.release, leaving.account)
     waiting = state.get(r.Unbonding, key)
-    total = Grains(amount + (waiting.amount if waiting else 0))
-    state.put(key, r.Unbonding(account, total, release))
-    state.put(r.due_key(release, account), r.UnbondingDue(account))
+    if waiting is not None:
+        leaving = replace(
+            leaving,
+            amount=Grains(leaving.amount + waiting.amount),
+            release_ms=max(leaving.release_ms, waiting.release_ms),
+            epoch=max(leaving.epoch, waiting.epoch),
+        )
+    state.put(key, leaving)
+    state.put(r.due_key(leaving.release, leaving.account), r.UnbondingDue(leaving.account))
 
 
 def unjail(state: State, sender: PubKey) -> None:
@@ -110,9 +127,13 @@ def slash(
     key = r.evidence_key(item.first.signer, item.first.epoch)
     if state.raw(key) is not None:
         raise TxError("known_evidence", "this key has been slashed for this epoch already")
-    epoch = state.get(r.EpochRecord, r.epoch_key(item.first.epoch))
+    epoch = convictable(state, params, item.first.epoch)
     if epoch is None:
-        raise TxError("expired_evidence", f"epoch {item.first.epoch} is not kept any more")
+        raise TxError(
+            "expired_evidence",
+            f"epoch {item.first.epoch} is unknown, or ended more than {params.evidence_blocks} "
+            f"blocks and {params.evidence_ms} ms ago",
+        )
     guilty = rules.check_evidence(chain_id, epoch.validators, item)
     account = next(v.account for v in epoch.validators.members if v.consensus_key == guilty)
     lost = forfeit(state, account, params.slash_permille)
@@ -120,6 +141,26 @@ def slash(
     state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
     state.put(key, r.EvidenceRecord(account, Grains(lost), state.head.height))
     state.emit("slash", account, lost=lost)
+
+
+def convictable(state: State, params: Params, number: int) -> r.EpochRecord | None:
+    """The record of an epoch whose offences can be punished, frozen ones that are to come included.
+    They expire when *both* the height and the time since the epoch's end have passed their age, so
+    that neither an idle nor a flooded chain lets anyone off."""
+    record = state.get(r.EpochRecord, r.epoch_key(number))
+    if record is None or has_expired(state, params, record):
+        return None
+    return record
+
+
+def has_expired(state: State, params: Params, record: r.EpochRecord) -> bool:
+    if record.ended_ms == 0:
+        return False
+    head, end = state.head, (record.epoch + 1) * params.epoch_blocks
+    return (
+        head.height > end + params.evidence_blocks
+        and head.time_ms > record.ended_ms + params.evidence_ms
+    )
 
 
 def forfeit(state: State, account: PubKey, permille: int) -> int:
@@ -136,10 +177,11 @@ def forfeit(state: State, account: PubKey, permille: int) -> int:
     return lost
 
 
-def release_unbonded(state: State, held: Collection[PubKey] = ()) -> None:
-    """Pay out what is due at this very height; nothing is ever due at one that has passed, since
-    that of the accounts in `held` is due again at the next."""
-    height = state.head.height
+def release_unbonded(state: State, params: Params, held: Collection[PubKey] = ()) -> None:
+    """Pay out what is due at this very height. Nothing is ever due at one that has passed: that of
+    the accounts in `held` is due again at the next, and what has its time still to wait an epoch
+    later, so that a block looks at few of those who wait."""
+    height, time_ms = state.head.height, state.head.time_ms
     for due, raw in list(state.items(r.due_prefix(height))):
         account = decode(r.UnbondingDue, raw).account
         key = r.unbonding_key(height, account)
@@ -147,7 +189,11 @@ def release_unbonded(state: State, held: Collection[PubKey] = ()) -> None:
         state.delete(due)
         state.delete(key)
         if account in held:
-            put_unbonding(state, account, Height(height + 1), waiting.amount)
+            put_unbonding(state, replace(waiting, release=Height(height + 1)))
+            continue
+        if time_ms < waiting.release_ms or convictable(state, params, waiting.epoch) is not None:
+            later = Height(height + params.epoch_blocks)
+            put_unbonding(state, replace(waiting, release=later))
             continue
         state.put_account(account, balance=state.account(account).balance + waiting.amount)
 
@@ -186,12 +232,24 @@ def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:
     last = head.height % params.epoch_blocks == 0
     if first:
         ahead = Epoch(head.epoch + 2)
-        record = r.EpochRecord(ahead, freeze_set(state, params, ahead), Hash32(bytes(32)))
+        frozen = freeze_set(state, params, ahead)
+        record = r.EpochRecord(ahead, frozen, Hash32(bytes(32)), TimeMs(0))
         state.put(r.epoch_key(ahead), record)
-        old = head.epoch - 1 - params.unbonding_blocks // params.epoch_blocks - 1
-        if old >= 0:
-            state.delete(r.epoch_key(old))
+        _forget_epochs(state, params)
     if last:
         ahead = Epoch(head.epoch + 2)
         seed = EPOCH_SEED.hash(vrf, u64_be(ahead))
         state.put(r.epoch_key(ahead), replace(state.epoch(ahead), seed=seed))
+        ended = replace(state.epoch(head.epoch), ended_ms=head.time_ms)
+        state.put(r.epoch_key(head.epoch), ended)
+
+
+def _forget_epochs(state: State, params: Params) -> None:
+    """Drop the epochs that nothing can be shown of any more, with what was punished in them."""
+    for key, raw in list(state.items(b"epch/")):
+        record = decode(r.EpochRecord, raw)
+        if not has_expired(state, params, record):
+            return  # epochs end in order
+        state.delete(key)
+        for used, _ in list(state.items(r.evidence_of(record.epoch))):
+            state.delete(used)

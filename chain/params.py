@@ -39,6 +39,9 @@ class Params:
     stamp_window_blocks: int
     min_bond_grains: int
     unbonding_blocks: int
+    unbonding_ms: int
+    evidence_blocks: int
+    evidence_ms: int
     slash_permille: int
     seed_blocks: int
     jury_size: int
@@ -68,6 +71,9 @@ _BOUNDS = {
     "stamp_window_blocks": (0, 200),
     "min_bond_grains": (1, MAX_GRAINS),
     "unbonding_blocks": (1, 10**12),
+    "unbonding_ms": (1, 10**12),
+    "evidence_blocks": (1, 10**12),
+    "evidence_ms": (1, 10**12),
     "slash_permille": (0, 1000),
     "seed_blocks": (1, 32),
     "jury_size": (1, 64),
@@ -240,13 +246,28 @@ def _params(value: Any) -> Params:
     for name, (least, most) in _BOUNDS.items():
         if not least <= getattr(params, name) <= most:
             raise GenesisError(f"params.{name}: expected {least} to {most}")
-    if params.unbonding_blocks <= 3 * params.epoch_blocks:
-        raise GenesisError("params.unbonding_blocks: must exceed three epochs (3 * epoch_blocks)")
+    _check_ages(params)
     if params.seed_blocks > params.epoch_blocks:  # custody asks the epoch in which it draws
         raise GenesisError("params.seed_blocks: expected at most epoch_blocks")
     if params.custody_open.blocks < _LEAST_OPEN_BLOCKS:
         raise GenesisError(f"params.custody_open.blocks: expected at least {_LEAST_OPEN_BLOCKS}")
     return params
+
+
+def _check_ages(params: Params) -> None:
+    """Whoever leaves stays in reach of evidence: stake counts for up to three epochs after unbond
+    (two are frozen ahead), and what it signs in the last of them can be shown for the evidence
+    age."""
+    if params.evidence_blocks < params.epoch_blocks:
+        raise GenesisError("params.evidence_blocks: expected at least epoch_blocks")
+    least = params.evidence_blocks + 3 * params.epoch_blocks
+    if params.unbonding_blocks <= least:
+        raise GenesisError(
+            f"params.unbonding_blocks: expected more than {least}, which is evidence_blocks and "
+            "three epochs (3 * epoch_blocks)"
+        )
+    if params.unbonding_ms <= params.evidence_ms:
+        raise GenesisError("params.unbonding_ms: expected more than evidence_ms")
 
 
 def _validator(value: Any, where: str) -> GenesisValidator:

@@ -87,12 +87,17 @@ class NodeRecord:
     ]
 
 
-@wire(130)
+@wire(157)
 @dataclass(frozen=True, slots=True)
 class Unbonding:
+    """Paid out when both `release` and `release_ms` have passed, and nothing can be shown any more
+    of `epoch`, the last whose validator set may count it."""
+
     account: PubKey
     amount: Grains
     release: Height
+    release_ms: TimeMs
+    epoch: Epoch
 
 
 @wire(131)
@@ -109,14 +114,16 @@ class Head:
     recent_parents: Annotated[tuple[Hash32, ...], Seq(256)]  # hash of the block at height-1, …
 
 
-@wire(132)
+@wire(156)
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """Validator set and seed of one epoch; the set of e+2 is frozen at the first block of e."""
+    """Validator set and seed of one epoch; the set of e+2 is frozen at the first block of e. It is
+    kept for as long as evidence of the epoch is accepted."""
 
     epoch: Epoch
     validators: ValidatorSet
     seed: Hash32
+    ended_ms: TimeMs  # time of the epoch's last block, 0 until then
 
 
 @wire(133)
@@ -404,6 +411,11 @@ def learner_key(account: PubKey) -> bytes:
     return b"lrnr/" + account
 
 
+def evidence_of(epoch: int) -> bytes:
+    """The prefix of all who were slashed for an epoch."""
+    return b"evid/" + _be8(epoch)
+
+
 def evidence_key(offender: PubKey, epoch: int) -> bytes:
     """One offence of a consensus key counts once an epoch, however many pairs show it."""
-    return b"evid/" + _be8(epoch) + offender
+    return evidence_of(epoch) + offender

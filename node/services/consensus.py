@@ -408,7 +408,7 @@ class ConsensusService:
     def _deliver(self, effect: Deliver) -> None:
         last = effect.blocks[-1]
         self._chain.commit(effect.blocks, effect.certificate)
-        self._evidence.committed(self._chain.state())
+        self._evidence.committed(self._chain.state(), self._params)
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
         if epoch > self._core.epoch:

@@ -8,6 +8,8 @@ from chain import limits
 from chain import records as r
 from chain.errors import BlockError
 from chain.execute import Execution
+from chain.ledger import convictable
+from chain.params import Params
 from chain.state import State
 from chain.types import EvidenceItem
 
@@ -48,11 +50,10 @@ class EvidencePool:
             taken.append(item)
         return tuple(taken)
 
-    def committed(self, state: State) -> None:
+    def committed(self, state: State, params: Params) -> None:
         """Forget what the final `state` has punished, or cannot any more."""
         self._items = {
             key: item
             for key, item in self._items.items()
-            if state.raw(key) is None
-            and state.get(r.EpochRecord, r.epoch_key(item.first.epoch)) is not None
+            if state.raw(key) is None and convictable(state, params, item.first.epoch) is not None
         }

@@ -247,7 +247,9 @@ class LocalChain:
         document["time_ms"] = start_ms
         document["model"] = model
         document["params"].update(
-            {"stamp_bits": 4, "seed_blocks": 4, "custody_interval_blocks": 10**9} | params
+            {"stamp_bits": 4, "seed_blocks": 4, "custody_interval_blocks": 10**9}
+            | {"evidence_blocks": params.get("epoch_blocks", 128)}
+            | params
         )
         document["validators"] = [
             {

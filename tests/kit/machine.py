@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chain.codec import encode
+from chain import records as r
+from chain.codec import decode, encode
 from chain.execute import Context, Executed, Execution, GenesisShard, genesis_tree
 from chain.hashes import BLOCK, Hash32
 from chain.params import parse_genesis
@@ -36,6 +37,11 @@ def keys(name: str) -> Keys:
     return Keys(*(key(f"{name}/{role}") for role in ("account", "node", "consensus", "vrf")))
 
 
+def leaving(account: PubKey, release: int, amount: int) -> r.Unbonding:
+    """Stake on its way out of which nothing can be shown any more: only its height counts."""
+    return r.Unbonding(account, Grains(amount), Height(release), TimeMs(0), Epoch(2**32))
+
+
 class Machine:
     """`block(payloads)` executes one block and moves time on by `step_ms`."""
 
@@ -47,11 +53,14 @@ class Machine:
         shards: tuple[bytes, ...] = (bytes(64 * 4), bytes(range(256)) * 4),
         **params: Any,
     ) -> None:
-        """Custody events come only if `custody_interval_blocks` is given."""
+        """Custody events come only if `custody_interval_blocks` is given. Evidence expires and
+        stake is paid out as soon as their heights allow, unless ages in ms are given."""
         document = json.loads(TEMPLATE.read_text())
         document["params"].update(
             {"stamp_bits": 4, "stamp_new_account_bits": 1, "custody_interval_blocks": 10**9}
             | {"seed_blocks": min(8, params.get("epoch_blocks", 8))}
+            | {"evidence_blocks": params.get("epoch_blocks", 128), "evidence_ms": 1000}
+            | {"unbonding_ms": 2000}
             | params
         )
         self.validators = [keys(f"validator-{i}") for i in range(validators)]
@@ -161,9 +170,6 @@ class Machine:
 
     def grains(self) -> int:
         """Everything there is: balances, bonds, and what is being unbonded."""
-        from chain import records as r
-        from chain.codec import decode
-
         accounts = [decode(r.Account, raw) for _, raw in self.tree.items(b"acct/")]
         waiting = [decode(r.Unbonding, raw) for _, raw in self.tree.items(b"unbd/")]
         return sum(a.balance + a.bonded for a in accounts) + sum(w.amount for w in waiting)

@@ -69,7 +69,7 @@ class Chaos(RoundRun):
         self.m = Machine(
             funded=NAMES,
             epoch_blocks=8,
-            unbonding_blocks=30,
+            unbonding_blocks=40,
             min_bond_grains=10**6,
             seed_blocks=2,
             custody_interval_blocks=8,

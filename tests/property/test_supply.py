@@ -81,7 +81,7 @@ def test_the_sum_of_all_grains_never_changes(
     machine = Machine(
         funded=NAMES,
         epoch_blocks=4,
-        unbonding_blocks=13,
+        unbonding_blocks=17,
         min_bond_grains=2,
         seed_blocks=1,
         custody_interval_blocks=3,
@@ -91,6 +91,6 @@ def test_the_sum_of_all_grains_never_changes(
         raws = [encode(machine.tx(key(n), payload, fee=fee)) for n, payload, fee in block]
         machine.block(*raws)
         assert machine.grains() == total
-    for _ in range(16):
+    for _ in range(20):
         machine.block()
     assert machine.grains() == total

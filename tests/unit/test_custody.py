@@ -25,7 +25,7 @@ from chain.transactions import (
 )
 from chain.types import Height, PubKey, ShardIndex, TileIndex, TxId
 from tests.kit.custody_run import SHARDS, CustodyRun
-from tests.kit.machine import STAKE, key
+from tests.kit.machine import STAKE, key, leaving
 from wallet.signing import make_stamp
 
 
@@ -119,12 +119,12 @@ def test_an_event_that_lasts_puts_off_the_next() -> None:
 
 
 def test_asked_are_the_custodians_of_the_epoch_in_which_the_seed_is_drawn() -> None:
-    run = CustodyRun(epoch_blocks=8, unbonding_blocks=25, custody_interval_blocks=6)
+    run = CustodyRun(epoch_blocks=8, unbonding_blocks=33, custody_interval_blocks=6)
     run.until(CustodyPhase.SEED)
     assert (run.event.anchor, run.event.epoch, run.m.state.head.epoch) == (6, 0, 0)
     run.until(CustodyPhase.COMMIT)
     run.until(None)
-    run = CustodyRun(epoch_blocks=8, unbonding_blocks=25)
+    run = CustodyRun(epoch_blocks=8, unbonding_blocks=33)
     run.until(CustodyPhase.SEED)
     assert (run.event.anchor, run.event.epoch, run.m.state.head.epoch) == (8, 1, 0)
     run.until(CustodyPhase.COMMIT)
@@ -238,7 +238,7 @@ def test_a_second_commitment_is_refused() -> None:
 
 def test_a_custodian_answers_for_free_after_its_epoch_has_ended() -> None:
     """Its stake is still in reach, and so is what it has to show."""
-    run = CustodyRun(epoch_blocks=5, unbonding_blocks=16, custody_commit={"blocks": 8, "ms": 0})
+    run = CustodyRun(epoch_blocks=5, unbonding_blocks=21, custody_commit={"blocks": 8, "ms": 0})
     run.until(CustodyPhase.COMMIT)
     state, gone = run.m.state, run.account(0)
     for epoch in (run.event.epoch + 1, run.event.epoch + 2):
@@ -279,7 +279,7 @@ def test_what_is_being_unbonded_is_in_reach(run: CustodyRun) -> None:
     liar = run.account(run.custodian(0))
     state = run.m.state
     release = run.m.height + 500
-    put_unbonding(state, liar, Height(release), STAKE // 2)
+    put_unbonding(state, leaving(liar, release, STAKE // 2))
     state.put_account(liar, bonded=STAKE // 2)
     run.m.tree = state.commit()
     assert run.send_duty(run.keys_of(run.custodian(0, 1)), run.opening(0, liar)) == "ok"

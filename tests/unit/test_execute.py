@@ -115,20 +115,20 @@ def test_what_is_not_in_force_says_so(machine: Machine) -> None:
 
 
 def test_bonding_counts_two_epochs_later_and_unbonding_is_paid_out() -> None:
-    machine = Machine(funded=("alice",), epoch_blocks=4, unbonding_blocks=13, min_bond_grains=1000)
+    machine = Machine(funded=("alice",), epoch_blocks=4, unbonding_blocks=17, min_bond_grains=1000)
     machine.ok(encode(machine.tx(ALICE, Bond(Grains(5000)))))
     assert machine.state.account(ALICE.public).bonded == 5000
     machine.ok(encode(machine.tx(ALICE, Unbond(Grains(2000)))))
     assert machine.state.account(ALICE.public).bonded == 3000
     total, balance = machine.grains(), machine.state.account(ALICE.public).balance
-    for _ in range(14):
+    for _ in range(18):
         machine.block()
     assert machine.state.account(ALICE.public).balance == balance + 2000
     assert machine.grains() == total
 
 
 def test_epochs_turn_and_their_sets_are_known_ahead() -> None:
-    machine = Machine(epoch_blocks=4, unbonding_blocks=13)
+    machine = Machine(epoch_blocks=4, unbonding_blocks=17)
     seeds = set()
     for _ in range(40):
         machine.block()

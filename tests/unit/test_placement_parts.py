@@ -10,7 +10,7 @@ import pytest
 from chain.errors import QuotaError
 from chain.hashes import Hash32
 from chain.records import EpochRecord
-from chain.types import Epoch, PubKey, Stake, Validator, ValidatorSet
+from chain.types import Epoch, PubKey, Stake, TimeMs, Validator, ValidatorSet
 from node.services.custodians import REMEMBERED, SPARE, Custodians, Lacking, Standings
 from node.services.placement_plan import Tile
 from node.services.tile_cache import RESERVE_BYTES, TileCache
@@ -84,7 +84,8 @@ def test_a_custodian_without_room_is_known_by_what_it_says_for_long() -> None:
 def test_the_election_is_computed_once_and_deeper_when_many_are_gone() -> None:
     members = tuple(Validator(account(i), account(i), account(i), "", Stake(1)) for i in range(20))
     epochs = [
-        EpochRecord(Epoch(e), ValidatorSet(members), Hash32(bytes([e]) * 32)) for e in range(3)
+        EpochRecord(Epoch(e), ValidatorSet(members), Hash32(bytes([e]) * 32), TimeMs(0))
+        for e in range(3)
     ]
     model = [(0, tile) for tile in range(600)]
     standings = Standings(A, model, 3)

@@ -50,7 +50,7 @@ def test_bytes_that_are_no_transaction_can_be_stored_with_their_receipt() -> Non
 
 
 def test_a_set_takes_the_largest_stakes_when_more_stand_than_it_holds() -> None:
-    machine = Machine(epoch_blocks=4, unbonding_blocks=13, min_bond_grains=10)
+    machine = Machine(epoch_blocks=4, unbonding_blocks=17, min_bond_grains=10)
     state = machine.state
     poor = []
     for i in range(limits.MAX_VALIDATORS):
@@ -169,7 +169,7 @@ def test_stake_on_its_way_out_is_slashed_as_well() -> None:
 
 def test_payouts_are_looked_for_at_their_height_alone() -> None:
     """Each Unbond is an entry that waits for a long time; a block must not read all of them."""
-    machine = Machine(epoch_blocks=4, unbonding_blocks=13)
+    machine = Machine(epoch_blocks=4, unbonding_blocks=17)
     guilty = machine.validators[1].account
     state = machine.state
     state.put_account(guilty.public, balance=10**6)
@@ -178,7 +178,7 @@ def test_payouts_are_looked_for_at_their_height_alone() -> None:
     for _ in range(3):
         machine.ok(encode(machine.tx(guilty, Unbond(Grains(100)))))
     spent = machine.state.account(guilty.public).balance
-    while machine.height < 16:
+    while machine.height < 20:
         machine.block()
     assert not list(machine.tree.items(b"unbd/"))
     assert machine.state.account(guilty.public).balance == spent + 300
