@@ -48,6 +48,7 @@ from chain.transactions import (
 from chain.tree import StateTree
 from chain.types import (
     Block,
+    ConflictingCertificates,
     Epoch,
     EvidenceItem,
     Header,
@@ -62,7 +63,9 @@ from chain.types import (
 
 signed = SignedTransactions()
 DUTIES = (PolVote, TileUpdate, Attest, AuditReport, Custody, CustodyOpening, FraudProof)
-OPENING_WEIGHT = 8  # what an opening costs who owes none, in ordinary transactions: it is large
+# What an opening costs who owes none, and evidence of a light-client attack anyone, in ordinary
+# transactions: both are large, and the latter has up to 1,024 signatures to verify.
+LARGE_WEIGHT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +414,11 @@ def is_free_duty(state: State, tx: Transaction) -> bool:
 
 def _weight(payload: Payload) -> int:
     """What a payload costs, in ordinary transactions; a power of two."""
-    return OPENING_WEIGHT if isinstance(payload, CustodyOpening) else 1
+    large = isinstance(payload, CustodyOpening) or (
+        isinstance(payload, SubmitEvidence)
+        and isinstance(payload.evidence, ConflictingCertificates)
+    )
+    return LARGE_WEIGHT if large else 1
 
 
 def stamp_bits(state: State, genesis: Genesis, sender: PubKey) -> int:

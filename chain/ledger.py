@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from chain import records as r
@@ -17,6 +17,7 @@ from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Announce, Bond, Transfer, Unbond, announce_digest
 from chain.types import (
     ChainId,
+    ConflictingCertificates,
     Epoch,
     EvidenceItem,
     Grains,
@@ -122,11 +123,8 @@ def announce(state: State, chain_id: ChainId, sender: PubKey, tx: Announce) -> N
 def slash(
     state: State, params: Params, chain_id: ChainId, rules: Rules, item: EvidenceItem
 ) -> None:
-    """Evidence carries its own proof. Its epoch's set names the account; a key is slashed once an
-    epoch, since one offence shows in several pairs."""
-    key = r.evidence_key(item.first.signer, item.first.epoch)
-    if state.raw(key) is not None:
-        raise TxError("known_evidence", "this key has been slashed for this epoch already")
+    """Evidence carries its own proof. Its epoch's set names the accounts; a key is slashed once an
+    epoch, since one offence shows in several pairs. What convicts nobody anew is refused."""
     epoch = convictable(state, params, item.first.epoch)
     if epoch is None:
         raise TxError(
@@ -134,13 +132,26 @@ def slash(
             f"epoch {item.first.epoch} is unknown, or ended more than {params.evidence_blocks} "
             f"blocks and {params.evidence_ms} ms ago",
         )
+    if not isinstance(item, ConflictingCertificates):  # known before any signature is looked at
+        _unpunished(state, epoch.epoch, (item.first.signer,))
     guilty = rules.check_evidence(chain_id, epoch.validators, item)
-    account = next(v.account for v in epoch.validators.members if v.consensus_key == guilty)
-    lost = forfeit(state, account, params.slash_permille)
-    state.put_account(account, jailed=1)
-    state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
-    state.put(key, r.EvidenceRecord(account, Grains(lost), state.head.height))
-    state.emit("slash", account, lost=lost)
+    accounts = {v.consensus_key: v.account for v in epoch.validators.members}
+    for key in _unpunished(state, epoch.epoch, guilty):
+        account = accounts[key]
+        lost = forfeit(state, account, params.slash_permille)
+        state.put_account(account, jailed=1)
+        state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
+        record = r.EvidenceRecord(account, Grains(lost), state.head.height)
+        state.put(r.evidence_key(key, epoch.epoch), record)
+        state.emit("slash", account, lost=lost)
+
+
+def _unpunished(state: State, epoch: Epoch, keys: Sequence[PubKey]) -> list[PubKey]:
+    """Those of `keys` that were not slashed for this epoch yet; TxError if there are none."""
+    found = [k for k in keys if state.raw(r.evidence_key(k, epoch)) is None]
+    if not found:
+        raise TxError("known_evidence", "whom this convicts has been slashed for this epoch")
+    return found
 
 
 def convictable(state: State, params: Params, number: int) -> r.EpochRecord | None:

@@ -11,6 +11,7 @@ MAX_BLOCK_BYTES = 2 * 1024 * 1024  # one block; larger payloads travel as blobs
 MAX_TX_BYTES = 64 * 1024  # one transaction; a manifest of a 1,000-shard delta fits
 MAX_OPENING_TX_BYTES = 260 * 1024  # a custody_opening: one subtile and its path; no other kind
 MAX_MESSAGE_BYTES = MAX_BLOCK_BYTES + 256 * 1024  # a proposal: block plus certificates
+MAX_EVIDENCE_BYTES = 96 * 1024  # of a block, its leader's room: two certificates of 512 fit
 MAX_BLOB_BYTES = 64 * 1024 * 1024  # a delta payload, a checkpoint or one dataset chunk
 MAX_CHUNK_BYTES = 1024 * 1024  # one dataset chunk: a fetch is retried in this unit
 MAX_NEWCOMER_DATASET_BYTES = 64 * 1024 * 1024  # one dataset, hosted by its submitter alone

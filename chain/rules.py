@@ -42,5 +42,5 @@ class Rules(Protocol):
 
     def check_evidence(
         self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
-    ) -> PubKey:
-        """The guilty consensus key, or VerifyError."""
+    ) -> tuple[PubKey, ...]:
+        """The guilty consensus keys, at least one, in the set's order; or VerifyError."""

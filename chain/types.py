@@ -162,7 +162,17 @@ class DoubleProposal:
     second: ProposalSeal
 
 
-EvidenceItem = DoubleVote | DoubleProposal
+@wire(17)
+@dataclass(frozen=True, slots=True)
+class ConflictingCertificates:
+    """A light-client attack: two certificates of one view that no honest third signs together. Who
+    stands in both is guilty; each certificate's bitmap names its signers in the epoch's set."""
+
+    first: Certificate
+    second: Certificate
+
+
+EvidenceItem = DoubleVote | DoubleProposal | ConflictingCertificates
 
 
 @wire(9)

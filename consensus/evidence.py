@@ -2,7 +2,13 @@
 together (DESIGN 6). It carries its own proof.
 
 The pairs: two notarizes or two finalizes of one view for different blocks, a finalize with a
-nullify of one view, two proposals of one view. A notarize with a nullify is honest (R5).
+nullify of one view, two proposals of one view. A notarize with a nullify is honest (R5), and so is
+a notarize of one block with a finalize of another: the first is a vote, the second follows a
+quorum's. Two finalizes of different views prove nothing against their signer alone, whatever their
+blocks: it may have entered both views by certificates that others made.
+
+A light-client attack is shown by two certificates of one view. They are many such pairs at once:
+whoever signed both is guilty, and two quorums share more than a third of the stake.
 """
 
 from __future__ import annotations
@@ -10,7 +16,9 @@ from __future__ import annotations
 from chain.codec import encode
 from chain.errors import VerifyError
 from chain.types import (
+    Certificate,
     ChainId,
+    ConflictingCertificates,
     DoubleProposal,
     DoubleVote,
     EvidenceItem,
@@ -20,12 +28,21 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import verify_seal, verify_vote
+from consensus.certificates import verify_certificate, verify_seal, verify_vote
 
 
 def votes_conflict(a: Vote, b: Vote) -> bool:
     """Whether an honest validator never signs both. Both are of one signer."""
-    if (a.signer, a.epoch, a.view) != (b.signer, b.epoch, b.view):
+    return a.signer == b.signer and _conflict(a, b)
+
+
+def certificates_conflict(a: Certificate, b: Certificate) -> bool:
+    """Whether whoever signed both has signed a pair that no honest validator signs."""
+    return _conflict(a, b)
+
+
+def _conflict(a: Vote | Certificate, b: Vote | Certificate) -> bool:
+    if (a.epoch, a.view) != (b.epoch, b.view):
         return False
     if a.kind == b.kind:
         return a.block_hash != b.block_hash
@@ -41,10 +58,38 @@ def double_proposal(a: ProposalSeal, b: ProposalSeal) -> DoubleProposal:
     return DoubleProposal(*sorted((a, b), key=encode))
 
 
-def check_evidence(chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem) -> PubKey:
-    """The guilty consensus key, or VerifyError. `validators` is the set of the item's epoch."""
+def conflicting_certificates(a: Certificate, b: Certificate) -> ConflictingCertificates:
+    return ConflictingCertificates(*sorted((a, b), key=encode))
+
+
+def accused(validators: ValidatorSet, item: EvidenceItem) -> tuple[PubKey, ...]:
+    """Whom an item of evidence names, unverified, in the set's order: nobody of a foreign form."""
+    if not isinstance(item, ConflictingCertificates):
+        return (item.first.signer,)
+    members = validators.members
+    both = sorted(set(item.first.indices()) & set(item.second.indices()))
+    return tuple(members[i].consensus_key for i in both if i < len(members))
+
+
+def check_evidence(
+    chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
+) -> tuple[PubKey, ...]:
+    """The guilty consensus keys, at least one, in the set's order; or VerifyError. `validators` is
+    the set of the item's epoch."""
     if encode(item.first) >= encode(item.second):
         raise VerifyError("evidence: its two messages are equal or not in canonical order")
+    if isinstance(item, ConflictingCertificates):
+        if not certificates_conflict(item.first, item.second):
+            raise VerifyError("evidence: honest validators may sign both of these certificates")
+        verify_certificate(chain_id, validators, item.first)
+        verify_certificate(chain_id, validators, item.second)
+        return accused(validators, item)
+    return (_check_pair(chain_id, validators, item),)
+
+
+def _check_pair(
+    chain_id: ChainId, validators: ValidatorSet, item: DoubleVote | DoubleProposal
+) -> PubKey:
     if isinstance(item, DoubleVote):
         if not votes_conflict(item.first, item.second):
             raise VerifyError("evidence: an honest validator may sign both of these votes")

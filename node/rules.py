@@ -70,7 +70,7 @@ class ProtocolRules:
 
     def check_evidence(
         self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
-    ) -> PubKey:
+    ) -> tuple[PubKey, ...]:
         return check_evidence(chain_id, validators, item)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from chain.errors import VerifyError
 from chain.types import Certificate, Proposal, ProposalSeal, Vote, VoteKind
 from consensus.certificates import verify_certificate, verify_seal, verify_vote, votes_of
-from consensus.evidence import double_proposal
+from consensus.evidence import certificates_conflict, conflicting_certificates, double_proposal
 from consensus.simplex.ballots import contradict
 from consensus.simplex.messages import Evidence
 from consensus.simplex.supply import Supply
@@ -75,6 +75,8 @@ class Witness(Supply):
         if held is None and final is not None and final.view == certificate.view:
             held = final if contradict(final, certificate) else None
         if held is not None:
+            if certificates_conflict(held, certificate):
+                self._out.effect(Evidence(conflicting_certificates(held, certificate)))
             kinds = " and ".join(VoteKind(c.kind).name.lower() for c in (held, certificate))
             self._halt(f"two certificates of view {held.view} contradict: {kinds}")
         return held is None

@@ -77,7 +77,7 @@ log = logging.getLogger("blyan.consensus")
 BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
 GONE_S = 0.25  # how long a leader whose link broke is waited for: a short break mends by then
 ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
-_BLOCK_ROOM = limits.MAX_BLOCK_BYTES - 64 * 1024  # for the header, evidence and framing
+_BLOCK_ROOM = limits.MAX_BLOCK_BYTES - limits.MAX_EVIDENCE_BYTES - 32 * 1024  # header, framing
 
 
 class ConsensusService:

@@ -60,13 +60,37 @@ def certificate_holds(
     return all(signed(key, digest, s) for (key, _), s in zip(chosen, signatures, strict=True))
 
 
+def attackers(
+    chain_id: bytes,
+    members: Sequence[tuple[bytes, int]],
+    one: tuple[int, int, int, bytes, bytes, Sequence[bytes]],
+    two: tuple[int, int, int, bytes, bytes, Sequence[bytes]],
+) -> list[bytes]:
+    """Who is convicted by two certificates; nobody if they do not conflict or do not hold."""
+    if not all(certificate_holds(chain_id, members, c) for c in (one, two)):
+        return []
+    if one[1:3] != two[1:3]:
+        return []
+    pairs = [(NOTARIZE, NOTARIZE), (FINALIZE, FINALIZE), (FINALIZE, NULLIFY), (NULLIFY, FINALIZE)]
+    if (one[0], two[0]) not in pairs or one[3] == two[3]:
+        return []
+    first, second = ("".join(f"{byte:08b}"[::-1] for byte in c[4]) for c in (one, two))
+    names = [key for key, _ in members]
+    return [n for n, a, b in zip(names, first, second, strict=False) if a == b == "1"]
+
+
 # --- vectors ------------------------------------------------------------------------
 
 
 def _certificate(
-    keys: list[SigningKey], chain_id: bytes, kind: int, at: tuple[int, int], signers: list[int]
+    keys: list[SigningKey],
+    chain_id: bytes,
+    kind: int,
+    at: tuple[int, int],
+    signers: list[int],
+    name: int = 7,
 ) -> dict[str, object]:
-    block = bytes(32) if kind == NULLIFY else bytes([7]) * 32
+    block = bytes(32) if kind == NULLIFY else bytes([name]) * 32
     digest = vote_digest(chain_id, kind, *at, block)
     bitmap = bytearray(-(-len(keys) // 8))
     for i in signers:
@@ -110,6 +134,23 @@ def vectors() -> dict[str, object]:
         ("another kind", good | {"kind": FINALIZE}),
         ("notarize of the zero hash", good | {"block": bytes(32).hex()}),
     ]
+    few, most = [0, 1, 2, 4, 8, 9], [0, 3, 5, 6, 7, 8]  # quorums that share 0 and 8
+    at = (3, 9)
+    final = _certificate(keys, chain_id, FINALIZE, at, few)
+    rival = _certificate(keys, chain_id, NOTARIZE, at, most, 8)
+    attacks = [
+        ("two notarizations", good, rival),
+        ("two finalizations", final, _certificate(keys, chain_id, FINALIZE, at, most, 8)),
+        ("finalization and nullification", final, _certificate(keys, chain_id, NULLIFY, at, most)),
+        ("everyone signed both", _certificate(keys, chain_id, 1, at, list(range(10))), rival),
+        ("notarization and nullification", good, _certificate(keys, chain_id, NULLIFY, at, most)),
+        ("notarization and another's finalization", rival, final),
+        ("one block", good, _certificate(keys, chain_id, NOTARIZE, at, most)),
+        ("two views", final, _certificate(keys, chain_id, FINALIZE, (3, 10), most, 8)),
+        ("two epochs", final, _certificate(keys, chain_id, FINALIZE, (4, 9), most, 8)),
+        ("no quorum", good, _certificate(keys, chain_id, NOTARIZE, at, [1, 2], 8)),
+        ("a wrong signature", good, rival | {"signatures": good["signatures"]}),
+    ]
     digests = [
         {
             "kind": kind,
@@ -131,14 +172,26 @@ def vectors() -> dict[str, object]:
             {"case": case, "valid": _holds(chain_id, members, c), "certificate": c}
             for case, c in cases
         ],
+        "attacks": [
+            {
+                "case": case,
+                "guilty": [k.hex() for k in attackers(chain_id, members, _plain(one), _plain(two))],
+                "certificates": [one, two],
+            }
+            for case, one, two in attacks
+        ],
     }
 
 
 def _holds(chain_id: bytes, members: list[tuple[bytes, int]], c: dict[str, object]) -> bool:
+    return certificate_holds(chain_id, members, _plain(c))
+
+
+def _plain(c: dict[str, object]) -> tuple[int, int, int, bytes, bytes, list[bytes]]:
     hexes: list[str] = c["signatures"]  # type: ignore[assignment]
     block, bitmap = bytes.fromhex(str(c["block"])), bytes.fromhex(str(c["signers"]))
-    values = (c["kind"], c["epoch"], c["view"], block, bitmap, [bytes.fromhex(h) for h in hexes])
-    return certificate_holds(chain_id, members, values)  # type: ignore[arg-type]
+    signatures = [bytes.fromhex(h) for h in hexes]
+    return c["kind"], c["epoch"], c["view"], block, bitmap, signatures  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chain.codec import encode
-from chain.types import Block, Certificate, Header, Proposal, ProposalSeal, Vote
+from chain.types import (
+    Block,
+    Certificate,
+    ConflictingCertificates,
+    Header,
+    Proposal,
+    ProposalSeal,
+    Vote,
+)
 from consensus.certificates import verify_certificate
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
@@ -159,7 +167,8 @@ class SimNode:
             case m.Sync():
                 self._sync(effect)
             case m.Evidence():
-                self.accuse(effect.item.first.signer)
+                if not isinstance(effect.item, ConflictingCertificates):  # its pairs are told, too
+                    self.accuse(effect.item.first.signer)
             case m.Refuse():
                 self.oracle.refused(self.index, _index(effect.peer), effect.reason)
             case m.Rejected():

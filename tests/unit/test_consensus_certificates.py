@@ -13,6 +13,7 @@ from chain.hashes import ZERO_HASH, Hash32
 from chain.types import (
     Certificate,
     ChainId,
+    ConflictingCertificates,
     DoubleVote,
     Epoch,
     PubKey,
@@ -26,8 +27,19 @@ from chain.types import (
     proposal_digest,
     vote_digest,
 )
-from consensus.certificates import assemble, is_quorum, verify_certificate, verify_vote
-from consensus.evidence import check_evidence, double_proposal, double_vote
+from consensus.certificates import (
+    assemble,
+    is_quorum,
+    verify_certificate,
+    verify_vote,
+    votes_of,
+)
+from consensus.evidence import (
+    check_evidence,
+    conflicting_certificates,
+    double_proposal,
+    double_vote,
+)
 from tests.reference import consensus as reference
 from tests.sim.ledger import CHAIN_ID, KeySigner, Law
 
@@ -59,10 +71,8 @@ def test_digests() -> None:
         assert proposal_digest(CHAIN, *at).hex() == case["proposal"]
 
 
-@pytest.mark.parametrize("case", VECTORS["certificates"], ids=lambda c: c["case"])
-def test_certificates(case: dict[str, Any]) -> None:
-    c = case["certificate"]
-    certificate = Certificate(
+def certificate_of(c: dict[str, Any]) -> Certificate:
+    return Certificate(
         c["kind"],
         Epoch(c["epoch"]),
         View(c["view"]),
@@ -70,6 +80,11 @@ def test_certificates(case: dict[str, Any]) -> None:
         bytes.fromhex(c["signers"]),
         tuple(Signature(bytes.fromhex(s)) for s in c["signatures"]),
     )
+
+
+@pytest.mark.parametrize("case", VECTORS["certificates"], ids=lambda c: c["case"])
+def test_certificates(case: dict[str, Any]) -> None:
+    certificate = certificate_of(case["certificate"])
     if case["valid"]:
         verify_certificate(CHAIN, MEMBERS, certificate)
     else:
@@ -121,7 +136,7 @@ def test_a_wrong_vote_is_refused(wrong: Vote) -> None:
 def test_a_double_vote_convicts_in_one_order_only(first: Vote, second: Vote) -> None:
     item = double_vote(first, second)
     assert item == double_vote(second, first)
-    assert check_evidence(CHAIN_ID, SET, item) == LAW.signers[0].public
+    assert check_evidence(CHAIN_ID, SET, item) == (LAW.signers[0].public,)
     with pytest.raises(VerifyError, match="canonical order"):
         check_evidence(CHAIN_ID, SET, DoubleVote(item.second, item.first))
 
@@ -144,8 +159,40 @@ def test_what_an_honest_validator_may_sign_convicts_nobody(first: Vote, second: 
 def test_two_proposals_of_one_view_convict() -> None:
     signer = LAW.signers[2]
     one, two = (signer.sign_proposal(Epoch(1), View(5), h) for h in (A, B))
-    assert check_evidence(CHAIN_ID, SET, double_proposal(one, two)) == signer.public
+    assert check_evidence(CHAIN_ID, SET, double_proposal(one, two)) == (signer.public,)
     other_view = signer.sign_proposal(Epoch(1), View(6), B)
     for wrong in (other_view, one, replace(two, signature=one.signature)):
         with pytest.raises(VerifyError):
             check_evidence(CHAIN_ID, SET, double_proposal(one, wrong))
+
+
+@pytest.mark.parametrize("case", VECTORS["attacks"], ids=lambda c: c["case"])
+def test_light_client_attacks(case: dict[str, Any]) -> None:
+    """Two certificates convict whoever signed both, if honest validators sign no two such votes."""
+    item = conflicting_certificates(*(certificate_of(c) for c in case["certificates"]))
+    if case["guilty"]:
+        assert [key.hex() for key in check_evidence(CHAIN, MEMBERS, item)] == case["guilty"]
+        with pytest.raises(VerifyError, match="canonical order"):
+            check_evidence(CHAIN, MEMBERS, ConflictingCertificates(item.second, item.first))
+    else:
+        with pytest.raises(VerifyError):
+            check_evidence(CHAIN, MEMBERS, item)
+
+
+def test_an_attack_convicts_whom_its_pairs_convict() -> None:
+    for case in VECTORS["attacks"]:
+        one, two = (
+            {v.signer: v for v in votes_of(MEMBERS, certificate_of(c))}
+            for c in case["certificates"]
+        )
+        for key in case["guilty"]:
+            signer = PubKey(bytes.fromhex(key))
+            pair = double_vote(one[signer], two[signer])
+            assert check_evidence(CHAIN, MEMBERS, pair) == (signer,)
+
+
+def test_finalizing_rivals_in_two_views_is_not_slashable_by_itself() -> None:
+    """Both views may have been notarized by others: who to punish for a fork shows elsewhere."""
+    early, late = vote(VoteKind.FINALIZE, A, view=3), vote(VoteKind.FINALIZE, B, view=4)
+    with pytest.raises(VerifyError, match="an honest validator may sign"):
+        check_evidence(CHAIN_ID, SET, double_vote(early, late))

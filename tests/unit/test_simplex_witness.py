@@ -7,6 +7,7 @@ import pytest
 from chain.codec import encode
 from chain.types import Block, Certificate, Epoch, View, VoteKind
 from consensus.certificates import assemble
+from consensus.evidence import conflicting_certificates
 from consensus.simplex import messages as m
 from tests.kit.core_bench import NULL, Bench, find, said
 
@@ -88,6 +89,9 @@ def test_certificates_of_one_view_that_contradict_halt(
     effects = [e for c in (pair[::-1] if turned else pair) for e in bench.hear(c)]
     assert "contradict" in find(effects, m.Halt)[0].report
     assert bench.core.is_halted
+    attacks = [e.item for e in find(effects, m.Evidence) if hasattr(e.item.first, "signers")]
+    slashable = (first, second) != (NOTARIZE, FINALIZE)  # a vote, and what follows a quorum's
+    assert attacks == ([conflicting_certificates(*pair)] if slashable else [])
 
 
 @pytest.mark.parametrize("kind", [NOTARIZE, NULLIFY, FINALIZE])
