@@ -66,9 +66,10 @@ Message = Proposal | Vote | Certificate | BlockRequest | BlockReply | Certificat
 @wire(15)
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What one input made a node say, in one packet: a vote often leaves with a certificate."""
+    """What one input made a node say, in one packet: a vote often leaves with a certificate.
+    Evidence is for the drivers, which pass it on; the core has no part in that."""
 
-    messages: Annotated[tuple[Message, ...], Seq(limits.MAX_NULLIFICATIONS * 2)]
+    messages: Annotated[tuple[Message | EvidenceItem, ...], Seq(limits.MAX_NULLIFICATIONS * 2)]
 
 
 # --- the write-ahead log ----------------------------------------------------------

@@ -23,6 +23,7 @@ from chain.errors import (
     InvariantError,
     OrphanError,
     StorageError,
+    VerifyError,
     invariant,
 )
 from chain.execute import Context, Execution, epoch_of, evidence_root, seal_header
@@ -33,6 +34,7 @@ from chain.types import (
     Certificate,
     CertifiedBlock,
     Epoch,
+    EvidenceItem,
     Header,
     Height,
     PubKey,
@@ -105,7 +107,7 @@ class ConsensusService:
         self._build: Build | None = None
         self._build_timer: asyncio.TimerHandle | None = None
         self._build_due = 0.0
-        self._evidence = EvidencePool()
+        self._evidence = EvidencePool(chain.genesis.chain_id, params)
         self._publishing: set[asyncio.Task[None]] = set()
         self._gone: set[str] = set()  # peers that were connected and are not now
         self._stopped = False
@@ -179,11 +181,22 @@ class ConsensusService:
             self._refuse(peer, f"consensus message: {error}")
             return
         for message in envelope.messages:
+            if isinstance(message, EvidenceItem):
+                self._judge(peer, message)
+                continue
             effects = self._core.receive(peer, message)
             refused = any(isinstance(effect, Refuse) for effect in effects)
             self._perform(effects)
             if refused:
                 return  # an honest peer sends nothing wrong: the rest is not worth its signatures
+
+    def _judge(self, peer: str, item: EvidenceItem) -> None:
+        """What is new goes on to all validators, once, so that any leader can include it."""
+        try:
+            if self._evidence.judge(self._chain.state(), item):
+                self._broadcast(encode(Envelope((item,))))
+        except VerifyError as error:
+            self._refuse(peer, str(error))
 
     def wake(self) -> None:
         """Transactions have come: a leader that waits for work proposes now."""
@@ -255,7 +268,8 @@ class ConsensusService:
             case Sync():
                 self._on_sync(effect.peer, effect.height)
             case Evidence():
-                self._evidence.keep(effect.item)
+                if self._evidence.keep(effect.item):
+                    self._broadcast(encode(Envelope((effect.item,))))
             case Refuse():
                 self._refuse(effect.peer, effect.reason)
             case Rejected():
@@ -408,7 +422,7 @@ class ConsensusService:
     def _deliver(self, effect: Deliver) -> None:
         last = effect.blocks[-1]
         self._chain.commit(effect.blocks, effect.certificate)
-        self._evidence.committed(self._chain.state(), self._params)
+        self._evidence.committed(self._chain.state())
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
         if epoch > self._core.epoch:

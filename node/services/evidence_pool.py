@@ -13,8 +13,8 @@ from chain.hashes import EVIDENCE
 from chain.ledger import convictable
 from chain.params import Params
 from chain.state import State
-from chain.types import ConflictingCertificates, EvidenceItem
-from consensus.evidence import accused
+from chain.types import ChainId, ConflictingCertificates, EvidenceItem
+from consensus.evidence import accused, check_evidence
 
 log = logging.getLogger("blyan.consensus")
 MAX_HELD = 64
@@ -24,19 +24,16 @@ class EvidencePool:
     """One proof a key and epoch, since more would change nothing (a key is slashed once an epoch),
     and proofs against many at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, chain_id: ChainId, params: Params) -> None:
+        self._chain_id, self._params = chain_id, params
         self._items: dict[bytes, EvidenceItem] = {}
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def knows(self, item: EvidenceItem) -> bool:
-        """Whether keeping it would change nothing."""
-        return _key(item) in self._items or len(self._items) >= MAX_HELD
-
     def keep(self, item: EvidenceItem) -> bool:
-        """Whether it is new; the caller has verified it."""
-        if self.knows(item):
+        """Keep what was verified; whether it is new."""
+        if not self._has_room(item):
             return False
         self._items[_key(item)] = item
         if isinstance(item, ConflictingCertificates):
@@ -44,6 +41,27 @@ class EvidencePool:
         else:
             log.warning("evidence against validator %s", item.first.signer.hex())
         return True
+
+    def judge(self, state: State, item: EvidenceItem) -> bool:
+        """Verify and keep what someone shows; whether it is new. VerifyError if it does not hold.
+        What is known, used or expired by the final `state` costs no signature to look at, and its
+        sender nothing: it may be a block ahead or behind."""
+        epoch = self._useful(state, item)
+        if epoch is None or not self._has_room(item):
+            return False
+        check_evidence(self._chain_id, epoch.validators, item)
+        return self.keep(item)
+
+    def _has_room(self, item: EvidenceItem) -> bool:
+        return _key(item) not in self._items and len(self._items) < MAX_HELD
+
+    def _useful(self, state: State, item: EvidenceItem) -> r.EpochRecord | None:
+        """The record of its epoch, if it accuses anyone who can still be slashed for it."""
+        epoch = convictable(state, self._params, item.first.epoch)
+        if epoch is None:
+            return None
+        named = [r.evidence_key(key, epoch.epoch) for key in accused(epoch.validators, item)]
+        return epoch if any(state.raw(key) is None for key in named) else None
 
     def fill(self, execution: Execution, state: State) -> tuple[EvidenceItem, ...]:
         """Execute what one block may carry, on `state` before it; what was taken. What does not
@@ -66,17 +84,10 @@ class EvidencePool:
             room -= size
         return tuple(taken)
 
-    def committed(self, state: State, params: Params) -> None:
+    def committed(self, state: State) -> None:
         """Forget what the final `state` has punished, or cannot any more."""
-        self._items = {
-            key: item
-            for key, item in self._items.items()
-            if (epoch := convictable(state, params, item.first.epoch)) is not None
-            and any(
-                state.raw(r.evidence_key(guilty, epoch.epoch)) is None
-                for guilty in accused(epoch.validators, item)
-            )
-        }
+        useful = {k: item for k, item in self._items.items() if self._useful(state, item)}
+        self._items = useful
 
 
 def _key(item: EvidenceItem) -> bytes:

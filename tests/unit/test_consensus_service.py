@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from chain import records as r
 from chain.codec import decode, encode
 from chain.hashes import Hash32
-from chain.types import Epoch, EvidenceItem, View, Vote, VoteKind
+from chain.types import DoubleVote, Epoch, EvidenceItem, Height, View, Vote, VoteKind
 from consensus.evidence import double_vote
-from consensus.simplex.messages import Evidence, Record, SignFloor
+from consensus.simplex.messages import Envelope, Evidence, Record, SignFloor
 from node.services.consensus import ConsensusService
 from node.services.signing import LAST_VIEW
 from tests.kit.local_chain import LocalChain
@@ -26,16 +28,22 @@ QUICK_S = 10.0
 
 
 class NoPeers:
-    """The part of the network port that consensus uses, with nobody there."""
+    """The part of the network port that consensus uses, with nobody there; what was tried."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+        self.reports: list[tuple[str, str]] = []
 
     def on_message(self, handler: Any) -> None: ...
 
     def on_peer(self, handler: Any) -> None: ...
 
     def send(self, peer: str, data: bytes) -> bool:
+        self.sent.append((peer, data))
         return False
 
-    def report(self, peer: str, reason: str, weight: float) -> None: ...
+    def report(self, peer: str, reason: str, weight: float) -> None:
+        self.reports.append((peer, reason))
 
     async def publish(self, topic: str, data: bytes) -> None: ...
 
@@ -46,11 +54,11 @@ def local(tmp_path: Path) -> Iterator[LocalChain]:
         yield chain
 
 
-def service(local: LocalChain, wal: Path) -> ConsensusService:
+def service(local: LocalChain, wal: Path, net: NoPeers | None = None) -> ConsensusService:
     return ConsensusService(
         local.chain,
         local.pool,
-        NoPeers(),  # type: ignore[arg-type]
+        net or NoPeers(),  # type: ignore[arg-type]
         local.validators[0],
         wal,
         lambda peer, height: None,
@@ -85,13 +93,17 @@ def votes(records: list[Record], epoch: int) -> list[Vote]:
 
 def expired(local: LocalChain) -> EvidenceItem:
     """Two votes in an epoch whose validators the state does not keep."""
-    own = local.validators[0].consensus
+    return evidence(local, epoch=77)
+
+
+def evidence(local: LocalChain, index: int = 0, epoch: int = 0) -> DoubleVote:
+    own = local.validators[index].consensus
     pair = [
         sign_vote(
             own,
             chain_id=local.genesis.chain_id,
             kind=VoteKind.NOTARIZE,
-            epoch=Epoch(77),
+            epoch=Epoch(epoch),
             view=View(5),
             block_hash=Hash32(letter * 32),
         )
@@ -109,6 +121,40 @@ def test_expired_evidence_does_not_stop_a_leader(local: LocalChain, tmp_path: Pa
 
     run(local, tmp_path / "wal", prepare=prepare)
     assert len(kept[0]._evidence) == 0  # forgotten once a block was final
+
+
+def test_relayed_evidence_gets_into_a_block(local: LocalChain, tmp_path: Path) -> None:
+    item = evidence(local)
+    run(
+        local,
+        tmp_path / "wal",
+        prepare=lambda node: node._received("peer", encode(Envelope((item,)))),
+    )
+    assert local.state.raw(r.evidence_key(item.first.signer, Epoch(0))) is not None
+    blocks = [local.store.block(Height(h)) for h in range(1, local.chain.tip.height + 1)]
+    assert [x for b in blocks if b is not None for x in b.evidence] == [item]  # once
+
+
+def test_evidence_is_verified_and_passed_on_once(tmp_path: Path) -> None:
+    with LocalChain(tmp_path, validators=4) as local:
+        net = NoPeers()
+        node = service(local, tmp_path / "wal", net)
+        item, others = evidence(local, 1), [v.node_id for v in local.genesis.validators[1:]]
+        packet = encode(Envelope((item,)))
+        node._received("peer", packet)
+        assert sorted(net.sent) == sorted((other, packet) for other in others)
+        node._received("peer", packet)
+        node._received("peer", encode(Envelope((expired(local),))))
+        assert len(net.sent) == len(others)
+        assert net.reports == []
+        other = evidence(local, 2)
+        forged = double_vote(other.first, replace(other.second, signature=item.first.signature))
+        node._received("liar", encode(Envelope((forged,))))
+        assert [peer for peer, _ in net.reports] == ["liar"]
+        node._one(Evidence(other))  # what this node has found itself is told as well
+        assert [p for p, _ in net.sent[len(others) :]] == [p for p, _ in net.sent[: len(others)]]
+        assert len(node._evidence) == 2
+        node.stop()
 
 
 def test_the_log_is_rotated_only_when_nothing_waits(
