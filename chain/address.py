@@ -1,4 +1,5 @@
-"""The text form of an account key: bech32m with the human part `bly` (docs/spec/wallet.md).
+"""The text forms of keys: an account's is bech32m with the human part `bly`, a node's its libp2p
+peer id (docs/spec/wallet.md, docs/spec/network.md).
 
 Source: BIP-350. 32 key bytes give 62 characters; every error in up to four characters is found.
 """
@@ -16,6 +17,10 @@ KEY_BYTES = 32
 CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 CHECKSUM_LENGTH = 6
 MAX_LENGTH = 90  # characters; beyond it the checksum's guarantees end (BIP-173)
+
+BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+# identity multihash (0x00) of 36 bytes: protobuf {Type: Ed25519 = 1, Data: 32 bytes}
+_PEER_PREFIX = bytes.fromhex("002408011220")
 
 _BECH32M = 0x2BC830A3
 _GENERATORS = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
@@ -39,6 +44,18 @@ def parse_address(text: str) -> PubKey:
     if len(key) != KEY_BYTES:
         raise InputError(f"the address holds {len(key)} bytes, a key has 32; expected {_EXAMPLE}")
     return PubKey(key)
+
+
+def peer_id_of(public_key: bytes) -> str:
+    """The libp2p peer id, as text, of a 32-byte Ed25519 public key (libp2p peer-ids spec)."""
+    if len(public_key) != 32:
+        raise InputError(f"a node's public key has 32 bytes, not {len(public_key)}")
+    number = int.from_bytes(_PEER_PREFIX + public_key)
+    digits = ""
+    while number:
+        number, digit = divmod(number, 58)
+        digits = BASE58[digit] + digits
+    return "1" + digits  # the leading zero byte
 
 
 def bech32m_encode(human_part: str, values: Sequence[int]) -> str:

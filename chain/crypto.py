@@ -7,7 +7,7 @@ libsodium's strict rules count: S below the group order, key and R canonical and
 
 from __future__ import annotations
 
-from nacl.bindings import crypto_sign_open
+from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from chain.hashes import Hash32
@@ -30,3 +30,9 @@ def verify(public_key: PubKey, digest: Hash32, signature: Signature) -> bool:
     except BadSignatureError:
         return False
     return True
+
+
+def is_prime_order_point(key: bytes) -> bool:
+    """Whether 32 bytes are a key that a VRF proof can be verified with: canonical, on the curve, in
+    the prime-order subgroup and not the identity (docs/spec/vrf.md)."""
+    return len(key) == PUBLIC_KEY_BYTES and crypto_core_ed25519_is_valid_point(key)

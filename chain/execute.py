@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chain import custody, datasets, ledger, limits, phases, rounds
+from chain import attendance, custody, datasets, jail, ledger, limits, phases, rounds
 from chain import records as r
 from chain.codec import encode
 from chain.crypto import verify
@@ -225,6 +225,7 @@ class Execution:
                 (*head.recent_parents, ctx.parent)[-256:],
             ),
         )
+        attendance.count(self._state, rules, head, ctx.proposer)
         validators = self._state.validators()
         self._fees_to = next(
             (v.account for v in validators if v.consensus_key == ctx.proposer), REWARD_POOL
@@ -315,7 +316,7 @@ class Execution:
             case Unbond() as p:
                 ledger.unbond(state, params, sender, p)
             case Unjail():
-                ledger.unjail(state, sender)
+                jail.unjail(state, sender)
             case Announce() as p:
                 ledger.announce(state, chain_id, sender, p)
             case JoinRound() as p:

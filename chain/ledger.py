@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from chain import attendance
 from chain import records as r
+from chain.address import peer_id_of
 from chain.codec import decode
-from chain.crypto import verify
+from chain.crypto import is_prime_order_point, verify
 from chain.errors import TxError
 from chain.hashes import EPOCH_SEED, Hash32
-from chain.limits import MAX_VALIDATORS
+from chain.jail import JailReason, jail
 from chain.params import Params
 from chain.rules import Rules
 from chain.state import CUSTODY_BONDS, REWARD_POOL, State
@@ -23,12 +25,10 @@ from chain.types import (
     Grains,
     Height,
     PubKey,
-    Stake,
     TimeMs,
-    Validator,
-    ValidatorSet,
     u64_be,
 )
+from chain.validator_sets import freeze_set
 
 
 def transfer(state: State, sender: PubKey, tx: Transfer) -> None:
@@ -86,18 +86,16 @@ def put_unbonding(state: State, leaving: r.Unbonding) -> None:
     state.put(r.due_key(leaving.release, leaving.account), r.UnbondingDue(leaving.account))
 
 
-def unjail(state: State, sender: PubKey) -> None:
-    if not state.account(sender).jailed:
-        raise TxError("not_jailed", "the account is not jailed")
-    state.put_account(sender, jailed=0)
-
-
 def announce(state: State, chain_id: ChainId, sender: PubKey, tx: Announce) -> None:
     digest = announce_digest(chain_id, sender, tx)
     if not verify(tx.node_key, digest, tx.node_signature):
         raise TxError("bad_signature", "node_signature does not show that the node key is held")
     if not verify(tx.consensus_key, digest, tx.consensus_signature):
         raise TxError("bad_signature", "consensus_signature does not show that the key is held")
+    if not is_prime_order_point(tx.vrf_key):
+        raise TxError("bad_key", "vrf_key is no canonical Edwards25519 point of prime order")
+    if tx.node_id != peer_id_of(tx.node_key):
+        raise TxError("bad_node_id", f"the peer id of node_key is {peer_id_of(tx.node_key)}")
     owner = state.get(r.KeyOwner, r.consensus_key(tx.consensus_key))
     if owner is not None and owner.account != sender:
         raise TxError("key_taken", "another account has announced this consensus key")
@@ -139,7 +137,7 @@ def slash(
     for key in _unpunished(state, epoch.epoch, guilty):
         account = accounts[key]
         lost = forfeit(state, account, params.slash_permille)
-        state.put_account(account, jailed=1)
+        jail(state, account, JailReason.EVIDENCE, params.evidence_jail)
         state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
         record = r.EvidenceRecord(account, Grains(lost), state.head.height)
         state.put(r.evidence_key(key, epoch.epoch), record)
@@ -209,40 +207,15 @@ def release_unbonded(state: State, params: Params, held: Collection[PubKey] = ()
         state.put_account(account, balance=state.account(account).balance + waiting.amount)
 
 
-def freeze_set(state: State, params: Params, epoch: int) -> ValidatorSet:
-    """The set of `epoch`, two epochs ahead, from stakes and keys as they are now: the largest
-    stakes if more stand than a set holds.
-
-    Without anyone eligible the last set goes on: an empty set could never finalize again.
-    """
-    members = []
-    for _, raw in state.items(b"node/"):
-        node = decode(r.NodeRecord, raw)
-        account = state.account(node.account)
-        if account.bonded >= params.min_bond_grains and not account.jailed:
-            members.append(
-                Validator(
-                    node.account,
-                    node.consensus_key,
-                    node.vrf_key,
-                    node.node_id,
-                    Stake(account.bonded),
-                )
-            )
-    if not members:
-        return state.epoch(epoch - 1).validators
-    members.sort(key=lambda v: (-v.stake, v.consensus_key))
-    chosen = members[:MAX_VALIDATORS]
-    return ValidatorSet(tuple(sorted(chosen, key=lambda v: v.consensus_key)))
-
-
 def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:
-    """At an epoch's first block freeze the set of e+2; at its last draw the seed of e+2."""
+    """At an epoch's first block jail who was absent and freeze the set of e+2; at its last draw the
+    seed of e+2."""
     head = state.head
     first = (head.height - 1) % params.epoch_blocks == 0
     last = head.height % params.epoch_blocks == 0
     if first:
         ahead = Epoch(head.epoch + 2)
+        attendance.judge(state, params)
         frozen = freeze_set(state, params, ahead)
         record = r.EpochRecord(ahead, frozen, Hash32(bytes(32)), TimeMs(0))
         state.put(r.epoch_key(ahead), record)

@@ -42,6 +42,9 @@ class Params:
     unbonding_ms: int
     evidence_blocks: int
     evidence_ms: int
+    evidence_jail: Window
+    downtime_views: int
+    downtime_jail: Window
     slash_permille: int
     seed_blocks: int
     jury_size: int
@@ -74,6 +77,7 @@ _BOUNDS = {
     "unbonding_ms": (1, 10**12),
     "evidence_blocks": (1, 10**12),
     "evidence_ms": (1, 10**12),
+    "downtime_views": (4, 10**6),
     "slash_permille": (0, 1000),
     "seed_blocks": (1, 32),
     "jury_size": (1, 64),
@@ -86,6 +90,8 @@ _BOUNDS = {
 }
 
 
+# Lying is out for this many times as long as sleeping: nobody lies by an oversight.
+_JAIL_RATIO = 8
 # Eight answers of three a block, and one block to hear of the dispute; with 1 nobody could dispute.
 _LEAST_OPEN_BLOCKS = 4
 
@@ -268,6 +274,14 @@ def _check_ages(params: Params) -> None:
         )
     if params.unbonding_ms <= params.evidence_ms:
         raise GenesisError("params.unbonding_ms: expected more than evidence_ms")
+    term, long = params.downtime_jail, params.evidence_jail
+    if term.blocks < params.epoch_blocks:  # or it would be over before any set freezes without it
+        raise GenesisError("params.downtime_jail.blocks: expected at least epoch_blocks")
+    if long.blocks < _JAIL_RATIO * term.blocks or long.ms < _JAIL_RATIO * term.ms:
+        raise GenesisError(
+            f"params.evidence_jail: expected at least {_JAIL_RATIO} times downtime_jail, in blocks "
+            "and in ms"
+        )
 
 
 def _validator(value: Any, where: str) -> GenesisValidator:

@@ -326,11 +326,33 @@ class UnbondingDue:
     account: PubKey
 
 
+@wire(158)
+@dataclass(frozen=True, slots=True)
+class JailRecord:
+    """An account that no set takes before `unjail`, which works when both times have passed."""
+
+    account: PubKey
+    reason: U8  # JailReason
+    until: Height
+    until_ms: TimeMs
+
+
+@wire(159)
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """Turns to lead that an account has missed: since its last block, and since it was jailed."""
+
+    account: PubKey
+    row: U64
+    missed: U64
+
+
 # --- keys ---------------------------------------------------------------------------
 
 HEAD = b"head"
 MODEL = b"model"
 UNBONDING = b"unbd/"
+ATTENDANCE = b"attd/"
 
 
 def _be4(value: int) -> bytes:
@@ -351,6 +373,14 @@ def node_key(account: PubKey) -> bytes:
 
 def consensus_key(key: PubKey) -> bytes:
     return b"cons/" + key
+
+
+def jail_key(account: PubKey) -> bytes:
+    return b"jail/" + account
+
+
+def attendance_key(account: PubKey) -> bytes:
+    return ATTENDANCE + account
 
 
 def unbondings_of(account: PubKey) -> bytes:

@@ -8,12 +8,15 @@ from typing import Protocol
 
 from chain.hashes import Hash32
 from chain.transactions import LossSlice, TileChange
-from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet
+from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet, View
 
 
 class Rules(Protocol):
     def draw(self, seed: Hash32, candidates: Sequence[Validator], size: int) -> tuple[PubKey, ...]:
         """A committee of accounts drawn by stake without replacement; all when there are fewer."""
+
+    def leader(self, seed: Hash32, view: View, validators: ValidatorSet) -> int:
+        """The index of the leader of a view in its epoch's set."""
 
     def ranks(
         self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator]

@@ -13,12 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from chain.address import peer_id_of
 from chain.errors import ConfigError, GenesisError
 from chain.params import Genesis, parse_genesis
 from chain.types import GRAINS_PER_BLY
 from node.config import Config, save_config
 from node.home import Home, create_keys, generate_passphrase, write_private
-from node.net.identity import peer_id_of
 from wallet.keys import Keys
 
 FOUNDER_STAKE = 10_000 * GRAINS_PER_BLY  # grains bonded by each founding validator

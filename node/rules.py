@@ -16,6 +16,7 @@ from chain.types import (
     TileIndex,
     Validator,
     ValidatorSet,
+    View,
 )
 from consensus import election, pol
 from consensus.election import Candidate
@@ -28,6 +29,9 @@ class ProtocolRules:
 
     def draw(self, seed: Hash32, candidates: Sequence[Validator], size: int) -> tuple[PubKey, ...]:
         return election.draw(seed, [Candidate(v.account, v.stake) for v in candidates], size)
+
+    def leader(self, seed: Hash32, view: View, validators: ValidatorSet) -> int:
+        return election.leader(seed, view, validators)
 
     def ranks(
         self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator]

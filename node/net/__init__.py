@@ -1,6 +1,7 @@
 """The network port and libp2p behind it. Importing this does not import libp2p."""
 
-from node.net.identity import Address, PortInUseError, peer_id_of
+from chain.address import peer_id_of
+from node.net.identity import Address, PortInUseError
 from node.net.port import Network, PeerInfo
 from node.net.priority import Priority
 

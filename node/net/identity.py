@@ -9,12 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from chain import limits
+from chain.address import BASE58
 from chain.errors import ConfigError, InputError
 
-_ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-# identity multihash (0x00) of 36 bytes: protobuf {Type: Ed25519 = 1, Data: 32 bytes}
-_PREFIX = bytes.fromhex("002408011220")
-_PEER_ID = re.compile(rf"12D3KooW[{_ALPHABET}]{{44}}")
+_PEER_ID = re.compile(rf"12D3KooW[{BASE58}]{{44}}")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns4|dns6|dns)/([^/\s]+)/tcp/([0-9]{1,5})(?:/p2p/([^/\s]+))?")
 
 
@@ -23,18 +21,6 @@ class PortInUseError(ConfigError):
 
     code = "port_in_use"
     exit_code = 1
-
-
-def peer_id_of(public_key: bytes) -> str:
-    """The libp2p peer id, as text, of a 32-byte Ed25519 public key (libp2p peer-ids spec)."""
-    if len(public_key) != 32:
-        raise InputError(f"a node's public key has 32 bytes, not {len(public_key)}")
-    number = int.from_bytes(_PREFIX + public_key)
-    digits = ""
-    while number:
-        number, digit = divmod(number, 58)
-        digits = _ALPHABET[digit] + digits
-    return "1" + digits  # the leading zero byte
 
 
 def is_peer_id(text: str) -> bool:

@@ -19,11 +19,12 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
+from chain.address import peer_id_of
 from chain.errors import InputError, UnreachableError
 from node.net import limits
 from node.net.asking import Asking, Progress
 from node.net.bridge import Bridge, Metrics
-from node.net.identity import Address, check_port_free, own_host, peer_id_of
+from node.net.identity import Address, check_port_free, own_host
 from node.net.link import MESSAGE, Link
 from node.net.links.info import LinkInfo
 from node.net.peers import Book

@@ -71,7 +71,7 @@ ATTACKS: tuple[Attack, ...] = (
     hostile_validator.liars_serve_a_joiner,
     hostile_validator.kill_and_restart,
 )
-LAST = hostile_validator.equivocation  # its validator is jailed: three of four remain
+LAST = hostile_validator.equivocation  # its validator is slashed and jailed
 
 
 def name_of(attack: Attack) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from chain.address import peer_id_of
 from chain.codec import encode
 from chain.errors import UnreachableError
 from chain.hashes import Hash32
@@ -27,7 +28,6 @@ from chain.types import (
 )
 from consensus.simplex.messages import BlockReply, BlockRequest, CertificateRequest, Message
 from node.net import Network
-from node.net.identity import peer_id_of
 from node.net.peers import EXCHANGE_PROTOCOL, PeerAddresses, PeersAnswer
 from node.services.blobs import PROTOCOL as BLOB
 from node.services.sync import PROTOCOL as SYNC

@@ -415,7 +415,7 @@ class LocalInfo:
 
 
 def _peer_id(node_key: bytes) -> str:
-    from node.net.identity import peer_id_of
+    from chain.address import peer_id_of
 
     return peer_id_of(node_key)
 

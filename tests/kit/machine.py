@@ -144,12 +144,12 @@ class Machine:
         self.time_ms += self.step_ms
         epoch = Epoch((self.height - 1) // self.genesis.params.epoch_blocks)
         vrf = hashlib.sha512(b"vrf" + self.height.to_bytes(8, "big")).digest()
-        proposer = self.validators[self.height % len(self.validators)].consensus.public
+        view, proposer = self.turn(epoch)
         ctx = Context(
             Height(self.height),
             TimeMs(self.time_ms),
             epoch,
-            View(self.height),
+            view,
             self.parent,
             proposer,
             vrf,
@@ -162,6 +162,11 @@ class Machine:
         self.parent = BLOCK.hash(self.parent, self.height.to_bytes(8, "big"))
         return self.done.receipts
 
+    def turn(self, epoch: Epoch) -> tuple[View, PubKey]:
+        """View and proposer of the next block: every view has one, and they take turns."""
+        view = View((self.height - 1) % self.genesis.params.epoch_blocks + 1)
+        return view, self.validators[self.height % len(self.validators)].consensus.public
+
     def ok(self, *raws: bytes) -> None:
         """Execute a block all of whose transactions must succeed."""
         for receipt in self.block(*raws):
@@ -173,3 +178,24 @@ class Machine:
         accounts = [decode(r.Account, raw) for _, raw in self.tree.items(b"acct/")]
         waiting = [decode(r.Unbonding, raw) for _, raw in self.tree.items(b"unbd/")]
         return sum(a.balance + a.bonded for a in accounts) + sum(w.amount for w in waiting)
+
+
+class ElectedMachine(Machine):
+    """Blocks come from the leaders that the epoch's seed draws; `asleep` accounts miss theirs."""
+
+    def __init__(self, *args: Any, **params: Any) -> None:
+        super().__init__(*args, **params)
+        self.asleep: set[PubKey] = set()
+        self.skip = 0  # views that nobody uses before the next block: the network's fault
+
+    def turn(self, epoch: Epoch) -> tuple[View, PubKey]:
+        head, record = self.state.head, self.state.epoch(epoch)
+        view = (head.view if head.epoch == epoch else 0) + 1 + self.skip
+        self.skip = 0
+        while True:
+            leader = record.validators.members[
+                self.rules.leader(record.seed, View(view), record.validators)
+            ]
+            if leader.account not in self.asleep:
+                return View(view), leader.consensus_key
+            view += 1

@@ -11,6 +11,7 @@ import pytest
 
 from chain import custody
 from chain import records as r
+from chain.address import peer_id_of
 from chain.codec import decode, encode
 from chain.custody_records import CustodyEvent, CustodyPhase
 from chain.hashes import BLOB, ZERO_HASH, Hash32
@@ -194,7 +195,7 @@ class Chaos(RoundRun):
             chain_id=self.m.genesis.chain_id,
             roles=2**32 - 1,
             capacity_tiles=0,
-            node_id="x",
+            node_id=self.pick("x", peer_id_of(owner.node.public)),
             addresses=(),
         )
         return self.pick(Bond(amount), Unbond(amount), Unjail(), announced)  # type: ignore[no-any-return]

@@ -9,11 +9,11 @@ import pytest
 
 from chain import limits
 from chain import records as r
+from chain.address import peer_id_of
 from chain.codec import encode
 from chain.errors import BlockError, GenesisError
 from chain.execute import check_header
 from chain.hashes import TX, ZERO_HASH, Hash32
-from chain.ledger import freeze_set
 from chain.params import parse_genesis
 from chain.records import Account
 from chain.state import REWARD_POOL
@@ -32,6 +32,7 @@ from chain.types import (
     VoteKind,
     tx_root,
 )
+from chain.validator_sets import freeze_set
 from consensus.evidence import double_vote
 from tests.kit.machine import STAKE, TEMPLATE, Machine, key, keys
 from wallet.keys import Keys
@@ -196,7 +197,7 @@ def test_a_consensus_key_belongs_to_one_account_until_it_is_given_up() -> None:
             chain_id=machine.genesis.chain_id,
             roles=2,
             capacity_tiles=1,
-            node_id="peer",
+            node_id=peer_id_of(node.node.public),
             addresses=(),
         )
         (receipt,) = machine.block(encode(machine.tx(key(name), payload)))

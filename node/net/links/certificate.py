@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from chain.address import peer_id_of
 from chain.errors import VerifyError
 from chain.hashes import LINK_AUTHORITY
-from node.net.identity import peer_id_of
 from node.net.links import limits
 
 ALPN = "blyan/link/1"
