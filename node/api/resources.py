@@ -245,6 +245,19 @@ class RecentBlock(Resource):
 class Unbonding(Resource):
     amount: int
     release: int
+    release_ms: int
+
+
+class Jail(Resource):
+    reason: str
+    until: int
+    until_ms: int
+    over: bool
+
+
+class SetMember(Resource):
+    epoch: int
+    stake: int
 
 
 class NodeKeys(Resource):
@@ -275,6 +288,9 @@ class Account(Resource):
     next_nonce: int
     merit: int
     jailed: bool
+    jail: Jail | None
+    missed_turns: int
+    sets: list[SetMember]
     unbonding: list[Unbonding]
     stamp_bits: int
     stamp: RecentBlock | None
@@ -295,7 +311,9 @@ class Validator(Resource):
     share_permille: int
     signed: int
     proposed: int
+    missed_turns: int
     jailed: bool
+    jail: Jail | None
     own: bool
 
 

@@ -11,6 +11,7 @@ from node.cli.session import Group, run_program
 # Imported when called: training brings torch, and help should come at once.
 _COMMANDS = {
     "wallet": ("node.cli.wallet:wallet", "Keys, balances, transfers."),
+    "stake": ("node.cli.stake:stake", "Stake of a validator: bond, unbond, unjail."),
     "query": ("node.cli.query:query", "What the chain says."),
     "train": ("node.cli.train:train", "Take part in learning rounds."),
     "delta": ("node.cli.delta:delta", "Submit a delta trained elsewhere."),

@@ -135,10 +135,12 @@ def account(session: Session, address: str) -> None:
 @query.command()
 @pass_session
 def validators(session: Session) -> None:
-    """Who votes on blocks, with how much stake."""
+    """Who votes on blocks, with how much stake; turns missed in a row, and who is jailed."""
     columns = _columns(
         account=lambda r: r["account"],
         stake=lambda r: bly(r["stake"]),
+        missed=lambda r: r["missed_turns"],
+        jail=lambda r: r["jail"]["reason"] if r["jail"] else "no",
         node=lambda r: short(r["node_id"], 20),
     )
     _show(session, lambda client: client.validators(), columns)

@@ -126,7 +126,7 @@ def balance(session: Session, address: str) -> None:
       blyan wallet balance
       blyan wallet balance bly1… --json
     """
-    account = parse_address(address) if address else _own_account(session)
+    account = parse_address(address) if address else own_account(session)
     found = session.read(lambda client: client.account(account))
     emit(
         session,
@@ -139,7 +139,7 @@ def balance(session: Session, address: str) -> None:
     )
 
 
-def _own_account(session: Session) -> PubKey:
+def own_account(session: Session) -> PubKey:
     """Public, so no passphrase is asked for."""
     name = session.config.account
     for entry in Keystore(session.home.keystore).list():

@@ -16,6 +16,7 @@ from chain.state import REWARD_POOL
 from chain.store_rows import BlockRow, TxRow
 from chain.transactions import Roles, Transaction
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
+from node.query import staking
 from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
 from node.query.custody import CustodyQueries
 from node.query.plain import INVALID, KINDS, address, kind_name, plain
@@ -215,7 +216,13 @@ class BlockQueries(Reader):
             "next_nonce": self.node.pool.next_nonce(key),
             "merit": account.merit,
             "jailed": bool(account.jailed),
-            "unbonding": [{"amount": u.amount, "release": u.release} for u in self._unbonding(key)],
+            "jail": staking.jail(state, key),
+            "missed_turns": staking.missed_turns(state, key),
+            "sets": staking.sets(state, key),
+            "unbonding": [
+                {"amount": u.amount, "release": u.release, "release_ms": u.release_ms}
+                for u in self._unbonding(key)
+            ],
             "stamp_bits": stamp_bits(state, self.node.genesis, key),
             "stamp": _stamp_block(state.head),
             "validator": validator is not None,

@@ -15,6 +15,7 @@ from chain.errors import InputError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.types import GRAINS_PER_BLY, BlobId, Height, PubKey, TxId
 from node.net.links.info import LinkInfo
+from node.query import staking
 from node.query.base import BadQuery, Json, Reader
 from node.query.plain import address, nats, phase_name
 from node.version import version
@@ -148,7 +149,9 @@ class NetworkQueries(Reader):
                     "share_permille": v.stake * 1000 // total if total else 0,
                     "signed": signed[i],
                     "proposed": proposed.count(v.consensus_key),
+                    "missed_turns": staking.missed_turns(state, v.account),
                     "jailed": bool(state.account(v.account).jailed),
+                    "jail": staking.jail(state, v.account),
                     "own": v.account == own,
                 }
                 for i, v in enumerate(members)

@@ -174,9 +174,9 @@ class LocalChain:
     def block(self, *extra: bytes, certify: bool = True) -> tuple[Receipt, ...]:
         """The elected leader's next block of what waits, and of `extra` raw transactions (which
         may fail); certified by every validator, and final."""
-        self._view += 1
         parent = self.chain.tip
         epoch = epoch_of(self.genesis, parent.height + 1)
+        self._view = parent.view + 1 if parent.epoch == epoch else 1
         record = self.chain.state().epoch(epoch)
         leader = record.validators.members[
             election.leader(record.seed, View(self._view), record.validators)
