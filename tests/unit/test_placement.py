@@ -43,13 +43,13 @@ def test_each_keeps_its_part_and_all_together_the_target(tmp_path: Path) -> None
     async def body(town: Town) -> None:
         seed = town.memory_node(4, capacity_tiles=1000)
         seed.seed()
-        nodes = partial(town, 4)
+        nodes = partial(town, 4, capacity=24)
         town.connect_all()
         await town.settle(seed, *nodes)
         assert min(town.holders(seed, *nodes)) >= TARGET
         for node in nodes:
             info = node.placement.info()
-            assert 0 < info["kept_tiles"] <= info["capacity_tiles"] == 20
+            assert 0 < info["kept_tiles"] <= info["capacity_tiles"] == 24
             assert info["missing_tiles"] == 0
             assert node.held() == {t for t in town.model if node.placement.keeps(*t)}
             assert len(node.held()) < len(town.model)
@@ -112,7 +112,7 @@ def test_the_next_epoch_s_tiles_are_there_before_it_begins(tmp_path: Path) -> No
         assert ours <= held
         assert len(node.placement._plan.epochs) == 2
 
-    run(tmp_path, body, epoch_blocks=8)
+    run(tmp_path, body, epoch_blocks=9)
 
 
 def test_holders_are_asked_in_the_order_of_what_they_say(tmp_path: Path) -> None:
