@@ -19,13 +19,13 @@ from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Announce, Bond, Transfer, Unbond, announce_digest
 from chain.types import (
     ChainId,
-    ConflictingCertificates,
     Epoch,
     EvidenceItem,
     Grains,
     Height,
     PubKey,
     TimeMs,
+    accused,
     u64_be,
 )
 from chain.validator_sets import freeze_set
@@ -130,8 +130,7 @@ def slash(
             f"epoch {item.first.epoch} is unknown, or ended more than {params.evidence_blocks} "
             f"blocks and {params.evidence_ms} ms ago",
         )
-    if not isinstance(item, ConflictingCertificates):  # known before any signature is looked at
-        _unpunished(state, epoch.epoch, (item.first.signer,))
+    _unpunished(state, epoch.epoch, accused(epoch.validators, item))  # before any signature
     guilty = rules.check_evidence(chain_id, epoch.validators, item)
     accounts = {v.consensus_key: v.account for v in epoch.validators.members}
     for key in _unpunished(state, epoch.epoch, guilty):
@@ -148,7 +147,7 @@ def _unpunished(state: State, epoch: Epoch, keys: Sequence[PubKey]) -> list[PubK
     """Those of `keys` that were not slashed for this epoch yet; TxError if there are none."""
     found = [k for k in keys if state.raw(r.evidence_key(k, epoch)) is None]
     if not found:
-        raise TxError("known_evidence", "whom this convicts has been slashed for this epoch")
+        raise TxError("known_evidence", "whom it names has been slashed for this epoch already")
     return found
 
 

@@ -175,6 +175,15 @@ class ConflictingCertificates:
 EvidenceItem = DoubleVote | DoubleProposal | ConflictingCertificates
 
 
+def accused(validators: ValidatorSet, item: EvidenceItem) -> tuple[PubKey, ...]:
+    """Whom an item of evidence names, unverified, in the set's order: nobody of a foreign form."""
+    if not isinstance(item, ConflictingCertificates):
+        return (item.first.signer,)
+    members = validators.members
+    both = sorted(set(item.first.indices()) & set(item.second.indices()))
+    return tuple(members[i].consensus_key for i in both if i < len(members))
+
+
 @wire(9)
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -27,6 +27,7 @@ from chain.types import (
     ValidatorSet,
     Vote,
     VoteKind,
+    accused,
 )
 from consensus.certificates import verify_certificate, verify_seal, verify_vote
 
@@ -60,15 +61,6 @@ def double_proposal(a: ProposalSeal, b: ProposalSeal) -> DoubleProposal:
 
 def conflicting_certificates(a: Certificate, b: Certificate) -> ConflictingCertificates:
     return ConflictingCertificates(*sorted((a, b), key=encode))
-
-
-def accused(validators: ValidatorSet, item: EvidenceItem) -> tuple[PubKey, ...]:
-    """Whom an item of evidence names, unverified, in the set's order: nobody of a foreign form."""
-    if not isinstance(item, ConflictingCertificates):
-        return (item.first.signer,)
-    members = validators.members
-    both = sorted(set(item.first.indices()) & set(item.second.indices()))
-    return tuple(members[i].consensus_key for i in both if i < len(members))
 
 
 def check_evidence(

@@ -13,8 +13,8 @@ from chain.hashes import EVIDENCE
 from chain.ledger import convictable
 from chain.params import Params
 from chain.state import State
-from chain.types import ChainId, ConflictingCertificates, EvidenceItem
-from consensus.evidence import accused, check_evidence
+from chain.types import ChainId, ConflictingCertificates, EvidenceItem, accused
+from consensus.evidence import check_evidence
 
 log = logging.getLogger("blyan.consensus")
 MAX_HELD = 64

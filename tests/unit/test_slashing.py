@@ -23,6 +23,7 @@ from chain.types import (
 )
 from consensus.certificates import assemble
 from consensus.evidence import conflicting_certificates, double_vote
+from node.rules import ProtocolRules
 from tests.kit.machine import STAKE, Machine, key
 from wallet.signing import sign_vote
 
@@ -81,7 +82,9 @@ def attack(machine: Machine) -> ConflictingCertificates:
     return conflicting_certificates(*both)
 
 
-def test_a_light_client_attack_is_punished_once_in_all_who_signed_both() -> None:
+def test_a_light_client_attack_is_punished_once_in_all_who_signed_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     machine = Machine(funded=("ann",), slash_permille=100)
     total, pool = machine.grains(), machine.state.account(REWARD_POOL).balance
     item = attack(machine)
@@ -94,8 +97,11 @@ def test_a_light_client_attack_is_punished_once_in_all_who_signed_both() -> None
     assert bonded == [STAKE, STAKE * 9 // 10, STAKE * 9 // 10, STAKE]
     assert machine.state.account(REWARD_POOL).balance == pool + STAKE // 5
     assert machine.grains() == total
+    looked: list[object] = []
+    monkeypatch.setattr(ProtocolRules, "check_evidence", lambda *asked: looked.append(asked))
     (again,) = machine.block(encode(machine.tx(ANN, SubmitEvidence(item), fee=8000)))
     assert again.code == "known_evidence"
+    assert not looked  # a refused transaction pays nothing, so it must cost little
 
 
 def test_an_attack_that_does_not_hold_makes_a_block_invalid_and_changes_nothing() -> None:
