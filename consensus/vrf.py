@@ -9,6 +9,7 @@ order. An honest prover's proofs all pass, and a proof has no second encoding.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from nacl.bindings import (
     crypto_core_ed25519_add,
@@ -60,7 +61,7 @@ def verify(public: bytes, alpha: bytes, proof: bytes) -> bytes | None:
     Any bytes may be given: what is no key or no proof is simply not valid (RFC 9381, 5.3).
     """
     parts = _parse(proof)
-    if parts is None or not _is_point(public):
+    if parts is None or not _is_key(public):
         return None
     gamma, challenge, s = parts
     try:
@@ -102,6 +103,12 @@ def _parse(proof: bytes) -> tuple[bytes, bytes, bytes] | None:
 def _is_point(data: bytes) -> bool:
     """Canonical, on the curve, in the prime-order subgroup and not the identity."""
     return len(data) == 32 and crypto_core_ed25519_is_valid_point(data)
+
+
+@lru_cache(maxsize=1024)
+def _is_key(public: bytes) -> bool:
+    """`_is_point`, remembered: the keys of an epoch's validators come again with every block."""
+    return _is_point(public)
 
 
 def _encode_to_curve(salt: bytes, alpha: bytes) -> bytes:
