@@ -254,7 +254,7 @@ def _check_change(
         raise TxError("unknown_tile", f"there is no {where}")
     if roots.roots[change.tile] != change.base_root:
         raise TxError("stale_base", f"{where}: the base is not the tile's root")
-    ranks = tile_ranks(state, rules, change.shard, change.tile)
+    ranks = tile_ranks(state, rules, change.shard, change.tile, rank + 1)
     if rank >= len(ranks) or ranks[rank] != sender:
         raise TxError("not_primary", f"{where}: this account is not custodian of rank {rank}")
     slot = state.get(r.TileSlot, r.slot_key(current.number, change.shard, change.tile))
@@ -266,10 +266,13 @@ def _check_change(
         raise TxError("bad_witness", f"{where}: {problem}")
 
 
-def tile_ranks(state: State, rules: Rules, shard: int, tile: int) -> tuple[PubKey, ...]:
-    """Custody order of a tile in the epoch in progress."""
+def tile_ranks(
+    state: State, rules: Rules, shard: int, tile: int, most: int | None = None
+) -> tuple[PubKey, ...]:
+    """The first `most` (by default all) of a tile's custody order in the epoch in progress."""
     epoch = state.epoch(state.head.epoch)
-    return rules.ranks(epoch.seed, shard, tile, epoch.validators.members)
+    members = epoch.validators.members
+    return rules.ranks(epoch.seed, shard, tile, members, len(members) if most is None else most)
 
 
 def _committee(state: State, primary: PubKey) -> tuple[Validator, ...]:

@@ -19,9 +19,9 @@ class Rules(Protocol):
         """The index of the leader of a view in its epoch's set."""
 
     def ranks(
-        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator]
+        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator], most: int
     ) -> tuple[PubKey, ...]:
-        """Accounts in custody order for a tile; the first is its primary."""
+        """The first `most` accounts in custody order for a tile; the first is its primary."""
 
     def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
         """(verdict, mean gain in nano-nats per byte) of the screen's paired test."""

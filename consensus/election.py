@@ -1,29 +1,29 @@
-"""Leaders, custodians and committees, drawn from a seed and stakes (docs/spec/election.md).
+"""Leaders, committees and watchers, drawn from a seed and stakes (docs/spec/election.md).
 
-Ranking is weighted rendezvous hashing in integers. Each candidate waits -log2(u) / weight, with u
-drawn from its own hash, and the shortest wait is rank 0. Waits are independent, so
-
-- candidate i is rank 0 with probability weight_i / sum of weights, and the ranks are a draw
-  without replacement (Efraimidis and Spirakis, 2006);
-- a candidate that leaves or changes weight moves itself only: the others keep their order;
-- the next rank takes over from a silent one without any new vote.
+A committee is drawn by weighted rendezvous in integers. Each candidate waits -log2(u) / weight,
+with u drawn from its own hash, and those with the shortest waits are in. Waits are independent, so
+this is a draw without replacement (Efraimidis and Spirakis, 2006), and a candidate that leaves or
+changes weight moves itself only. Custodians of tiles: `consensus/ranking.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from chain.errors import InvariantError, invariant
 from chain.hashes import COMMITTEE, Context, Hash32
 from chain.types import PubKey, ShardIndex, TileIndex, ValidatorSet, View, u64_be
 
-RANK = Context("rank")
 LEADER = Context("leader")
+WATCHER = Context("watcher")
 
 LOG_BITS = 48  # fractional bits of a logarithm; see `log2_fixed` for its error
 _UNIFORM_BITS = 128  # of each candidate's hash
 _WAIT_SHIFT = 128  # fractional bits of a wait, above any weight's size
+
+REPUTATION_ONE = 1 << 16  # fixed-point 1: an ordinary reputation
+LATENCY_CLASSES = 5  # 0 is the nearest; class k counts (16 - k) / 16, so 3/4 at the least
 
 
 class Candidate(NamedTuple):
@@ -33,42 +33,38 @@ class Candidate(NamedTuple):
     weight: int
 
 
-def ranks(seed: Hash32, subject: bytes, candidates: Sequence[Candidate]) -> tuple[PubKey, ...]:
-    """All candidates with weight in order for `subject`: the primary first, then secondaries."""
-    digests = ((c, RANK.hash(seed, c.account, subject)) for c in candidates)
-    return _by_wait(digests)
+def weight(stake: int, reputation: int = REPUTATION_ONE, latency_class: int = 0) -> int:
+    """What a custodian weighs: stake x reputation, scaled between 3/4 and 1 by its latency class.
 
-
-def ahead(
-    seed: Hash32, subject: bytes, candidates: Sequence[Candidate], account: PubKey, most: int
-) -> tuple[PubKey, ...] | None:
-    """Who stands before `account` in `ranks`, in the candidates' order; None if `most` or more do,
-    or if it is no candidate with weight.
-
-    The same order at a fraction of its cost: about `most * (1 + ln(n / most))` of n candidates are
-    looked at on average, since the search ends with the `most`-th that stands before it.
+    `reputation` in units of 1 / REPUTATION_ONE. The unit of the result is the same for all.
     """
-    own = next((c for c in candidates if c.account == account and c.weight > 0), None)
-    if own is None:
-        return None
-    place = (_wait(RANK.hash(seed, account, subject), own.weight), account)
-    found: list[PubKey] = []
-    for other in candidates:
-        if other.weight <= 0 or other.account == account:
-            continue
-        wait = _wait(RANK.hash(seed, other.account, subject), other.weight)
-        if (wait, other.account) < place:
-            found.append(other.account)
-        if len(found) >= most:
-            return None
-    return tuple(found) if most > 0 else None
+    invariant(stake >= 0 and reputation >= 0, "stake and reputation are not negative")
+    invariant(0 <= latency_class < LATENCY_CLASSES, "a latency class is 0 to 4")
+    return stake * reputation * (16 - latency_class)
 
 
-def draw(seed: Hash32, candidates: Sequence[Candidate], size: int) -> tuple[PubKey, ...]:
-    """A committee of `size` by weight without replacement; all with weight if they are fewer."""
-    invariant(size >= 0, "a committee has no negative size")
-    digests = ((c, COMMITTEE.hash(seed, c.account)) for c in candidates)
-    return _by_wait(digests)[:size]
+def draw(
+    seed: Hash32,
+    candidates: Sequence[Candidate],
+    size: int,
+    judged: Collection[PubKey] = (),
+) -> tuple[PubKey, ...]:
+    """A committee of `size` by weight without replacement; all with weight if they are fewer.
+
+    `judged`: whose work it judges; nobody judges its own.
+    """
+    return _drawn(COMMITTEE, seed, candidates, size, judged)
+
+
+def watchers(
+    seed: Hash32,
+    candidates: Sequence[Candidate],
+    size: int,
+    judged: Collection[PubKey],
+) -> tuple[PubKey, ...]:
+    """Who looks after a committee; drawn as one, but not by the same hashes, so that whoever is in
+    the one is not therefore in the other. `judged`: as in `draw`."""
+    return _drawn(WATCHER, seed, candidates, size, judged)
 
 
 def leader(epoch_seed: Hash32, view: View, validators: ValidatorSet) -> int:
@@ -107,13 +103,24 @@ def log2_fixed(n: int) -> int:
     return whole << LOG_BITS | fraction
 
 
-def _by_wait(digests: Iterable[tuple[Candidate, Hash32]]) -> tuple[PubKey, ...]:
-    waits = [(_wait(d, c.weight), c.account) for c, d in digests if c.weight > 0]
+def _drawn(
+    context: Context,
+    seed: Hash32,
+    candidates: Sequence[Candidate],
+    size: int,
+    judged: Collection[PubKey],
+) -> tuple[PubKey, ...]:
+    invariant(size >= 0, "a committee has no negative size")
+    waits = [
+        (wait_of(context.hash(seed, c.account), c.weight), c.account)
+        for c in candidates
+        if c.weight > 0 and c.account not in judged
+    ]
     invariant(len({account for _, account in waits}) == len(waits), "a candidate stands once")
-    return tuple(account for _, account in sorted(waits))
+    return tuple(account for _, account in sorted(waits)[:size])
 
 
-def _wait(digest: Hash32, weight: int) -> int:
+def wait_of(digest: Hash32, weight: int) -> int:
     """-log2(u) / weight, where u = (2x + 1) / 2**129 for the first 128 bits x of the digest."""
     x = int.from_bytes(digest[: _UNIFORM_BITS // 8], "big")
     exponent = ((_UNIFORM_BITS + 1) << LOG_BITS) - log2_fixed(2 * x + 1)

@@ -18,7 +18,7 @@ from chain.types import (
     ValidatorSet,
     View,
 )
-from consensus import election, pol
+from consensus import election, pol, ranking
 from consensus.election import Candidate
 from consensus.evidence import check_evidence
 from tiles import aggregate, merkle
@@ -34,9 +34,9 @@ class ProtocolRules:
         return election.leader(seed, view, validators)
 
     def ranks(
-        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator]
+        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator], most: int
     ) -> tuple[PubKey, ...]:
-        return _ranks(seed, shard, tile, tuple((v.account, v.stake) for v in candidates))
+        return _ranks(seed, shard, tile, custodians(candidates), most)
 
     def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
         decision = pol.verdict(
@@ -80,8 +80,14 @@ class ProtocolRules:
 
 @lru_cache(maxsize=65_536)
 def _ranks(
-    seed: Hash32, shard: int, tile: int, candidates: tuple[tuple[PubKey, int], ...]
+    seed: Hash32, shard: int, tile: int, candidates: tuple[Candidate, ...], most: int
 ) -> tuple[PubKey, ...]:
     """Ranks hold for a whole epoch and are asked for at every block: worth remembering."""
     subject = election.tile_subject(ShardIndex(shard), TileIndex(tile))
-    return election.ranks(seed, subject, [Candidate(a, w) for a, w in candidates])
+    return ranking.layout_of(seed, candidates).ranks(subject, most)
+
+
+def custodians(members: Sequence[Validator]) -> tuple[Candidate, ...]:
+    """Who may be elected to keep tiles, and what each weighs. Every reputation is still 1, and
+    nobody's latency is known on chain."""
+    return tuple(Candidate(v.account, election.weight(v.stake)) for v in members)

@@ -6,6 +6,7 @@ from chain import records as r
 from chain.errors import UnreachableError, VerifyError
 from chain.hashes import MODEL, SHARD, Context, Hash32
 from chain.limits import MERKLE_ARITY
+from chain.rounds import tile_ranks
 from chain.types import PubKey, Validator, u64_be
 from node.query.base import Json, NotFound, Reader, natural, unhex
 from node.query.blocks import BlockQueries
@@ -99,7 +100,7 @@ class ModelQueries(Reader):
                     "tile": i,
                     "root": root.hex(),
                     "bytes": spec.tile_bytes(i),
-                    "primary": self._ranks(spec.index, i)[0]["account"],
+                    "primary": self._ranks(spec.index, i, 1)[0]["account"],
                     "held": self.node.tiles.store.has_tile(spec.index, record.root, i),
                     "holders": self.node.placement.tile_info(spec.index, record.root, i)["holders"],
                 }
@@ -201,17 +202,18 @@ class ModelQueries(Reader):
         return f"this node has every model from height {height} on"
 
     def election(self, shard: str, tile: str) -> Json:
-        """Who keeps a tile in this epoch: custody order, drawn by stake from the epoch's seed."""
+        """Who keeps a tile in this epoch, and all that anyone needs to compute it again: the
+        epoch's record under a header, and on the way from it to the ranks what is drawn."""
         spec, index = self._spec(shard), natural(tile, "tile index")
         if index >= spec.tile_count:
             raise NotFound(f"shard {spec.name} has the tiles 0 to {spec.tile_count - 1}")
-        state = self.state
+        epoch = self.state.epoch(self.state.head.epoch)
         return {
             "shard": spec.index,
             "name": spec.name,
             "tile": index,
-            "epoch": state.head.epoch,
-            "seed": state.epoch(state.head.epoch).seed.hex(),
+            "epoch": epoch.epoch,
+            "seed": epoch.seed.hex(),
             "ranks": self._ranks(spec.index, index),
         }
 
@@ -245,11 +247,10 @@ class ModelQueries(Reader):
         peers = [{"peer_id": p, "account": names.get(p)} for p in info["peers"]]
         return {**info, "peers": peers}
 
-    def _ranks(self, shard: int, tile: int) -> list[Json]:
-        state = self.state
-        epoch = state.epoch(state.head.epoch)
+    def _ranks(self, shard: int, tile: int, most: int | None = None) -> list[Json]:
+        epoch = self.state.epoch(self.state.head.epoch)
         members: dict[bytes, Validator] = {v.account: v for v in epoch.validators.members}
-        ranked = ProtocolRules().ranks(epoch.seed, shard, tile, epoch.validators.members)
+        ranked = tile_ranks(self.state, ProtocolRules(), shard, tile, most)
         return [
             {
                 "rank": i,

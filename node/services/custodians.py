@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from chain.records import EpochRecord
 from chain.types import Epoch, PubKey
-from consensus.election import Candidate
+from node.rules import custodians
 from node.services.placement_plan import Ahead, Tile, standing
 
 GRACE_S = 60.0  # unseen for so long: others take its tiles
 LACKING_S = 1800.0  # there, and lacking a tile for so long: it has no room for it
-SLICE = 256  # tiles whose election is computed without a pause
+SLICE = 1024  # tiles whose election is computed without a pause
 SPARE = 2  # custodians before us, beyond the target, that may go before we look again
 REMEMBERED = 4096  # accounts; validators of two epochs are at most 1,024
 
@@ -103,7 +103,7 @@ class Lacking:
 
 
 class Standings:
-    """Who stands before us at each tile, by epoch: computed once, some 0.1 ms a tile."""
+    """Who stands before us at each tile, by epoch: computed once, some 10 µs a tile."""
 
     def __init__(self, account: PubKey, model: Sequence[Tile], target: int) -> None:
         self._account, self._model, self._target = account, model, target
@@ -126,7 +126,7 @@ class Standings:
 
     async def _elect(self, epoch: EpochRecord, depth: int) -> Ahead:
         """In slices in a thread: the node goes on meanwhile."""
-        candidates = [Candidate(v.account, v.stake) for v in epoch.validators.members]
+        candidates = custodians(epoch.validators.members)
         found: dict[Tile, tuple[PubKey, ...]] = {}
         for start in range(0, len(self._model), SLICE):
             part = self._model[start : start + SLICE]

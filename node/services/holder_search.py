@@ -87,7 +87,8 @@ class HolderSearch:
         names = {v.account: v.node_id for v in epoch.validators.members}
         known = self._connected()
         found: dict[str, tuple[str, ...]] = {}
-        for account in self._chain.rules.ranks(epoch.seed, *tile, epoch.validators.members):
+        members = epoch.validators.members
+        for account in self._chain.rules.ranks(epoch.seed, *tile, members, len(members)):
             if account != self._account and names[account] not in known:
                 announced = state.get(r.NodeRecord, r.node_key(account))
                 found[names[account]] = announced.addresses if announced else ()

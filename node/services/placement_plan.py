@@ -1,7 +1,7 @@
 """Which tiles a node keeps, fetches first and throws away first, as pure functions
 (docs/spec/placement.md).
 
-The custody order of a tile is the election's (consensus/election.py). Everyone knows it, so nobody
+The custody order of a tile is the election's (consensus/ranking.py). Everyone knows it, so nobody
 has to agree with anybody: a node keeps a tile if fewer than the replication target of those that
 stand before it are there. When one of them goes, exactly the next in the order steps in.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from chain.hashes import Context, Hash32
 from chain.types import ChainId, PubKey, ShardIndex, TileIndex
-from consensus.election import Candidate, ahead, tile_subject
+from consensus.election import Candidate, tile_subject
+from consensus.ranking import layout_of
 
 GROUP_TILES = 64  # consecutive tiles of a shard that share one provider record
 Tile = tuple[int, int]  # shard, tile
@@ -38,13 +39,17 @@ def standing(
     With as many candidates gone as `depth` exceeds the replication target, no other tile can
     fall to us.
     """
-    found = {}
-    for shard, tile in tiles:
-        subject = tile_subject(ShardIndex(shard), TileIndex(tile))
-        before = ahead(seed, subject, candidates, account, depth)
-        if before is not None:
-            found[shard, tile] = before
-    return found
+    layout, listed = layout_of(seed, tuple(candidates)), list(tiles)
+    own = next((i for i, c in enumerate(candidates) if c.account == account), None)
+    if own is None or depth <= 0:
+        return {}
+    subjects = [tile_subject(ShardIndex(shard), TileIndex(tile)) for shard, tile in listed]
+    leading, _ = layout.leading(subjects, depth)
+    rows, ranks = (leading == own).nonzero()
+    return {
+        listed[row]: tuple(layout.accounts[i] for i in leading[row, :rank].tolist())
+        for row, rank in zip(rows.tolist(), ranks.tolist(), strict=True)
+    }
 
 
 @dataclass(frozen=True, slots=True)

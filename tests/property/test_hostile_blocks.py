@@ -302,7 +302,7 @@ class Chaos(RoundRun):
         return TileUpdate(self.round.number, rank, self.round.base_root, tuple(changes))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 6])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_nothing_that_is_signed_stops_the_chain(seed: int) -> None:
     chaos = Chaos(seed)
     chaos.dataset()

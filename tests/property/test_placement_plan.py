@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from chain.hashes import Hash32
 from chain.types import ChainId, PubKey, ShardIndex, TileIndex
-from consensus.election import Candidate, ranks, tile_subject
+from consensus.election import Candidate, tile_subject
+from consensus.ranking import ranks
 from node.services.placement_plan import (
     GROUP_TILES,
     Cached,

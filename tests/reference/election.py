@@ -1,7 +1,7 @@
-"""Elections by the book: waits as high-precision decimals, leaders by a list of every grain.
+"""Elections by the book: waits as high-precision decimals, leaders by a list of every grain,
+claims in a dictionary of slots, tiles that choose one after another.
 
-Shares no code with `consensus.election`. Run it to write the vectors:
-`python -m tests.reference.election`.
+Shares no code with the product. Run it to write the vectors: `python -m tests.reference.election`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ VECTORS = Path(__file__).parent.parent / "vectors" / "election" / "election.json
 getcontext().prec = 80
 
 
-def h(name: str, data: bytes) -> bytes:
-    return blake3.blake3(data, derive_key_context="blyan/1/" + name).digest()
+def h(name: str, data: bytes, length: int = 32) -> bytes:
+    return blake3.blake3(data, derive_key_context="blyan/1/" + name).digest(length=length)
 
 
 def wait(digest: bytes, weight: int) -> Decimal:
@@ -28,13 +28,87 @@ def wait(digest: bytes, weight: int) -> Decimal:
     return -(u.ln() / Decimal(2).ln()) / weight
 
 
-def ranks(seed: bytes, subject: bytes, candidates: dict[bytes, int]) -> list[bytes]:
-    waits = {a: wait(h("rank", seed + a + subject), w) for a, w in candidates.items() if w}
-    return sorted(waits, key=lambda a: waits[a])
+# --- custodians ---------------------------------------------------------------------------
 
 
-def draw(seed: bytes, candidates: dict[bytes, int], size: int) -> list[bytes]:
-    waits = {a: wait(h("committee", seed + a), w) for a, w in candidates.items() if w}
+def claims(
+    seed: bytes, candidates: dict[bytes, int], scale: int | None = None
+) -> dict[int, list[tuple[bytes, int]]]:
+    """By slot: who claims it, and how many of its 1024 cells."""
+    bits = sum(candidates.values()).bit_length() if scale is None else scale
+    found: dict[int, list[tuple[bytes, int]]] = {}
+    for account, weight in candidates.items():
+        cells = weight * 2**27 // 2**bits
+        places = h("claim", seed + account, 4 * -(-cells // 1024))
+        for at in range(0, len(places), 4):
+            slot = int.from_bytes(places[at : at + 4], "little") // 1024
+            found.setdefault(slot, []).append((account, min(cells, 1024)))
+            cells -= 1024
+    return found
+
+
+def ranks(
+    seed: bytes, subject: bytes, candidates: dict[bytes, int], scale: int | None = None
+) -> list[bytes]:
+    table = claims(seed, candidates, scale)
+    return order(seed, subject, candidates, table)
+
+
+def order(
+    seed: bytes,
+    subject: bytes,
+    candidates: dict[bytes, int],
+    table: dict[int, list[tuple[bytes, int]]],
+) -> list[bytes]:
+    def digest(account: bytes) -> bytes:
+        return h("rank", seed + account + subject)
+
+    first: dict[bytes, int] = {}
+    row = h("probe", seed + subject, 8 + 4 * 4096)[8:]
+    for number in range(4096):
+        word = int.from_bytes(row[4 * number : 4 * number + 4], "little")
+        for account, height in table.get(word // 1024, []):
+            if word % 1024 < height:
+                first.setdefault(account, number)
+    met = sorted(first, key=lambda a: (first[a], digest(a)))
+    rest = [a for a, w in candidates.items() if w and a not in first]
+    return met + sorted(rest, key=lambda a: wait(digest(a), candidates[a]))
+
+
+def lot(seed: bytes, subject: bytes) -> int:
+    return int.from_bytes(h("probe", seed + subject)[:8], "little")
+
+
+def bounded(
+    seed: bytes,
+    subjects: list[bytes],
+    candidates: dict[bytes, int],
+    room: dict[bytes, int],
+    depth: int,
+) -> dict[bytes, list[bytes]]:
+    """Tiles in the order of their lots; each takes the first of its order that have room left."""
+    table, left = claims(seed, candidates), dict(room)
+    found = {}
+    for subject in sorted(subjects, key=lambda s: (lot(seed, s), s)):
+        chosen = [a for a in order(seed, subject, candidates, table) if left[a] > 0][:depth]
+        for account in chosen:
+            left[account] -= 1
+        found[subject] = chosen
+    return {s: found[s] for s in subjects}
+
+
+# --- committees and leaders --------------------------------------------------------------
+
+
+def draw(
+    seed: bytes,
+    candidates: dict[bytes, int],
+    size: int,
+    judged: tuple[bytes, ...] = (),
+    context: str = "committee",
+) -> list[bytes]:
+    able = {a: w for a, w in candidates.items() if w and a not in judged}
+    waits = {a: wait(h(context, seed + a), w) for a, w in able.items()}
     return sorted(waits, key=lambda a: waits[a])[:size]
 
 
@@ -51,13 +125,22 @@ def vectors() -> list[dict[str, Any]]:
         accounts = [hashlib.sha256(b"account %d" % i).digest() for i in range(n)]
         weights = [(i * i * 37 + 10 * i + 1) % 1000 * (i != 3) for i in range(n)]
         candidates = dict(zip(accounts, weights, strict=True))
-        subjects = [bytes(4) + i.to_bytes(4, "big") for i in range(4)]
+        subjects = [bytes(4) + i.to_bytes(4, "big") for i in range(24)]
+        table = claims(seed, candidates)
+        room = {a: 2 + 72 // n if i % 3 else 40 // n for i, a in enumerate(accounts)}
+        kept = bounded(seed, subjects, candidates, room, 3)
         cases.append(
             {
                 "seed": seed.hex(),
                 "candidates": [[a.hex(), w] for a, w in candidates.items()],
-                "ranks": {s.hex(): [a.hex() for a in ranks(seed, s, candidates)] for s in subjects},
+                "ranks": {
+                    s.hex(): [a.hex() for a in order(seed, s, candidates, table)]
+                    for s in subjects[:6]
+                },
+                "capacities": [room[a] for a in accounts],
+                "bounded": {s.hex(): [a.hex() for a in kept[s]] for s in subjects},
                 "committee_of_5": [a.hex() for a in draw(seed, candidates, 5)],
+                "watchers": [a.hex() for a in draw(seed, candidates, 3, (accounts[0],), "watcher")],
                 "leaders": [leader(seed, view, weights) for view in range(16)],
             }
         )

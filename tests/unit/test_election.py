@@ -17,16 +17,20 @@ import pytest
 from chain.errors import InvariantError
 from chain.hashes import Hash32
 from chain.types import PubKey, ShardIndex, Stake, TileIndex, Validator, ValidatorSet, View
+from consensus.bounded import Assignment
 from consensus.election import (
+    LATENCY_CLASSES,
     LOG_BITS,
+    REPUTATION_ONE,
     Candidate,
-    ahead,
     draw,
     leader,
     log2_fixed,
-    ranks,
     tile_subject,
+    watchers,
+    weight,
 )
+from consensus.ranking import Layout, ranks
 from tests.reference import election as reference
 
 VECTORS: list[dict[str, Any]] = json.loads(reference.VECTORS.read_text())
@@ -50,23 +54,6 @@ CANDIDATES = [Candidate(_account(i), 100 * (1 + i % 5)) for i in range(20)]
 SUBJECTS = [tile_subject(ShardIndex(i // 50), TileIndex(i % 50)) for i in range(1500)]
 
 
-def test_who_stands_before_one_is_the_beginning_of_the_order() -> None:
-    for subject in SUBJECTS[:60]:
-        order = ranks(SEED, subject, CANDIDATES)
-        for candidate in CANDIDATES:
-            place = order.index(candidate.account)
-            found = ahead(SEED, subject, CANDIDATES, candidate.account, 4)
-            if place < 4:
-                assert found is not None
-                assert set(found) == set(order[:place])
-            else:
-                assert found is None
-    assert ahead(SEED, b"", CANDIDATES, _account(99), 4) is None
-    assert ahead(SEED, b"", CANDIDATES, order[0], 0) is None
-    weightless = [*CANDIDATES, Candidate(_account(50), 0)]
-    assert ahead(SEED, b"", weightless, _account(50), 30) is None
-
-
 def _within(count: int, draws: int, chance: float) -> bool:
     return abs(count - draws * chance) <= 5 * sqrt(draws * chance * (1 - chance))
 
@@ -83,7 +70,15 @@ def test_vectors(case: dict[str, Any]) -> None:
         for order in (candidates, candidates[::-1]):
             found = ranks(seed, bytes.fromhex(subject), order)
             assert [a.hex() for a in found] == expected
+    layout, subjects = Layout(seed, candidates), [bytes.fromhex(s) for s in case["bounded"]]
+    for capacities, listed in ((case["capacities"], case["bounded"]), (None, case["ranks"])):
+        kept = Assignment(layout, subjects, 3, capacities)
+        for row, subject in enumerate(subjects[: len(listed)]):
+            expected = listed[subject.hex()][:3]
+            assert [a.hex() for a in kept.ranks(row)] == expected
     assert [a.hex() for a in draw(seed, candidates, 5)] == case["committee_of_5"]
+    judged = [candidates[0].account]
+    assert [a.hex() for a in watchers(seed, candidates, 3, judged)] == case["watchers"]
     members = _set([w for _, w in case["candidates"]])
     assert [leader(seed, View(v), members) for v in range(16)] == case["leaders"]
 
@@ -135,8 +130,8 @@ def test_more_stake_only_attracts_tiles() -> None:
     assert 0 < moved < 60
 
 
-def test_the_unit_of_weight_does_not_matter() -> None:
-    for unit in (3, 10**8, 2**64):
+def test_weights_twice_as_large_change_nothing() -> None:
+    for unit in (2, 2**20, 2**64):
         scaled = [c._replace(weight=c.weight * unit) for c in CANDIDATES]
         for subject in SUBJECTS[:50]:
             assert ranks(SEED, subject, scaled) == ranks(SEED, subject, CANDIDATES)
@@ -156,6 +151,42 @@ def test_committees_include_by_stake() -> None:
     first = [draw(Hash32(hashlib.sha256(b"%d" % i).digest()), CANDIDATES, 1)[0] for i in range(900)]
     for c in CANDIDATES:
         assert _within(first.count(c.account), 900, c.weight / 6000)
+
+
+def test_nobody_judges_its_own_work_and_few_are_all() -> None:
+    own = CANDIDATES[4].account
+    for i in range(50):
+        seed = Hash32(hashlib.sha256(b"%d" % i).digest())
+        for chosen in (draw(seed, CANDIDATES, 19, [own]), watchers(seed, CANDIDATES, 30, [own])):
+            assert len(chosen) == len(set(chosen)) == 19
+            assert own not in chosen
+        # Without those who are judged the others stand as they did.
+        whole = draw(seed, CANDIDATES, 20)
+        assert draw(seed, CANDIDATES, 6, [own]) == tuple(a for a in whole if a != own)[:6]
+    few = [Candidate(_account(i), 5 * (i > 0)) for i in range(4)]
+    assert set(watchers(SEED, few, 19, [_account(1)])) == {_account(2), _account(3)}
+    assert watchers(SEED, few, 19, [c.account for c in few]) == ()
+
+
+def test_watchers_are_not_the_committee_over_again() -> None:
+    both = draws = 0
+    for i in range(300):
+        seed = Hash32(hashlib.sha256(b"%d" % i).digest())
+        both += draw(seed, CANDIDATES, 1) == watchers(seed, CANDIDATES, 1, ())
+        draws += 1
+    chance = sum((c.weight / 6000) ** 2 for c in CANDIDATES)
+    assert _within(both, draws, chance)
+
+
+def test_weight_is_stake_times_reputation_scaled_by_latency() -> None:
+    assert weight(7, 3 * REPUTATION_ONE) == 3 * weight(7) == 21 * weight(1)
+    assert [weight(4, latency_class=k) * 16 // weight(4) for k in range(LATENCY_CLASSES)] == [
+        *(16, 15, 14, 13, 12)
+    ]
+    assert weight(0) == weight(9, 0) == 0
+    for wrong in ((-1, 1, 0), (1, -1, 0), (1, 1, LATENCY_CLASSES), (1, 1, -1)):
+        with pytest.raises(InvariantError):
+            weight(*wrong)
 
 
 def test_leaders_follow_stake_and_change_with_the_view() -> None:
