@@ -62,6 +62,36 @@ class ShardVersion:
     tile_roots: tuple[Hash32, ...]
 
 
+def check_proof(genesis: Genesis, answer: dict[str, Any], key: bytes) -> Proven:
+    """A value of the state from an API answer, by its proof. VerifyError if it does not hold."""
+    header: Header = decode(Header, _bytes(answer, "header"))
+    proof: StateProof = decode(StateProof, _bytes(answer, "proof"))
+    value = None if answer.get("value") is None else _bytes(answer, "value")
+    if header.chain_id != genesis.chain_id:
+        raise VerifyError("the node shows a header of another chain")
+    if not verify_state_proof(header.state_root, key, value, proof):
+        raise VerifyError(f"the node's proof of {key[:5]!r} does not hold; ask another node")
+    certificate = (
+        decode(Certificate, _bytes(answer, "certificate")) if answer.get("certificate") else None
+    )
+    return Proven(value, header, check_finality(genesis, header, certificate))
+
+
+def check_finality(genesis: Genesis, header: Header, certificate: Certificate | None) -> Finality:
+    """Check a certificate for this very header. VerifyError if it is wrong."""
+    validators = genesis.validator_set
+    if header.height == 0:
+        return Finality.ABSENT
+    if header.validators_hash != validators.hash():
+        return Finality.OTHER_SET
+    if certificate is None:
+        return Finality.ABSENT
+    if (certificate.kind, certificate.block_hash) != (VoteKind.FINALIZE, header.hash()):
+        raise VerifyError(f"the certificate shown for block {header.height} is of another")
+    verify_certificate(genesis.chain_id, validators, certificate)
+    return Finality.CERTIFIED
+
+
 class VerifiedReader:
     """Reads one node's chain and believes nothing that a header does not show."""
 
@@ -78,17 +108,7 @@ class VerifiedReader:
 
     async def proven(self, key: bytes) -> Proven:
         """A value of the state, with its proof checked. VerifyError if it does not hold."""
-        answer = await self.client.state_proof(key)
-        header: Header = decode(Header, _bytes(answer, "header"))
-        proof: StateProof = decode(StateProof, _bytes(answer, "proof"))
-        value = None if answer.get("value") is None else _bytes(answer, "value")
-        if header.chain_id != self.genesis.chain_id:
-            raise VerifyError("the node shows a header of another chain")
-        if not verify_state_proof(header.state_root, key, value, proof):
-            raise VerifyError(f"the node's proof of {key[:5]!r} does not hold; ask another node")
-        raw = answer.get("certificate")
-        certificate = decode(Certificate, bytes.fromhex(raw)) if raw else None
-        return Proven(value, header, self.finality(header, certificate))
+        return check_proof(self.genesis, await self.client.state_proof(key), key)
 
     async def read(self, cls: type[T], key: bytes) -> T | None:
         value = (await self.proven(key)).value
@@ -120,18 +140,8 @@ class VerifiedReader:
     # --- finality --------------------------------------------------------------------------
 
     def finality(self, header: Header, certificate: Certificate | None) -> Finality:
-        """Check a certificate for this very header. VerifyError if it is wrong."""
-        validators = self.genesis.validator_set
-        if header.height == 0:
-            return Finality.ABSENT
-        if header.validators_hash != validators.hash():
-            return Finality.OTHER_SET
-        if certificate is None:
-            return Finality.ABSENT
-        if (certificate.kind, certificate.block_hash) != (VoteKind.FINALIZE, header.hash()):
-            raise VerifyError(f"the certificate shown for block {header.height} is of another")
-        verify_certificate(self.genesis.chain_id, validators, certificate)
-        return Finality.CERTIFIED
+        """As `check_finality`."""
+        return check_finality(self.genesis, header, certificate)
 
     async def certify(self, header: Header) -> tuple[Finality, int]:
         """How a header is final, and by the certificate of which height: its own, or that of a

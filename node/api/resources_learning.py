@@ -184,6 +184,18 @@ class Tile(Resource):
     versions: list[TileVersion]
 
 
+class CustodianWeight(Resource):
+    account: str
+    weight: str  # an integer, in decimal digits
+
+
+class Meeting(Resource):
+    """A probe of the tile that meets claims, and whose they are."""
+
+    probe: int
+    accounts: list[str]
+
+
 class Election(Resource):
     shard: int
     name: str
@@ -191,6 +203,11 @@ class Election(Resource):
     epoch: int
     seed: str
     ranks: list[Custodian]
+    scale: int
+    lot: str
+    weights: list[CustodianWeight]
+    meetings: list[Meeting]
+    state: StateProof
 
 
 # --- learning ----------------------------------------------------------------------------

@@ -189,8 +189,27 @@ def holdings(session: Session) -> None:
 @click.argument("tile", type=click.IntRange(0), default=0)
 @pass_session
 def election(session: Session, shard: str, tile: int) -> None:
-    """Who is primary of a tile, and why."""
-    _show(session, lambda client: client.election(shard, tile))
+    """Who is primary of a tile, and why.
+
+    With --json also what proves it: `blyan tile verify-election` computes the ranks again.
+    """
+
+    def human(found: dict[str, Any]) -> str:
+        why = ("shard", "name", "tile", "epoch", "seed", "scale", "lot")
+        head = listing({name: found[name] for name in why if name in found})
+        ranks = _columns(
+            rank=lambda r: r["rank"],
+            account=lambda r: r["account"],
+            stake=lambda r: bly(r["stake"]),
+            probe=lambda r: probes.get(r["account"], "-"),
+        )
+        probes: dict[str, int] = {}
+        for met in found.get("meetings", ()):
+            for account in met["accounts"]:
+                probes.setdefault(account, met["probe"])
+        return f"{head}\n\n{ranks(found['ranks'])}"
+
+    _show(session, lambda client: client.election(shard, tile), human)
 
 
 @query.command()

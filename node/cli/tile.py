@@ -1,19 +1,26 @@
-"""`blyan tile`: `verify` (also as `blyan verify`), tiles against a block header, and `scrub`."""
+"""`blyan tile`: `verify` (also as `blyan verify`), tiles against a block header;
+`verify-election`, who keeps one; and `scrub`."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
+from chain.errors import InputError
 from node.cli.output import emit
 from node.cli.scrub import scrub
 from node.cli.session import Command, Group, Session, pass_session
 from node.client import Client, Json
+from node.config import load_genesis
+from node.election_check import check_election
 from node.tile_check import check_tiles, parse_target
 from node.verified import VerifiedReader
+
+MAX_ANSWER_BYTES = 1 << 20  # 512 members take 0.4 MB
 
 
 @click.group(cls=Group)
@@ -24,6 +31,7 @@ def tile() -> None:
     Examples:
       blyan tile verify layers.0.experts.1
       blyan tile verify 3:0 --node http://127.0.0.1:8646
+      blyan tile verify-election election.json
       blyan tile scrub
     """
 
@@ -52,7 +60,36 @@ def verify(session: Session, target: str) -> None:
     emit(session, session.read(run), _human)
 
 
+@click.command(cls=Command, name="verify-election")
+@click.argument("file", type=click.File("rb"))
+@pass_session
+def verify_election(session: Session, file: BinaryIO) -> None:
+    """Compute a saved answer of `blyan query election` again, without a node.
+
+    Only its state proof is believed, as far as the certificate of its header goes: that is checked
+    with the genesis in the home. Exit code 65 if the ranks are not those that follow.
+
+    \b
+    Examples:
+      blyan query election layers.0.experts.1 0 --json > election.json
+      blyan tile verify-election election.json
+      blyan query election 3 0 --json | blyan tile verify-election -
+    """
+    raw = file.read(MAX_ANSWER_BYTES + 1)
+    try:
+        answer = json.loads(raw) if len(raw) <= MAX_ANSWER_BYTES else None
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise InputError(
+            f"{file.name} is no answer of `blyan query election --json`: expected a JSON object "
+            f"of at most {MAX_ANSWER_BYTES >> 20} MiB"
+        )
+    emit(session, check_election(answer, load_genesis(session.home)), _election)
+
+
 tile.add_command(verify)
+tile.add_command(verify_election)
 tile.add_command(scrub)
 
 
@@ -62,6 +99,13 @@ def _local(session: Session) -> Path | None:
         return None
     directory = session.home.tiles
     return directory if directory.is_dir() else None
+
+
+def _election(found: Any) -> str:
+    lines = [f"tile {found['tile']} of {found['name']}, epoch {found['epoch']}: the ranks hold"]
+    lines += [f"  rank {i}: {account}" for i, account in enumerate(found["ranks"])]
+    lines += [f"  checked {line}" for line in found["checked"]]
+    return "\n".join(lines)
 
 
 def _human(found: Any) -> str:

@@ -8,6 +8,7 @@ from chain.hashes import MODEL, SHARD, Context, Hash32
 from chain.limits import MERKLE_ARITY
 from chain.rounds import tile_ranks
 from chain.types import PubKey, Validator, u64_be
+from node.election_check import drawn
 from node.query.base import Json, NotFound, Reader, natural, unhex
 from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
@@ -215,6 +216,8 @@ class ModelQueries(Reader):
             "epoch": epoch.epoch,
             "seed": epoch.seed.hex(),
             "ranks": self._ranks(spec.index, index),
+            **drawn(epoch, spec.index, index),
+            "state": BlockQueries(self.node).prove(r.epoch_key(epoch.epoch)),
         }
 
     # --- inside ----------------------------------------------------------------------
