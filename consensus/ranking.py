@@ -151,22 +151,22 @@ class Layout:
 
     def _claim(self, slots: NDArray[Any], heights: NDArray[Any], owners: NDArray[Any]) -> None:
         self._slots, self._heights, self._owners = slots, heights, owners
-        table = np.zeros(1 << SLOT_BITS, np.bool_)
-        table[slots] = True
-        self._table = table
+        self._table = np.zeros(1 << SLOT_BITS, np.bool_)
+        self._table[slots] = True
         self._ends = np.searchsorted(slots, slots, "right").astype(np.int32)
-        # The same for plain Python, where reading one item of an array is slow.
-        self._occupied = table.tobytes()
-        self._slot_list: list[int] = slots.tolist()
+        # The same memory for plain Python, where reading one item of an array is slow.
+        self._occupied = self._table.view(np.uint8).data
+        self._claimed = slots.data, heights.data, owners.data
 
     def _met(self, probe: int) -> list[int]:
         """Owners of the claims in a probe's slot that are high enough, in the layout's order."""
         slot, cell = probe >> CELL_BITS, probe & (1 << CELL_BITS) - 1
-        found = []
-        claim = bisect_left(self._slot_list, slot)
-        while claim < len(self._slot_list) and self._slot_list[claim] == slot:
-            if cell < int(self._heights[claim]) and int(self._owners[claim]) not in found:
-                found.append(int(self._owners[claim]))
+        slots, heights, owners = self._claimed
+        found: list[int] = []
+        claim = bisect_left(slots, slot)
+        while claim < len(slots) and slots[claim] == slot:
+            if cell < heights[claim] and owners[claim] not in found:
+                found.append(owners[claim])
             claim += 1
         return found
 

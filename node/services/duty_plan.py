@@ -145,7 +145,7 @@ def tiles_to_update(
                 update = state.need(r.UpdateRecord, r.update_key(slot.update))
                 if slot.provisional or update.rank >= current.rank:
                     continue
-            ranks = rounds.tile_ranks(state, rules, shard, tile)
+            ranks = rounds.tile_ranks(state, rules, shard, tile, current.rank + 1)
             if current.rank < len(ranks) and ranks[current.rank] == account:
                 found.append((shard, tile))
     return found
