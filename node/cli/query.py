@@ -194,22 +194,24 @@ def election(session: Session, shard: str, tile: int) -> None:
     With --json also what proves it: `blyan tile verify-election` computes the ranks again.
     """
 
-    def human(found: dict[str, Any]) -> str:
-        why = ("shard", "name", "tile", "epoch", "seed", "scale", "lot")
-        head = listing({name: found[name] for name in why if name in found})
-        ranks = _columns(
-            rank=lambda r: r["rank"],
-            account=lambda r: r["account"],
-            stake=lambda r: bly(r["stake"]),
-            probe=lambda r: probes.get(r["account"], "-"),
-        )
-        probes: dict[str, int] = {}
-        for met in found.get("meetings", ()):
-            for account in met["accounts"]:
-                probes.setdefault(account, met["probe"])
-        return f"{head}\n\n{ranks(found['ranks'])}"
+    _show(session, lambda client: client.election(shard, tile), _election)
 
-    _show(session, lambda client: client.election(shard, tile), human)
+
+def _election(found: dict[str, Any]) -> str:
+    """Ranks, each with the first probe that meets it: `-` for those that none of the shown does."""
+    why = ("shard", "name", "tile", "epoch", "seed", "scale", "lot")
+    head = listing({name: found[name] for name in why if name in found})
+    probes: dict[str, int] = {}
+    for met in found.get("meetings", ()):
+        for account in met["accounts"]:
+            probes.setdefault(account, met["probe"])
+    ranks = _columns(
+        rank=lambda r: r["rank"],
+        account=lambda r: r["account"],
+        stake=lambda r: bly(r["stake"]),
+        probe=lambda r: probes[r["account"]],
+    )
+    return f"{head}\n\n{ranks(found['ranks'])}"
 
 
 @query.command()

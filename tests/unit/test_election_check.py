@@ -21,6 +21,7 @@ from chain.rounds import tile_ranks
 from chain.types import Certificate, Signature
 from node.api.app import create_app
 from node.cli.blyan import program
+from node.cli.query import _election
 from node.cli.session import run_program
 from node.client import Client
 from node.election_check import check_election
@@ -56,6 +57,16 @@ def test_what_the_node_says_follows_from_its_proof(chain: LocalChain, answer: Js
     first = answer["meetings"][0]["accounts"][0]
     assert first == found["ranks"][0]
     assert len(answer["weights"]) == len(ranks)
+
+
+def test_people_see_ranks_beside_the_probes_that_made_them(answer: Json) -> None:
+    shown = _election(answer)
+    assert answer["seed"] in shown
+    rows = [line.split() for line in shown.splitlines() if line.split()[:1] == ["0"]]
+    assert rows == [["0", answer["ranks"][0]["account"], rows[0][2], rows[0][3]]]
+    assert rows[0][3] == str(answer["meetings"][0]["probe"])
+    older = {k: v for k, v in answer.items() if k != "meetings"}  # a node of before
+    assert " -" in _election(older)
 
 
 def test_another_order_or_inputs_are_noticed(chain: LocalChain, answer: Json) -> None:
