@@ -36,6 +36,7 @@ from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService
 from node.services.duties import Duties
+from node.services.mesh import Mesh
 from node.services.new_versions import NewVersions, NoTiles, local_payloads
 from node.services.placement import Placement
 from node.services.rebuild import Rebuild
@@ -109,6 +110,7 @@ class Node:
             self.chain, self.pool, self.net, keys, home.wal, self.sync.want, self._halt
         )
         self.sync.attach(self.consensus)
+        self.mesh = Mesh(self.chain, self.net)
         self._txs = TxGossip(self.net, self.pool, self.consensus.wake)
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
@@ -223,6 +225,7 @@ class Node:
             "sync_lies": self.sync.lies,
             "txs_refused_from_peers": self._txs.refused_total,
             "txs_ignored_from_peers": self._txs.ignored_total,
+            **self.mesh.metrics(),
             **self.placement.metrics(),
             **self._duties.metrics(),
             **{f"net_{name}": value for name, value in self.net.metrics().items()},
@@ -242,6 +245,7 @@ class Node:
             log.info("node %s at %s", self.node_id, ", ".join(self.addresses))
             self.consensus.start()
             tasks += [asyncio.create_task(self._dial(a)) for a in self.config.bootstrap]
+            tasks.append(asyncio.create_task(self.mesh.run()))
             tasks.append(asyncio.create_task(self.sync.run()))
             tasks.append(asyncio.create_task(self._txs.run()))
             tasks.append(asyncio.create_task(self.placement.run()))

@@ -21,8 +21,8 @@ from node.config import Config, load_genesis
 from node.genesis import GenesisChain, build_genesis
 from node.home import Home, write_private
 from node.mempool import Mempool
+from node.net.info import PeerInfo
 from node.net.links.info import LinkInfo
-from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.scrub import CHAIN_STORE, Progress, scrub_store
 from node.services.blobs import BlobService

@@ -20,8 +20,8 @@ from tiles.layout import ShardSpec
 from tiles.store import TileStore
 
 if TYPE_CHECKING:
+    from node.net.info import PeerInfo
     from node.net.links.info import LinkInfo
-    from node.net.port import PeerInfo
     from node.services.versions import VersionHistory
 
 

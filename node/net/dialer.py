@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -58,6 +59,21 @@ class Dialer:
         if self._book.known.pop(name, None) is not None and name in self._wakers:
             self._wakers[name].set()
 
+    def pin(self, pinned: Mapping[str, Sequence[Address]]) -> None:
+        """Be connected to exactly these whatever the limits, dialling them where they are known
+        to listen. Their addresses are on the chain, so a loopback one means us only if we listen
+        there."""
+        local = self._state.listen.is_loopback
+        usable = {
+            name: [a for a in addresses if a.port and not a.is_wildcard and a.is_loopback is local]
+            for name, addresses in pinned.items()
+            if is_peer_id(name)
+        }
+        self._book.pin(usable)
+        for name in usable:
+            if name in self._book.known:
+                self.keep(name)
+
     def keep(self, name: str) -> None:
         """Have a loop that connects this known peer whenever it is not connected."""
         if name not in self._wakers:
@@ -87,7 +103,7 @@ class Dialer:
     def _may_dial(self, known: peers.Known) -> bool:
         if self._book.violations.is_banned(known.name, time.monotonic()):
             return False
-        return known.wanted or len(self._links) < limits.WANTED_CONNECTIONS
+        return known.is_kept or self._host.unpinned() < limits.WANTED_CONNECTIONS
 
     async def _dial_any(self, known: peers.Known, peer: ID) -> bool:
         """Try the addresses, the newest first. `dial_addr` rather than libp2p's `dial_peer`:
@@ -116,9 +132,8 @@ class Dialer:
             return
         loopback = all(address.is_loopback for address in known.addresses)
         jitter = self._random.random()
-        delay = peers.backoff_s(
-            known.failures, loopback=loopback, hearsay=known.is_hearsay, jitter=jitter
-        )
+        hearsay = known.is_hearsay and not known.is_kept  # those exist: the chain names them
+        delay = peers.backoff_s(known.failures, loopback=loopback, hearsay=hearsay, jitter=jitter)
         await self._pause(known.name, delay)
 
     async def _pause(self, name: str, seconds: float) -> None:
@@ -189,7 +204,7 @@ class Dialer:
 
     def _make_visit_room(self) -> bool:
         visits = [name for name in self._visits if name in self._links]
-        full = len(self._links) >= limits.MAX_CONNECTIONS - 4
+        full = self._host.unpinned() >= limits.MAX_CONNECTIONS - 4
         if len(visits) < limits.MAX_VISITS and not full:
             return True
         if not visits:
@@ -202,13 +217,13 @@ class Dialer:
         for name, used in list(self._visits.items()):
             if name not in self._links:
                 del self._visits[name]
-            elif now - used > limits.VISIT_S and len(self._links) > limits.WANTED_CONNECTIONS:
+            elif now - used > limits.VISIT_S and self._host.unpinned() > limits.WANTED_CONNECTIONS:
                 self._end_visit(name)
 
     def _end_visit(self, name: str) -> None:
         del self._visits[name]
         known = self._book.known.get(name)
-        if known is None or not known.wanted:
+        if known is None or not known.is_kept:
             self._host.drop(name)
 
     # --- peer exchange --------------------------------------------------------------

@@ -204,10 +204,10 @@ def build_host(seed: bytes, metrics: Metrics, blame: Blame) -> GuardedHost:
         transports=[TCP()],
         retry_config=RetryConfig(max_retries=0),  # redialling is ours
         connection_config=ConnectionConfig(
-            max_connections=limits.MAX_CONNECTIONS,
+            max_connections=limits.MAX_CONNECTIONS + limits.MAX_PINNED,
             min_connections=0,
             low_watermark=0,
-            high_watermark=limits.MAX_CONNECTIONS,
+            high_watermark=limits.MAX_CONNECTIONS + limits.MAX_PINNED,
             max_connections_per_peer=2,
             dial_timeout=limits.DIAL_TIMEOUT_S,
             inbound_upgrade_timeout=limits.DIAL_TIMEOUT_S,

@@ -163,6 +163,10 @@ class Host:
             self.metrics.add("banned_refused")
             self.spawn(self._drop, peer)
             return
+        if name not in self.links and not self._has_room_for(name):
+            self.metrics.add("connections_refused")
+            self.spawn(self._drop, peer)
+            return
         outbound = connection.muxed_conn.is_initiator
         self.state.directions[name] = "out" if outbound else "in"
         self.state.hosts[name] = self.address_of(peer) or ""
@@ -174,6 +178,14 @@ class Host:
         self.pubsub.renew_stream(peer)
         if not self.is_connected(peer) and str(peer) in self.links:
             self.links[str(peer)].close()
+
+    def _has_room_for(self, name: str) -> bool:
+        """Strangers have a limit of their own, so that they take no validator's place."""
+        return self.book.is_pinned(name) or self.unpinned() < limits.MAX_CONNECTIONS
+
+    def unpinned(self) -> int:
+        """Peers with a connection that are not pinned."""
+        return sum(not self.book.is_pinned(name) for name in list(self.links))
 
     def is_connected(self, peer: ID) -> bool:
         return any(not c.is_closed for c in self.swarm.get_connections(peer))

@@ -18,7 +18,8 @@ WRITE_BYTES = 64 * 1024  # one write on a stream: a yamux frame, so that streams
 # --- counts ------------------------------------------------------------------
 LINK_QUEUE_FRAMES = 1024  # waiting for one peer; the oldest is dropped, votes are retransmitted
 LINK_INBOX_FRAMES = 512  # received from one peer and not yet handled; beyond it we stop reading
-MAX_CONNECTIONS = 64  # in and out together
+MAX_CONNECTIONS = 64  # in and out together, besides those with pinned peers
+MAX_PINNED = 200  # validators of this epoch and the next that are kept besides; DESIGN 10: 100
 WANTED_CONNECTIONS = 32  # beyond it, peers learned from others are not dialled
 MAX_STREAMS_PER_PEER = 64  # opened by one peer at a time; honest ones hold three or four
 MAX_JUDGING = 1024  # gossip messages with the application at a time; beyond it they are dropped

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -55,6 +56,7 @@ class Known:
     name: str
     addresses: OrderedDict[Address, bool] = field(default_factory=OrderedDict)  # is it sure?
     wanted: bool = False  # asked for by the operator: never given up
+    pinned: bool = False  # a validator, as we are: kept as long as it is one
     failures: int = 0  # since it was last connected
     lost_at: float = 0.0  # when the first of them happened
 
@@ -77,6 +79,11 @@ class Known:
     def is_hearsay(self) -> bool:
         """Known by others' word alone."""
         return not any(self.addresses.values())
+
+    @property
+    def is_kept(self) -> bool:
+        """Redialled for ever, whatever limit others meet."""
+        return self.wanted or self.pinned
 
 
 class Violations:
@@ -134,16 +141,32 @@ class Book:
         known.wanted = known.wanted or wanted
         return known
 
+    def pin(self, peers: Mapping[str, Sequence[Address]]) -> None:
+        """Pin exactly these, as many as there is room for; their addresses are hearsay."""
+        chosen = dict(list(peers.items())[: limits.MAX_PINNED])
+        for name, known in self.known.items():
+            known.pinned = name in chosen
+        for name, addresses in chosen.items():
+            if name != self.own:
+                known = self.known.setdefault(name, Known(name))
+                known.pinned = True
+                for address in addresses:
+                    known.learn(address.with_peer(name))
+
+    def is_pinned(self, name: str) -> bool:
+        known = self.known.get(name)
+        return known is not None and known.pinned
+
     def _make_room(self) -> bool:
         for name, known in self.known.items():
-            if not known.wanted and known.failures:
+            if not known.is_kept and known.failures:
                 del self.known[name]
                 return True
         return False
 
     def give_up(self, known: Known, now: float) -> bool:
         """Whether a learned peer has been unreachable for so long that it is forgotten."""
-        if known.wanted or not known.failures or now - known.lost_at < limits.FORGET_S:
+        if known.is_kept or not known.failures or now - known.lost_at < limits.FORGET_S:
             return False
         self.known.pop(known.name, None)
         return True

@@ -12,9 +12,7 @@ import contextlib
 import gc
 import logging
 import threading
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from nacl.signing import SigningKey
@@ -25,6 +23,7 @@ from node.net import limits
 from node.net.asking import Asking, Progress
 from node.net.bridge import Bridge, Metrics
 from node.net.identity import Address, check_port_free, own_host
+from node.net.info import PeerInfo, found_peers
 from node.net.link import MESSAGE, Link
 from node.net.links.info import LinkInfo
 from node.net.peers import Book
@@ -37,18 +36,6 @@ log = logging.getLogger("blyan.net")
 GossipHandler = Callable[[str, bytes], Awaitable[bool | None]]
 MessageHandler = Callable[[str, bytes], object]
 PeerHandler = Callable[[str, bool], object]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
-    """One peer, as `peers()` found it. `direction`: "in" if it dialled us, "out" if we did."""
-
-    peer_id: str
-    addresses: tuple[str, ...]
-    connected: bool
-    rtt_ms: float | None
-    violations: float  # points; at 100 it is disconnected and refused for some minutes
-    direction: str | None
 
 
 class Network:
@@ -229,27 +216,22 @@ class Network:
         """Redial this peer no more; an open connection stays."""
         await self._bridge.call(self._do, "forget", peer)
 
+    def pin(self, peers: Mapping[str, Sequence[str]]) -> None:
+        """Be connected to exactly these peers, besides all others, until called again: dialled at
+        these addresses or where they are known to listen, redialled for ever, and never refused
+        for a limit on connections. Those that cannot be parsed are passed over. Without a running
+        network it does nothing: call it now and then."""
+        parsed: dict[str, list[Address]] = {}
+        for name, texts in peers.items():
+            found = parsed[name] = []
+            for text in texts:
+                with contextlib.suppress(InputError):
+                    found.append(Address.parse(text))
+        self._bridge.to_trio(self._pin, parsed)
+
     def peers(self) -> list[PeerInfo]:
-        """Every peer that is connected or wanted, by peer id."""
-        state = self._state
-        links = {name: link for name, link in list(state.links.items()) if link.is_usable}
-        known = dict(list(state.book.known.items()))
-        wanted = {name for name, peer in known.items() if peer.wanted}
-        found = []
-        for name in sorted(links.keys() | wanted):
-            link, peer = links.get(name), known.get(name)
-            addresses = tuple(str(a) for a in list(peer.addresses)) if peer else ()
-            found.append(
-                PeerInfo(
-                    peer_id=name,
-                    addresses=addresses,
-                    connected=link is not None,
-                    rtt_ms=link.rtt_ms if link else None,
-                    violations=round(state.book.violations.points(name, time.monotonic()), 3),
-                    direction=state.directions.get(name) if link else None,
-                )
-            )
-        return found
+        """Every peer that is connected, wanted or pinned, by peer id."""
+        return found_peers(self._state)
 
     def link_info(self) -> list[LinkInfo]:
         """The link with each connected peer, up or not, by peer id; empty without links."""
@@ -481,6 +463,9 @@ class Network:
 
     def _wake_dht(self) -> None:
         self._host.dht.wake.set()
+
+    def _pin(self, peers: Mapping[str, Sequence[Address]]) -> None:
+        self._host.dialer.pin(peers)
 
     def _blame(self, peer: str, reason: str, weight: float) -> None:
         self._host.blame(peer, reason, weight)

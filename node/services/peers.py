@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from node.net.asking import Progress
-from node.net.port import PeerInfo
+from node.net.info import PeerInfo
 from node.net.priority import Priority
 from node.net.requests import RequestHandler
 

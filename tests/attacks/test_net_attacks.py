@@ -267,6 +267,7 @@ def test_reports_add_up_to_a_refusal():
 def test_connections_made_and_closed_leave_room(monkeypatch):
     """libp2p keeps the slot of an inbound connection after it has closed."""
     monkeypatch.setattr(limits, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(limits, "MAX_PINNED", 0)
 
     async def nothing(host: Any, peer: Any) -> None:
         pass

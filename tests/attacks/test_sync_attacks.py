@@ -17,7 +17,7 @@ from chain.store import ChainStore
 from chain.transactions import Transfer
 from chain.types import Block, CertifiedBlock, Grains, Height, View
 from node.genesis import build_genesis
-from node.net.port import PeerInfo
+from node.net.info import PeerInfo
 from node.services.chain import ChainService
 from node.services.sync import SyncReply, SyncRequest, SyncService
 from tests.kit.local_chain import LocalChain

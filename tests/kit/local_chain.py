@@ -45,8 +45,8 @@ from chain.types import (
 from consensus import certificates, election, vrf
 from node.genesis import build_genesis
 from node.mempool import Mempool
+from node.net.info import PeerInfo
 from node.net.links.info import LinkInfo
-from node.net.port import PeerInfo
 from node.rules import ProtocolRules
 from node.scrub import LEFT, Finding, Repair, ScrubReport
 from node.services.chain import ChainService, vrf_input

@@ -13,7 +13,7 @@ from chain import records as r
 from chain.errors import UnreachableError
 from chain.hashes import Hash32
 from node.genesis import build_genesis
-from node.net.port import PeerInfo
+from node.net.info import PeerInfo
 from node.net.requests import parts_of
 from node.services.placement import Placement
 from node.services.placement_plan import Tile

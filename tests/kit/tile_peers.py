@@ -12,7 +12,7 @@ from chain import limits
 from chain.codec import decode
 from chain.errors import UnreachableError
 from chain.hashes import Hash32
-from node.net.port import PeerInfo
+from node.net.info import PeerInfo
 from node.services.tile_transfer import TileWant
 from node.services.tile_wire import TileRequest
 from tests.kit.fast_time import passes

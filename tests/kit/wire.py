@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chain.errors import UnreachableError
-from node.net.port import PeerInfo
+from node.net.info import PeerInfo
 from node.net.requests import parts_of
 
 

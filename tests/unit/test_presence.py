@@ -14,7 +14,7 @@ from chain.codec import decode, encode
 from chain.errors import DecodeError, UnreachableError
 from chain.hashes import Hash32
 from chain.types import ShardIndex
-from node.net.port import PeerInfo
+from node.net.info import PeerInfo
 from node.services import presence as module
 from node.services.presence import (
     Holdings,
