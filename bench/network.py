@@ -6,7 +6,10 @@ proposal; `scattered`: the same with the moments spread, so that nothing is ever
 what all four processes used (user and system), less what they use when idle, divided by the
 deliveries: it is what sender and receiver need together.
 
-    python -m bench.network [--json] [--nodes 4] [--seconds 4]
+Messages go over links, as between validators; with `--streams` over libp2p, as where none can be
+made.
+
+    python -m bench.network [--json] [--nodes 4] [--seconds 4] [--streams]
 
 Exit code 1 if a target is missed. Floors, from the same run: for a message, the same bytes at
 the same pace over bare TCP between the same processes; for gossip, one signature and its
@@ -41,12 +44,12 @@ TARGET_P95_MS = 50.0
 class Child:
     """One node: the network port, and bare TCP connections to the same peers."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, links: bool) -> None:
         from node.net import Network
 
-        self.index = index
+        self.index, self.links = index, links
         self.delays_ns: list[int] = []
-        self.network = Network(bytes([index + 1]) * 32)
+        self.network = Network(bytes([index + 1]) * 32, link_port=0 if links else None)
         self.network.on_message(self.note)
         self.network.subscribe("bench", self.judge)
         self.bare: list[asyncio.WriteTransport] = []
@@ -90,7 +93,9 @@ class Child:
         while sum(p.connected for p in self.network.peers()) < len(ports):
             await met.wait()
             met.clear()
-        await asyncio.sleep(1.5)  # gossip meshes fill at the next heartbeat
+        await asyncio.sleep(2.5)  # gossip meshes fill at the next heartbeat, links come up
+        if self.links and sum(i.up for i in self.network.link_info()) < len(ports):
+            raise SystemExit("not every link is up: measure again, or with --streams")
 
     async def do_idle(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -159,13 +164,14 @@ class Node:
         self._process = process
 
     @classmethod
-    async def start(cls, index: int) -> Node:
+    async def start(cls, index: int, links: bool) -> Node:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "bench.network",
             "--node",
             str(index),
+            *([] if links else ["--streams"]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent.parent,
@@ -193,8 +199,8 @@ class Node:
             self._process.kill()
 
 
-async def measure(count: int, seconds: float) -> list[dict[str, Any]]:
-    nodes = [await Node.start(i) for i in range(count)]
+async def measure(count: int, seconds: float, links: bool) -> list[dict[str, Any]]:
+    nodes = [await Node.start(i, links) for i in range(count)]
 
     async def all_of(**command: Any) -> list[dict[str, Any]]:
         return await asyncio.gather(*(n.ask(**command) for n in nodes))
@@ -286,14 +292,17 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each phase")
+    parser.add_argument(
+        "--streams", action="store_true", help="messages over libp2p streams, without links"
+    )
     parser.add_argument("--node", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.node is not None:
         import uvloop
 
-        uvloop.run(Child(options.node).run())
+        uvloop.run(Child(options.node, not options.streams).run())
         return 0
-    rows = asyncio.run(measure(options.nodes, options.seconds))
+    rows = asyncio.run(measure(options.nodes, options.seconds, not options.streams))
     if options.json:
         print(json.dumps(rows, indent=1))
     else:

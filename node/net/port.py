@@ -117,7 +117,7 @@ class Network:
             return await self._asking.over_stream(peer, protocol, data, 10.0, MAX_BYTES)
 
         chain_id, port = self._link_settings
-        links = Links(self._state, chain_id, port, ask, self.report, self._serving)
+        links = Links(self._state, chain_id, port, ask, self.report, self._serving, self._take)
         links.start()
         self._asking.links = links
         self.serve(PROTOCOL, links.answer, most=MAX_BYTES, concurrent=32)
@@ -379,10 +379,16 @@ class Network:
 
     def send(self, peer: str, data: bytes) -> bool:
         """Queue a message for a connected peer; False if it is not connected or `data` is over
-        the limit of one message. Fire and forget: when a peer cannot keep up, its oldest
-        waiting messages are dropped."""
+        the limit of one message. It goes over the link, before whatever else waits there, or
+        without one over libp2p. Fire and forget: when a peer cannot keep up, its oldest waiting
+        messages are dropped."""
+        if len(data) > limits.MAX_FRAME_BYTES:
+            return False
+        if self._asking.links is not None and self._asking.links.send(peer, data):
+            self._metrics.add("tls_messages_sent")
+            return True
         link = self._state.links.get(peer)
-        if link is None or not link.is_usable or len(data) > limits.MAX_FRAME_BYTES:
+        if link is None or not link.is_usable:
             return False
         link.outbox.push(MESSAGE, data)
         return True
@@ -397,15 +403,18 @@ class Network:
         for data in messages:
             if link.is_closed:
                 break  # thrown out for what came before
-            for handler in self._on_message:
-                try:
-                    handler(link.name, data)
-                except Exception:
-                    log.exception("a message handler raised")
-                    self._metrics.add("handler_errors")
+            self._take(link.name, data)
         link.handled += len(messages)
         if link.is_waiting:
             self._bridge.to_trio(link.make_room)
+
+    def _take(self, peer: str, data: bytes) -> None:
+        for handler in self._on_message:
+            try:
+                handler(peer, data)
+            except Exception:
+                log.exception("a message handler raised")
+                self._metrics.add("handler_errors")
 
     def _peer_change(self, peer: str, connected: bool) -> None:
         if self._asking.links is not None:

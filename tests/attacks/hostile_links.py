@@ -111,7 +111,7 @@ async def links_of_nobody(victims: Victims, chance: random.Random) -> None:
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
         made.maximum_version = newest
-        made.set_alpn_protocols(["blyan/link/1"])
+        made.set_alpn_protocols(["blyan/link/2"])
         return made
 
     async def knock(place: tuple[str, int], context: ssl.SSLContext) -> None:

@@ -23,6 +23,7 @@ class End:
         self.priority = Priority.NORMAL  # of answers
         self.working: list[Asked] = []  # admitted and not over
         self.seen: list[bytes] = []
+        self.messages: list[bytes] = []
 
     def admit(self, asked: Asked) -> tuple[Status, str] | None:
         if self.refusal is None:
@@ -42,6 +43,9 @@ class End:
 
     def over(self, asked: Asked) -> None:
         self.working.remove(asked)
+
+    def message(self, data: bytes) -> None:
+        self.messages.append(data)
 
     def ask(
         self,

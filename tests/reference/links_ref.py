@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 VECTORS = Path(__file__).parent.parent / "vectors" / "links" / "frames.json"
 KINDS = {
     "open": 1, "answer": 2, "data": 3, "credit": 4, "cancel": 5, "ping": 6, "pong": 7, "bye": 8,
+    "message": 9,
 }  # fmt: skip
 
 
@@ -53,12 +54,16 @@ GOOD: list[dict[str, Any]] = [
     {"stream": 0, "kind": "ping", "body": "0001020304050607"},
     {"stream": 0, "kind": "pong", "body": "ffffffffffffffff"},
     {"stream": 0, "kind": "bye"},
+    {"stream": 0, "kind": "message", "body": "00"},
+    {"stream": 0, "kind": "message", "body": "00c0ffee"},
 ]  # fmt: skip
 
 BAD: list[tuple[str, str]] = [
     ("kind 0", frame(1, 0, b"")),
-    ("kind 9", frame(1, 9, b"")),
+    ("kind 10", frame(1, 10, b"")),
     ("kind 255", frame(1, 255, b"")),
+    ("a message on a stream", frame(1, 9, b"\0x")),
+    ("a message without its first byte", frame(0, 9, b"")),
     ("a ping on a stream", frame(1, 6, bytes(8))),
     ("a ping without its nonce", frame(0, 6, b"")),
     ("a pong of nine bytes", frame(0, 7, bytes(9))),
@@ -104,6 +109,17 @@ def authority(chain_id: bytes) -> str:
     return public(node_key(seed)).hex()
 
 
+def message(size: int) -> dict[str, Any]:
+    """A message of `size` bytes a5 in its frames: every one but the last is full."""
+    left, frames = size, []
+    while left > 65527:
+        frames.append(frame(0, 9, b"\x01" + b"\xa5" * 65527))
+        left -= 65527
+    frames.append(frame(0, 9, b"\x00" + b"\xa5" * left))
+    digests = [blake3.blake3(bytes.fromhex(f)).hexdigest() for f in frames]
+    return {"size": size, "frames": digests}
+
+
 def vectors() -> dict[str, Any]:
     spki = blake3.blake3(b"spki").digest(length=91)
     return {
@@ -112,6 +128,7 @@ def vectors() -> dict[str, Any]:
                                      body_of(fields["kind"], fields))}
             for fields in GOOD
         ],
+        "messages": [message(size) for size in (0, 1, 65527, 65528, 200000)],
         "refused": [{"why": why, "bytes": data} for why, data in BAD],
         "extensions": [
             {"seed": seed.hex(), "spki": spki.hex(), "extension": extension(seed, spki)}

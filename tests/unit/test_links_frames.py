@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from node.net import Priority
 from node.net.links import limits
@@ -20,6 +21,7 @@ from node.net.links.frames import (
     credit_frame,
     data_frame,
     header,
+    message_frames,
     read_credit,
 )
 from tests.reference import links_ref as reference
@@ -95,6 +97,12 @@ def test_what_is_refused(case):
     with pytest.raises(LinkError) as caught:
         Reader(Recorder()).feed(bytes.fromhex(case["bytes"]))
     assert caught.value.points == limits.POINTS_FRAME
+
+
+@pytest.mark.parametrize("case", VECTORS["messages"], ids=lambda c: str(c["size"]))
+def test_frames_of_messages(case):
+    frames = message_frames(b"\xa5" * case["size"])
+    assert [blake3(frame).hexdigest() for frame in frames] == case["frames"]
 
 
 @pytest.mark.parametrize("case", VECTORS["extensions"], ids=lambda c: c["seed"][:8])

@@ -9,7 +9,7 @@ from chain.errors import UnreachableError, VerifyError
 from node.net import Priority
 from node.net import limits as net_limits
 from node.net.links import limits
-from node.net.links.frames import Frame, Kind, LinkError, Reader, Status, header
+from node.net.links.frames import Frame, Kind, LinkError, Reader, Status, header, message_frames
 from node.net.links.session import Ask
 from node.net.links.watch import Watch
 from tests.kit.links import End, Pair, content
@@ -26,6 +26,75 @@ def test_requests_both_ways(piece):
     assert pair.one.session.is_idle
     assert pair.two.session.is_idle
     assert not pair.one.working + pair.two.working
+
+
+@pytest.mark.parametrize("piece", [None, 13, 65536])
+def test_messages_of_any_size_arrive_in_order(piece):
+    pair, chance = Pair(), random.Random(3)
+    sizes = (0, 1, 250, 65527, 65528, 200_000, net_limits.MAX_FRAME_BYTES, 7)
+    sent = [chance.randbytes(size) for size in sizes]
+    for data in sent:
+        assert pair.one.session.send(data) == 0
+    pair.two.session.send(b"back")
+    pair.carry(piece)
+    assert pair.two.messages == sent
+    assert pair.one.messages == [b"back"]
+    assert pair.one.session.is_idle
+
+
+def test_a_message_never_waits_behind_content():
+    """Whatever the content's priority, at most the frame under way goes first."""
+    pair = Pair()
+    pair.one.handler = lambda data: (Status.OK, [bytes(10 * MIB)])
+    for _ in range(4):
+        pair.two.ask(b"", priority=Priority.VOTE)
+    pair.carry(frames=20)  # in the midst of the answers
+    pair.one.session.send(b"a vote")
+    assert pair.one.take() is not None
+    data = b"".join(message_frames(b"another"))
+    pair.one.session.send(b"another")
+    assert pair.one.take() == data
+    assert not pair.one.session.is_idle
+
+
+def test_small_messages_of_one_moment_leave_in_one_write():
+    pair = Pair()
+    for number in range(10):
+        pair.one.session.send(bytes([number]) * 250)
+    assert pair.two.reader.feed(pair.one.take()) is None
+    assert len(pair.two.messages) == 10
+    assert pair.one.take() is None
+
+
+def test_messages_that_a_peer_does_not_take_are_dropped_the_oldest_first(monkeypatch):
+    monkeypatch.setattr(limits, "MESSAGES", 4)
+    monkeypatch.setattr(limits, "MESSAGES_BYTES", 300_000)
+    pair = Pair()
+    large = bytes(200_000)
+    assert pair.one.session.send(large) == 0
+    pair.two.reader.feed(pair.one.take())  # under way: it goes on
+    assert [pair.one.session.send(bytes([n])) for n in range(6)] == [0, 0, 0, 0, 1, 1]
+    pair.carry()
+    assert pair.two.messages == [large, b"\x02", b"\x03", b"\x04", b"\x05"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x02x", b"\x01short", b"\x01", b"\xff"], ids=["2", "not full", "empty", "255"]
+)
+def test_a_part_of_a_message_that_no_honest_node_sends(body):
+    pair = Pair()
+    with pytest.raises(LinkError):
+        pair.two.reader.feed(Frame(0, Kind.MESSAGE, body).encode())
+
+
+def test_a_message_without_an_end_is_cut_off():
+    pair = Pair()
+    part = Frame(0, Kind.MESSAGE, b"\x01" + bytes(limits.BODY_BYTES - 1)).encode()
+    for _ in range(net_limits.MAX_FRAME_BYTES // limits.BODY_BYTES):
+        pair.two.reader.feed(part)
+    with pytest.raises(LinkError, match="a message of over"):
+        pair.two.reader.feed(part)
+    assert pair.two.messages == []
 
 
 def test_large_requests_and_answers_within_credit():

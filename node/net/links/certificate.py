@@ -28,7 +28,7 @@ from chain.errors import VerifyError
 from chain.hashes import LINK_AUTHORITY
 from node.net.links import limits
 
-ALPN = "blyan/link/1"
+ALPN = "blyan/link/2"
 EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 SIGNED = b"libp2p-tls-handshake:"  # before the DER of the certificate's SubjectPublicKeyInfo
 # SignedKey ::= SEQUENCE { publicKey OCTET STRING, signature OCTET STRING }, DER: with an Ed25519

@@ -44,6 +44,9 @@ class Owner(Protocol):
     def lost(self, connection: Connection) -> None:
         """The connection has ended."""
 
+    def message(self, peer: str, data: bytes) -> None:
+        """The peer sent a message."""
+
 
 class Connection(asyncio.BufferedProtocol):
     """Made when TLS is: `peer` is who the other side is, or `refusal` why it is nobody."""
@@ -264,6 +267,20 @@ class Connection(asyncio.BufferedProtocol):
             self.rtt_ms = took_ms if old is None else old + (took_ms - old) / 8
             self._least_rtt_ms = min(self._least_rtt_ms, took_ms)
             self.session.note_rtt(self._least_rtt_ms)
+
+    # --- messages ---------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Send a message before any content. It may be lost."""
+        dropped = self.session.send(data)
+        if dropped:
+            self.metrics.add("link_dropped", dropped)
+        self._pump()
+
+    def message(self, data: bytes) -> None:
+        """As `session.App`."""
+        if not self.is_closed:
+            self._owner.message(self.peer, data)
 
     # --- asking ---------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Kind(IntEnum):
     PING = 6
     PONG = 7
     BYE = 8
+    MESSAGE = 9
 
 
 class Status(IntEnum):
@@ -61,8 +62,9 @@ _SIZES = {  # of bodies: least, most
     Kind.PING: (NONCE_BYTES, NONCE_BYTES),
     Kind.PONG: (NONCE_BYTES, NONCE_BYTES),
     Kind.BYE: (0, 0),
+    Kind.MESSAGE: (1, limits.BODY_BYTES),
 }
-_WHOLE_LINK = (Kind.PING, Kind.PONG, Kind.BYE)  # stream 0; all others name a stream
+_WHOLE_LINK = (Kind.PING, Kind.PONG, Kind.BYE, Kind.MESSAGE)  # stream 0; all others name a stream
 _DATA_WORD = Kind.DATA << 24  # the second word of a DATA frame, less its size
 _SCRATCH_BYTES = 256 * 1024 + 4096  # what uvloop decrypts at once, and a rest of a frame
 _FIRST_BYTES = limits.RECORD_BYTES - limits.HEADER_BYTES  # of content in a frame's first record
@@ -151,6 +153,19 @@ def data_frame(stream: int, content: Sequence[memoryview]) -> list[bytes | memor
             return [b"".join((head, only[:_FIRST_BYTES])), only[_FIRST_BYTES:]]
         return [b"".join((head, only))]
     return [b"".join((header(stream, Kind.DATA, sum(map(len, content))), *content))]
+
+
+def message_frames(data: bytes) -> list[bytes]:
+    """The frames of a message, which goes unanswered. Each begins with a byte: 1 if more of the
+    message follows in the next, 0 if this is its last."""
+    room = limits.BODY_BYTES - 1
+    starts = range(0, len(data), room) or (0,)
+    last = starts[-1]
+    return [
+        b"".join((header(0, Kind.MESSAGE, len(part) + 1), bytes((start != last,)), part))
+        for start in starts
+        for part in (data[start : start + room],)
+    ]
 
 
 class Sink(Protocol):

@@ -18,11 +18,13 @@ MAX_WINDOW_BYTES = 8 * 1024 * 1024  # the same at most, for a peer that is far a
 LINE_BYTES_PER_MS = 125_000  # the window keeps such a line full: a gigabit a second
 RECORD_BYTES = 16 * 1024  # what TLS encrypts at once; a frame fills whole records
 SOCKET_UNSENT_BYTES = 64 * 1024  # TCP_NOTSENT_LOWAT: what the kernel takes beyond its window
+MESSAGES_BYTES = 8 * 1024 * 1024  # of messages waiting for one peer; three full proposals fit
 ANSWERS_BYTES = 2 * limits.MAX_RESPONSE_BYTES  # of answers waiting for one peer; then: busy
 REQUESTS_BYTES = 16 * 1024 * 1024  # of unfinished requests of one peer; then: busy
 
 # --- counts ------------------------------------------------------------------
 STREAMS = 64  # opened by one side of a link and not yet over; honest ones hold a few
+MESSAGES = 1024  # waiting for one peer; the oldest is dropped, consensus says it again
 CONTROL_FRAMES = 1024  # waiting to be sent; beyond it we stop reading until they are taken
 TURN_FRAMES = 4  # sent in one turn of the event loop, in one write: encrypting takes 0.1 ms
 TURN_READ_FRAMES = 256  # taken in one turn: a millisecond, whoever floods us with small ones

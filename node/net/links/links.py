@@ -34,6 +34,7 @@ log = logging.getLogger("blyan.net")
 Ask = Callable[[str, str, bytes], Awaitable[bytes]]  # peer, protocol, data: over libp2p
 Blame = Callable[[str, str, float], None]
 Serving = Callable[[str], tuple[Service, RequestHandler] | None]
+Message = Callable[[str, bytes], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -57,12 +58,19 @@ class _Peer:
 
 class Links:
     def __init__(
-        self, state: State, chain_id: bytes, port: int, ask: Ask, blame: Blame, serving: Serving
+        self,
+        state: State,
+        chain_id: bytes,
+        port: int,
+        ask: Ask,
+        blame: Blame,
+        serving: Serving,
+        message: Message,
     ) -> None:
         """`port`: to listen on, 0 for a free one. The host is libp2p's."""
         self._state, self._chain_id, self._ask = state, chain_id, ask
         self.metrics = state.metrics
-        self.blame, self.service = blame, serving
+        self.blame, self.service, self.message = blame, serving, message
         self.port = port
         self._listener: socket.socket | None = None
         self._contexts: Contexts | None = None
@@ -126,6 +134,15 @@ class Links:
         peer = self._peers.get(name)
         link = peer.current if peer is not None else None
         return link if link is not None and link.can_ask else None
+
+    def send(self, name: str, data: bytes) -> bool:
+        """Send a message to this peer; False if there is no link with it now."""
+        peer = self._peers.get(name)
+        link = peer.current if peer is not None else None
+        if link is None or not link.is_usable:
+            return False
+        link.send(data)
+        return True
 
     def info(self) -> list[LinkInfo]:
         """Of every connected peer, by peer id."""

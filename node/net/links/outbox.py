@@ -62,6 +62,9 @@ class Outbox:
         self._control: deque[bytes] = deque()
         self._credit: dict[int, int] = {}  # stream -> to be granted: grants add up
         self._pong: bytes | None = None  # only the last ping is answered
+        self._messages: deque[list[bytes]] = deque()  # each in its frames
+        self._rest: deque[bytes] = deque()  # of the message that is being sent
+        self._message_bytes = 0  # in both
         self._ready: dict[Priority, deque[Sending]] = {p: deque() for p in Priority}
         self._sending: dict[int, Sending] = {}  # ready, or waiting for credit
         self.bytes = 0  # of content that waits
@@ -108,6 +111,19 @@ class Outbox:
         sending = self._sending.get(stream)
         return (sending.left, not sending.credit) if sending else (0, False)
 
+    def message(self, frames: list[bytes]) -> int:
+        """Send a message before any content. Returns how many older ones were dropped for it:
+        consensus says again what still matters, and the newest matters most."""
+        self._messages.append(frames)
+        self._message_bytes += sum(map(len, frames))
+        dropped = 0
+        while len(self._messages) > 1 and (
+            len(self._messages) > limits.MESSAGES or self._message_bytes > limits.MESSAGES_BYTES
+        ):
+            self._message_bytes -= sum(map(len, self._messages.popleft()))
+            dropped += 1
+        return dropped
+
     # --- being sent -----------------------------------------------------------------
 
     @property
@@ -117,12 +133,15 @@ class Outbox:
     @property
     def is_empty(self) -> bool:
         """Nothing waits, not even for credit."""
-        return not (self._control or self._credit or self._pong or self._sending)
+        waits = self._control or self._credit or self._pong or self._sending
+        return not (waits or self._messages or self._rest)
 
     def take(self) -> list[bytes | memoryview] | None:
         """The next buffers to write, at most a frame of content; None if nothing can be sent."""
         if self._control or self._credit or self._pong:
             return [self._take_control()]
+        if self._messages or self._rest:
+            return [self._take_messages()]
         for ready in self._ready.values():  # in the order of priorities
             if ready:
                 return self._take_content(ready)
@@ -139,6 +158,20 @@ class Outbox:
             frames += [credit_frame(stream, n) for stream, n in self._credit.items()]
             self._credit.clear()
         return b"".join(frames)
+
+    def _take_messages(self) -> bytes:
+        """At most a frame's worth: small ones that were sent in one moment go as one write."""
+        frames: list[bytes] = []
+        size = 0
+        while self._rest or self._messages:
+            if not self._rest:
+                self._rest.extend(self._messages.popleft())
+            if frames and size + len(self._rest[0]) > limits.FRAME_BYTES:
+                break
+            frames.append(self._rest.popleft())
+            size += len(frames[-1])
+        self._message_bytes -= size
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def _take_content(self, ready: deque[Sending]) -> list[bytes | memoryview]:
         sending = ready.popleft()

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from chain import limits as protocol_limits
 from chain.errors import UnreachableError
+from node.net import limits as net_limits
 from node.net.links import limits
 from node.net.links.frames import (
     Answer,
@@ -24,6 +25,7 @@ from node.net.links.frames import (
     LinkError,
     Open,
     Status,
+    message_frames,
     read_credit,
 )
 from node.net.links.outbox import Outbox, Sending
@@ -113,6 +115,9 @@ class App(Protocol):
     def over(self, asked: Asked) -> None:
         """An admitted request needs its slot no more; stop working on it."""
 
+    def message(self, data: bytes) -> None:
+        """The peer sent a message. It must not take long."""
+
 
 class Session:
     def __init__(self, app: App, *, dialled: bool) -> None:
@@ -129,6 +134,8 @@ class Session:
         self.small_frames = 0  # since the last time somebody asked; reset by the watch
         self.pong: bytes | None = None  # the last one received
         self.is_leaving = False  # the peer opens nothing more, and neither do we
+        self._parts: list[bytes] = []  # of a message that is under way
+        self._parts_bytes = 0
 
     # --- what we do -----------------------------------------------------------------
 
@@ -169,6 +176,11 @@ class Session:
             credit = limits.REQUEST_CREDIT_BYTES
             self.outbox.content(Sending(stream, [memoryview(data)], priority, credit, _nothing))
         return ask
+
+    def send(self, data: bytes) -> int:
+        """Send a message: no answer, and no word whether it arrives. How many older ones were
+        dropped because the peer does not take them."""
+        return self.outbox.message(message_frames(data))
 
     def cancel(self, ask: Ask, failure: Exception) -> None:
         """Give a request up: what still comes of its answer is discarded."""
@@ -238,6 +250,8 @@ class Session:
             self.outbox.pong(frame.body)
         elif kind is Kind.PONG:
             self.pong = frame.body
+        elif kind is Kind.MESSAGE:
+            self._on_message(frame.body)
         else:
             self.is_leaving = True
 
@@ -283,6 +297,22 @@ class Session:
         asked.received += count
         if asked.is_whole:
             self._on_whole(asked)
+
+    # --- messages ---------------------------------------------------------------------
+
+    def _on_message(self, body: bytes) -> None:
+        if body[0] > 1 or (body[0] == 1 and len(body) != limits.BODY_BYTES):
+            raise LinkError(f"a part of a message of {len(body)} bytes that begins with {body[0]}")
+        if body[0] == 0 and not self._parts:
+            self._app.message(body[1:])
+            return
+        self._parts.append(body[1:])
+        self._parts_bytes += len(body) - 1
+        if self._parts_bytes > net_limits.MAX_FRAME_BYTES:
+            raise LinkError(f"a message of over {net_limits.MAX_FRAME_BYTES} bytes")
+        if body[0] == 0:
+            data, self._parts, self._parts_bytes = b"".join(self._parts), [], 0
+            self._app.message(data)
 
     # --- answers to us ----------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from node.net import limits as net_limits
 from node.net.links import limits
 from node.net.links.frames import Answer, Frame, Kind, LinkError, Open, Reader, Status, header
 from node.net.links.session import Ask, Asked, Session
@@ -122,6 +123,9 @@ class Link:
     def over(self, asked: Asked) -> None:
         self.admitted -= 1
         assert self.admitted >= 0
+
+    def message(self, data: bytes) -> None:
+        assert len(data) <= net_limits.MAX_FRAME_BYTES
 
     def receive(self, received: bytes, cuts: list[int]) -> str:
         reader, random, outcome = Reader(self.session), self._random, "taken"
