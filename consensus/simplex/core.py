@@ -232,16 +232,25 @@ class Simplex(Witness):
 
     def _on_proposal(self, proposal: Proposal, sender: str) -> None:
         seal, view = proposal.seal, proposal.seal.view
-        if view <= self._chamber.floor or (view in self._proposals and self._seals[view] == seal):
+        if view <= self._chamber.floor:
             return
+        held = self._proposals.get(view)
+        if held is not None and self._seals[view] == seal:
+            came_from, known = held
+            if known == proposal:
+                return
+            if came_from in ("", sender) or sender != self.leader_node(view):
+                # The seal does not cover the proof: another copy may show what is lacking here.
+                self._learn_from(proposal, sender)
+                self._advance()
+                return
         self._check_seal(seal)
         self._check_body(proposal.block, seal.block_hash)
         self._learn_from(proposal, sender)
         if self._halted or not self._chamber.floor < view <= self._view + WINDOW_VIEWS:
             return
         is_first = self._heed_seal(seal)
-        if is_first and view not in self._rejected and sender == self.leader_node(view):
-            # Only from the leader: the seal does not cover the proof, which a copy may lack.
+        if is_first and view not in self._rejected:
             self._proposals[view] = (sender, proposal)
             while len(self._proposals) > MAX_PROPOSALS:
                 del self._proposals[min(self._proposals)]
@@ -413,7 +422,8 @@ class Simplex(Witness):
         sender, proposal = found
         block_hash = proposal.seal.block_hash
         try:
-            ground = self._chamber.judge(proposal)
+            of_leader = sender in ("", self.leader_node(self._view))
+            ground = self._chamber.judge(proposal, of_leader=of_leader)
         except BlockError as error:
             self._out.effect(Rejected(self._view, block_hash, str(error)))
             del self._proposals[self._view]

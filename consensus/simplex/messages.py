@@ -116,7 +116,7 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """To every validator; proposals and certificates also to gossip, for those who only follow.
+    """To every validator, and by gossip as well for those whom this node cannot reach directly.
 
     Encode as one `Envelope`.
     """

@@ -58,14 +58,15 @@ class Attendance:
 
     def skip(self, validators: ValidatorSet, leader: PubKey) -> bool:
         """Whether the view of `leader` is nullified on entry; counts the skip."""
-        silent = [v for v in validators.members if self._is_silent(v.consensus_key)]
+        silent = [v for v in validators.members if self.is_silent(v.consensus_key)]
         weight = Stake(validators.total - sum(v.stake for v in silent))
-        if not self._is_silent(leader) or not is_quorum(weight, validators.total):
+        if not self.is_silent(leader) or not is_quorum(weight, validators.total):
             return False
         if self._skips >= len(validators.members):
             return False
         self._skips += 1
         return True
 
-    def _is_silent(self, key: PubKey) -> bool:
+    def is_silent(self, key: PubKey) -> bool:
+        """Whether nothing of this member was heard in the last 16 views entered here."""
         return self._entered - self._heard.get(key, 0) > SILENT_VIEWS

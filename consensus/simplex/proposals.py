@@ -73,28 +73,32 @@ class Chamber:
         same = header.epoch == self._context.epoch and header.height > 0
         return same and self._config.is_last(header.height)
 
-    def judge(self, proposal: Proposal) -> Header | Lack:
+    def judge(self, proposal: Proposal, *, of_leader: bool) -> Header | Lack:
         """R3 without the execution: the parent's header if the proposal is valid so far, Lack while
         that cannot be told. Raises BlockError if it never can be.
 
         What a proposal shows proves nothing by itself: its parent is the final tip, or certified
         by what this node has verified and holds. A proof at or below the final view is not looked
         at: there, only the tip can be a parent.
+
+        `of_leader`: the leader's own node sent it, and answers for the proof as well. Its seal does
+        not cover that, so a copy that others brought is judged by what is sealed alone: a proof
+        that somebody took away or put there is no reason to reject the leader's block.
         """
         view, header = proposal.seal.view, proposal.block.header
-        proof = proposal.parent_notarization
         again = header.view < view
-        below = View(0) if proof is None else proof.view
         named = proposal.seal.block_hash if again else header.parent
-        if proof is not None and (proof.block_hash != named or below >= view):
-            raise BlockError("the notarization it shows is not of its parent")
-        if proof is None and (again or self.floor > 0 or named != self._tree.tip_hash):
-            raise BlockError("it shows no notarization of its parent")
-        if below <= self.floor and named != self._tree.tip_hash:
-            raise BlockError(f"its parent, of view {below}, is not above final view {self.floor}")
+        if of_leader:
+            below = self._shown_in(proposal, named, again)
+        else:
+            found = self._certified_in(named, view)
+            if found is None:
+                return Lack(View(view - 1))
+            below = found
         if again and not (self.is_last(header) and header.view <= below):
             raise BlockError("only the epoch's last block is proposed again")
-        if proof is not None and below > self.floor and not self._holds(proof):
+        proof = proposal.parent_notarization
+        if of_leader and proof is not None and below > self.floor and not self._holds(proof):
             return Lack(below)
         for between in range(view - 1, max(below, self.floor), -1):
             if self._ballots.certificate(VoteKind.NULLIFY, View(between)) is None:
@@ -105,6 +109,29 @@ class Chamber:
         if not again:
             self._check_header(header, view, parent)
         return parent
+
+    def _shown_in(self, proposal: Proposal, named: Hash32, again: bool) -> View:
+        """The view of the proof that a proposal shows for its parent, 0 without one. BlockError if
+        there is none, or not such a one."""
+        proof, view = proposal.parent_notarization, proposal.seal.view
+        below = View(0) if proof is None else proof.view
+        if proof is not None and (proof.block_hash != named or below >= view):
+            raise BlockError("the notarization it shows is not of its parent")
+        if proof is None and (again or self.floor > 0 or named != self._tree.tip_hash):
+            raise BlockError("it shows no notarization of its parent")
+        if below <= self.floor and named != self._tree.tip_hash:
+            raise BlockError(f"its parent, of view {below}, is not above final view {self.floor}")
+        return below
+
+    def _certified_in(self, block_hash: Hash32, view: View) -> View | None:
+        """The highest view below `view` in which a block is known to be certified."""
+        if block_hash == self._tree.tip_hash:
+            return self.floor
+        for below in range(view - 1, self.floor, -1):
+            proof = self._ballots.proof_of(View(below))
+            if proof is not None and proof.block_hash == block_hash:
+                return View(below)
+        return None
 
     def _holds(self, proof: Certificate) -> bool:
         """Whether a verified certificate says what `proof` says."""

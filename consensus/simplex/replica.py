@@ -123,6 +123,10 @@ class Replica:
     def delta_ms(self) -> int:
         return self._pace.delta_ms
 
+    def is_heard(self, key: PubKey) -> bool:
+        """Whether a vote of this member was seen, from wherever, in the last 16 views."""
+        return not self._attendance.is_silent(key)
+
     @property
     def is_voter(self) -> bool:
         return self._votes

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from chain import limits
+from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import (
     BlockError,
@@ -56,6 +57,7 @@ from consensus.simplex.messages import (
     EpochContext,
     Evidence,
     Halt,
+    Message,
     Persist,
     Refuse,
     Rejected,
@@ -72,6 +74,7 @@ from node.mempool import Mempool
 from node.net.port import Network
 from node.services.chain import ChainService, vrf_input
 from node.services.evidence_pool import EvidencePool
+from node.services.flood import Flood
 from node.services.signing import ConsensusSigner, open_log
 from wallet.keys import Keys
 
@@ -130,8 +133,20 @@ class ConsensusService:
             ConsensusSigner(keys.consensus, chain.genesis.chain_id),
             self._wal.records(),
         )
+        self._flood = Flood(
+            net,
+            chain.genesis.chain_id,
+            self._core,
+            self._context_of,
+            self._from_flood,
+            body_matches,
+        )
         net.on_message(self._received)
         net.on_peer(self._peer_changed)
+
+    def _context_of(self, epoch: Epoch) -> EpochContext | None:
+        known = self._chain.state().get(r.EpochRecord, r.epoch_key(epoch)) is not None
+        return self._context(epoch) if known else None
 
     def _context(self, epoch: Epoch) -> EpochContext:
         record = self._chain.state().epoch(epoch)
@@ -167,6 +182,8 @@ class ConsensusService:
             "index": index,
             "leader": self._core.leader(self._core.view).hex(),
             "halted": self.halted,
+            "flooded": self._flood.published,
+            "flooded_for_others": self._flood.passed_on,
             **self.counts,
         }
 
@@ -194,9 +211,18 @@ class ConsensusService:
         """What is new goes on to all validators, once, so that any leader can include it."""
         try:
             if self._evidence.judge(self._chain.state(), item):
-                self._broadcast(encode(Envelope((item,))))
+                self._broadcast((item,))
         except VerifyError as error:
             self._refuse(peer, str(error))
+
+    def _from_flood(self, peer: str, message: Message) -> bool:
+        """A message that came by gossip. It was verified there: here nobody is charged."""
+        if self._stopped:
+            return False
+        effects = self._core.receive(peer, message)
+        kept = [effect for effect in effects if not isinstance(effect, Refuse)]
+        self._perform(kept)
+        return len(kept) == len(effects)
 
     def wake(self) -> None:
         """Transactions have come: a leader that waits for work proposes now."""
@@ -216,7 +242,7 @@ class ConsensusService:
 
     # --- effects ------------------------------------------------------------------------
 
-    def _perform(self, effects: list[Effect]) -> None:
+    def _perform(self, effects: Sequence[Effect]) -> None:
         """Effects of one input in order; what they cause comes after them."""
         self._effects.extend(effects)
         if self._performing:
@@ -248,7 +274,7 @@ class ConsensusService:
             case Persist():
                 self._wal.append(effect.records)
             case Broadcast():
-                self._broadcast(encode(Envelope(effect.messages)))
+                self._broadcast(effect.messages)
             case Send():
                 self._net.send(effect.peer, encode(Envelope(effect.messages)))
             case Serve():
@@ -269,7 +295,7 @@ class ConsensusService:
                 self._on_sync(effect.peer, effect.height)
             case Evidence():
                 if self._evidence.keep(effect.item):
-                    self._broadcast(encode(Envelope((effect.item,))))
+                    self._broadcast((effect.item,))
             case Refuse():
                 self._refuse(effect.peer, effect.reason)
             case Rejected():
@@ -278,11 +304,12 @@ class ConsensusService:
             case Halt():
                 self._halt(effect.report)
 
-    def _broadcast(self, data: bytes) -> None:
-        own = self._keys.consensus.public
-        for validator in self._chain.validators(self._core.epoch).members:
-            if validator.consensus_key != own:
-                self._net.send(validator.node_id, data)
+    def _broadcast(self, messages: tuple[Message | EvidenceItem, ...]) -> None:
+        own, data = self._keys.consensus.public, encode(Envelope(messages))
+        members = self._chain.validators(self._core.epoch).members
+        others = [v for v in members if v.consensus_key != own]
+        unsent = [v for v in others if not self._net.send(v.node_id, data)]
+        self._flood.said(messages, unsent, lambda v: self._core.is_heard(v.consensus_key))
 
     def _serve(self, effect: Serve) -> None:
         block = self._chain.store.block_by_hash(effect.block_hash)
@@ -423,6 +450,7 @@ class ConsensusService:
         last = effect.blocks[-1]
         self._chain.commit(effect.blocks, effect.certificate)
         self._evidence.committed(self._chain.state())
+        self._flood.finalized()
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
         if epoch > self._core.epoch:

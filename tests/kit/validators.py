@@ -71,7 +71,7 @@ async def validators(
     start: bool = True,
     **params: Any,
 ) -> AsyncIterator[list[Member]]:
-    """Started networks, each told of the first alone; with `mesh` they find each other, and with
+    """Started networks, each told of the last alone; with `mesh` they find each other, and with
     `start` they agree on blocks. `params`: of the genesis."""
     made = [Member(directory / f"v{i}", i, count, **params) for i in range(count)]
     tasks: list[asyncio.Task[None]] = []
@@ -83,7 +83,7 @@ async def validators(
                 member.consensus.start()
             if mesh:
                 tasks.append(asyncio.create_task(member.mesh.run()))
-        tasks += [asyncio.create_task(_dial(member, made[0])) for member in made[1:]]
+        tasks += [asyncio.create_task(_dial(member, made[-1])) for member in made[:-1]]
         yield made
     finally:
         for task in tasks:

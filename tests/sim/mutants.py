@@ -57,7 +57,7 @@ def _skips_nullifications(real: Any) -> Any:
     return ground
 
 
-def _judges_blindly(self: proposals.Chamber, proposal: Any) -> Any:
+def _judges_blindly(self: proposals.Chamber, proposal: Any, *, of_leader: bool) -> Any:
     parent = self._tree.executed(proposal.block.header.parent)
     return proposals.Lack(None) if parent is None else parent
 

@@ -38,6 +38,8 @@ class NoPeers:
 
     def on_peer(self, handler: Any) -> None: ...
 
+    def subscribe(self, topic: str, handler: Any) -> None: ...
+
     def send(self, peer: str, data: bytes) -> bool:
         self.sent.append((peer, data))
         return False

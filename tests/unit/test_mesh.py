@@ -51,13 +51,13 @@ def test_validators_who_know_one_of_them_find_all(tmp_path: Path) -> None:
             stranger = Station("stranger")
             await stranger.net.start()
             try:
-                dialled = asyncio.create_task(stranger.net.dial(members[0].address))
+                dialled = asyncio.create_task(stranger.net.dial(members[3].address))
                 await reached(
-                    lambda: members[0].net.metrics().get("connections_refused"), 20, "a refusal"
+                    lambda: members[3].net.metrics().get("connections_refused"), 20, "a refusal"
                 )
                 dialled.cancel()
                 await asyncio.gather(dialled, return_exceptions=True)
-                assert members[0].id not in stranger.connected
+                assert members[3].id not in stranger.connected
                 assert all(len(m.connected) == 3 for m in members)
             finally:
                 await stranger.net.stop()
@@ -71,7 +71,7 @@ def test_without_a_mesh_they_would_not(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with validators(tmp_path, mesh=False, start=False) as members:
-            first, *others = members
+            *others, first = members
             await reached(lambda: first.net.metrics().get("connections_refused"), 20, "a refusal")
             assert not any(m.connected & {o.id for o in others} for m in others)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from chain.codec import decode, encode
 from chain.types import (
     Block,
+    Certificate,
     Epoch,
     Height,
     Proposal,
@@ -39,19 +44,74 @@ def test_r3_a_vote_follows_execution_and_its_record() -> None:
     assert encode(bench.vote(0, VoteKind.NOTARIZE, 1, block.hash())) in effects[0].records
 
 
-def test_r3_a_copy_of_a_proposal_does_not_stand_for_the_leader_s_own() -> None:
-    """The seal does not cover the proof: a forwarder could strip it and have the block rejected."""
+def third_view() -> tuple[Bench, Block, Certificate, Certificate]:
+    """A node in view 3 that knows nothing of view 2: the next block there, the notarization of its
+    parent, and the nullification between."""
     bench = Bench()
     first = bench.block(bench.genesis.header, 1)
     bench.validate(bench.hear(bench.proposal(first, 1, None)))
     proof = bench.certificate(VoteKind.NOTARIZE, 1, first.hash())
-    bench.hear(proof)
-    second = bench.block(first.header, 2)
-    copied = bench.hear(bench.proposal(second, 2, None), sender=3)
+    return bench, bench.block(first.header, 3), proof, bench.certificate(VoteKind.NULLIFY, 2)
+
+
+def test_r3_a_copy_of_a_proposal_is_as_good_as_the_leader_s_own() -> None:
+    """A leader behind a NAT may be unable to reach us: the seal is its own, whoever brings it."""
+    bench, block, proof, null = third_view()
+    copied = bench.hear(bench.proposal(block, 3, proof, null), sender=2)
+    assert ("NOTARIZE", 3) in said(bench.validate(copied))
+
+
+@pytest.mark.parametrize("stripped", ["proof", "nullification", "both"])
+def test_r3_a_copy_does_not_spoil_the_leader_s_own(stripped: str) -> None:
+    """The seal does not cover the proof: a forwarder could strip it and have the block rejected."""
+    bench, block, proof, null = third_view()
+    kept = () if stripped in ("nullification", "both") else (null,)
+    if stripped == "nullification":
+        bare = bench.proposal(block, 3, proof)
+    else:
+        bare = bench.proposal(block, 3, None, *kept)
+        if stripped == "proof":
+            bench.hear(null)
+    copied = bench.hear(bare, sender=2)
     assert not find(copied, m.Rejected)
-    assert not find(copied, m.Validate)
-    effects = bench.validate(bench.hear(bench.proposal(second, 2, proof), sender=2))
-    assert ("NOTARIZE", 2) in said(effects)
+    assert not find(copied, m.Refuse)
+    assert said(bench.validate(copied)) in ([], [("FINALIZE", 1)])
+    own = bench.hear(bench.proposal(block, 3, proof, null), sender=3)
+    assert ("NOTARIZE", 3) in said(bench.validate(own))
+
+
+def test_r3_a_bare_copy_counts_once_what_it_rests_on_is_held() -> None:
+    bench, block, proof, null = third_view()
+    bench.hear(proof)
+    bench.hear(null)
+    copied = bench.hear(bench.proposal(block, 3, None), sender=1)
+    assert ("NOTARIZE", 3) in said(bench.validate(copied))
+
+
+def test_r3_a_later_copy_may_show_what_the_first_did_not() -> None:
+    bench, block, proof, null = third_view()
+    bench.hear(bench.proposal(block, 3, None), sender=2)
+    effects = bench.hear(bench.proposal(block, 3, proof, null), sender=1)
+    assert ("NOTARIZE", 3) in said(bench.validate(effects))
+
+
+def test_r3_a_proof_that_is_not_of_the_parent_is_held_against_the_leader_alone() -> None:
+    for sender, is_rejected in ((1, False), (3, True)):
+        bench, block, _, null = third_view()
+        other = bench.certificate(VoteKind.NOTARIZE, 1, b"o" * 32)
+        effects = bench.hear(bench.proposal(block, 3, other, null), sender=sender)
+        assert bool(find(effects, m.Rejected)) is is_rejected
+        assert not find(effects, m.Refuse)
+        assert ("NOTARIZE", 3) not in said(bench.validate(effects))
+
+
+def test_r3_a_copy_with_another_body_is_refused_and_stands_for_nothing() -> None:
+    bench, block, proof, null = third_view()
+    smuggled = replace(block, txs=(b"smuggled",))
+    effects = bench.hear(bench.proposal(smuggled, 3, proof, null), sender=1)
+    assert [e.peer for e in find(effects, m.Refuse)] == ["node-1"]
+    own = bench.hear(bench.proposal(block, 3, proof, null), sender=3)
+    assert ("NOTARIZE", 3) in said(bench.validate(own))
 
 
 def test_r3_an_untimely_block_gets_no_vote() -> None:
