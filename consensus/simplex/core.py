@@ -68,7 +68,8 @@ class Simplex(Witness):
     EP  Epochs: once the epoch's last block is notarized, leaders propose that same block again
         (same hash, new view) until it is final. Its finalization starts the next epoch
         (`begin_epoch`), and nobody signs there before.
-    DL  Δ doubles after a nullified view and halves on finality, between floor and cap.
+    DL  Δ doubles after a view that was nullified, here or by all, and halves on finality, between
+        floor and cap.
     SK  A view is nullified on entry if its leader was silent for 16 views while a quorum was
         heard, at most n times since the last finality, silent stake below W/3.
     MX  Beyond 16 unfinalized blocks with transactions, proposals are empty.
@@ -313,6 +314,9 @@ class Simplex(Witness):
         if view not in self._equivocated:
             self._sign(VoteKind.FINALIZE, view, certificate.block_hash)  # refused after nullify
         if view >= self._view:
+            given_up = self._signs.signed(VoteKind.NULLIFY, self.epoch, view)
+            if given_up is not None and view not in self._skipped:
+                self._pace.nullified()  # DL: too soon, since it was notarized all the same
             self._enter(View(view + 1), certificate)  # R4, R8
         self._advance(source)
 

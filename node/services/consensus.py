@@ -73,14 +73,15 @@ from node.clock import Clock
 from node.mempool import Mempool
 from node.net.port import Network
 from node.services.chain import ChainService, vrf_input
+from node.services.delta_floor import DeltaFloor
 from node.services.evidence_pool import EvidencePool
 from node.services.flood import Flood
 from node.services.signing import ConsensusSigner, open_log
+from node.services.timers import Timers
 from wallet.keys import Keys
 
 log = logging.getLogger("blyan.consensus")
 BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
-GONE_S = 0.25  # how long a leader whose link broke is waited for: a short break mends by then
 ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
 _BLOCK_ROOM = limits.MAX_BLOCK_BYTES - limits.MAX_EVIDENCE_BYTES - 32 * 1024  # header, framing
 
@@ -106,10 +107,13 @@ class ConsensusService:
         self._wal = open_log(wal_path, chain, keys.consensus.public)
         self._effects: deque[Effect] = deque()
         self._performing = self._may_rotate = False
-        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._timers = Timers(
+            self._fire, lambda: bool(pool.size), self._waits_for_gone, params.empty_interval_ms
+        )
+        self._delta_floor = DeltaFloor(net, params.delta_floor_ms)
         self._build: Build | None = None
         self._build_timer: asyncio.TimerHandle | None = None
-        self._build_due = 0.0
+        self._build_began = 0.0
         self._evidence = EvidencePool(chain.genesis.chain_id, params)
         self._publishing: set[asyncio.Task[None]] = set()
         self._gone: set[str] = set()  # peers that were connected and are not now
@@ -163,9 +167,7 @@ class ConsensusService:
 
     def stop(self) -> None:
         self._stopped = True
-        for handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
+        self._timers.stop()
         if self._build_timer is not None:
             self._build_timer.cancel()
         self._wal.close()
@@ -225,7 +227,10 @@ class ConsensusService:
         return len(kept) == len(effects)
 
     def wake(self) -> None:
-        """Transactions have come: a leader that waits for work proposes now."""
+        """Transactions have come: a leader that waits for work proposes now, and the others expect
+        that."""
+        if not self._stopped:
+            self._timers.work_came()
         if self._build is not None and not self._stopped:
             self._try_build()
 
@@ -236,7 +241,6 @@ class ConsensusService:
         self._perform(self._core.advance_to(tip, certificate, context))
 
     def _fire(self, timer: Timer) -> None:
-        self._timers.pop(timer, None)
         if not self._stopped:
             self._perform(self._core.timer(timer))
 
@@ -280,11 +284,9 @@ class ConsensusService:
             case Serve():
                 self._serve(effect)
             case StartTimer():
-                self._start_timer(effect)
+                self._timers.start(effect)
             case CancelTimer():
-                handle = self._timers.pop(effect.timer, None)
-                if handle is not None:
-                    handle.cancel()
+                self._timers.cancel(effect.timer)
             case Build():
                 self._prepare(effect)
             case Validate():
@@ -316,28 +318,13 @@ class ConsensusService:
         if block is not None:
             self._net.send(effect.peer, encode(Envelope((BlockReply(block),))))
 
-    def _start_timer(self, effect: StartTimer) -> None:
-        old = self._timers.pop(effect.timer, None)
-        if old is not None:
-            old.cancel()
-        loop = asyncio.get_running_loop()
-        delay_s = effect.delay_ms / 1000
-        if self._waits_for_gone(effect.timer):
-            delay_s = min(delay_s, GONE_S)
-        self._timers[effect.timer] = loop.call_later(delay_s, self._fire, effect.timer)
-
     def _peer_changed(self, peer: str, connected: bool) -> None:
-        """A leader whose link breaks is not waited for: its proposal is overdue now (R5 leaves
-        the length of a timeout to each node; a nullify is always safe to sign)."""
+        """A leader whose link breaks is not waited for: its proposal is overdue now."""
         if connected:
             self._gone.discard(peer)
             return
         self._gone.add(peer)
-        loop = asyncio.get_running_loop()
-        for timer, handle in list(self._timers.items()):
-            if self._waits_for_gone(timer):
-                handle.cancel()
-                self._timers[timer] = loop.call_later(GONE_S, self._fire, timer)
+        self._timers.peer_left()
 
     def _waits_for_gone(self, timer: Timer) -> bool:
         """Whether a timer waits for the proposal of a leader whose link is broken."""
@@ -362,13 +349,17 @@ class ConsensusService:
     def _prepare(self, build: Build) -> None:
         """Propose at once when work waits, else when the empty interval is over."""
         self._build = build
-        interval_s = self._params.empty_interval_ms / 1000
-        self._build_due = time.monotonic() + interval_s
-        if self._build_timer is not None:
-            self._build_timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._build_timer = loop.call_later(interval_s, self._try_build)
+        self._build_began = time.monotonic()
         self._try_build()
+
+    def _build_due(self) -> float:
+        """Until when work is waited for. Not the whole interval if what waits cannot be executed
+        yet: the others see that something waits, and expect a proposal within 2Δ."""
+        params = self._params
+        wait_ms = params.empty_interval_ms
+        if self._pool.size:
+            wait_ms = min(wait_ms, params.delta_floor_ms)
+        return self._build_began + wait_ms / 1000
 
     def _try_build(self) -> None:
         build = self._build
@@ -378,7 +369,9 @@ class ConsensusService:
         if tree is None:
             self._build = None  # the parent was dropped: another view decides
             return
-        due = time.monotonic() >= self._build_due - 0.001
+        left_s = self._build_due() - time.monotonic()
+        due = left_s <= 0.001
+        self._try_build_in(left_s)
         pressing = waits_for_blocks(State(tree)) or bool(self._evidence)
         if not (due or pressing or (self._pool.size and not build.empty)):
             return
@@ -393,6 +386,14 @@ class ConsensusService:
         self._build = None
         self.counts["built"] += 1
         self._perform(self._core.built(build.view, build.parent_hash, block))
+
+    def _try_build_in(self, seconds: float) -> None:
+        if self._build_timer is not None:
+            self._build_timer.cancel()
+            self._build_timer = None
+        if seconds > 0.001:
+            loop = asyncio.get_running_loop()
+            self._build_timer = loop.call_later(seconds, self._try_build)
 
     def _built(self, build: Build, needs_work: bool) -> Block | None:
         """Execute a block of our own on the parent's state; None if it holds no work."""
@@ -431,7 +432,9 @@ class ConsensusService:
         timely = header.time_ms <= self._clock.now_ms() + self._params.clock_drift_ms
         try:
             self._check_leader(header)
+            began = time.monotonic()
             self._chain.execute(effect.parent, effect.block)
+            self._delta_floor.executed(time.monotonic() - began)
         except BlockError as error:
             self._perform(self._core.validated(effect.block_hash, False, str(error)))
             return
@@ -451,6 +454,9 @@ class ConsensusService:
         self._chain.commit(effect.blocks, effect.certificate)
         self._evidence.committed(self._chain.state())
         self._flood.finalized()
+        self._timers.work_done()
+        members = self._chain.validators(self._core.epoch).members
+        self._core.set_delta_floor(self._delta_floor.measured(members))
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
         if epoch > self._core.epoch:

@@ -114,6 +114,21 @@ def test_r3_a_copy_with_another_body_is_refused_and_stands_for_nothing() -> None
     assert ("NOTARIZE", 3) in said(bench.validate(own))
 
 
+def test_dl_a_view_given_up_too_soon_doubles_delta_although_it_was_notarized() -> None:
+    """Proposals that always come just after 2Δ are notarized and never finalized: if that did not
+    count, a network slower than Δ would notarize for ever and make nothing final."""
+    bench = Bench()
+    before = bench.core.delta_ms
+    assert ("NULLIFY", 1) in said(bench.fire(m.TimerKind.PROPOSAL, 1))
+    block = bench.block(bench.genesis.header, 1)
+    bench.validate(bench.hear(bench.proposal(block, 1, None)))
+    effects = bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    assert ("FINALIZE", 1) not in said(effects)
+    assert bench.core.delta_ms == 2 * before
+    bench.hear(bench.certificate(VoteKind.NULLIFY, 1))  # of the same view: once
+    assert bench.core.delta_ms == 2 * before
+
+
 def test_r3_an_untimely_block_gets_no_vote() -> None:
     bench = Bench()
     block = bench.block(bench.genesis.header, 1)
