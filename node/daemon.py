@@ -241,9 +241,9 @@ class Node:
         await api.start()
         tasks: list[asyncio.Task[Any]] = []
         try:
+            self.consensus.start()  # replay ends before the first input from the network
             await self.net.start()
             log.info("node %s at %s", self.node_id, ", ".join(self.addresses))
-            self.consensus.start()
             tasks += [asyncio.create_task(self._dial(a)) for a in self.config.bootstrap]
             tasks.append(asyncio.create_task(self.mesh.run()))
             tasks.append(asyncio.create_task(self.sync.run()))

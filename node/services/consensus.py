@@ -117,7 +117,7 @@ class ConsensusService:
         self._evidence = EvidencePool(chain.genesis.chain_id, params)
         self._publishing: set[asyncio.Task[None]] = set()
         self._gone: set[str] = set()  # peers that were connected and are not now
-        self._stopped = False
+        self._is_running = False
         self.halted = ""
         self.counts = {"refused": 0, "rejected_proposals": 0, "built": 0, "validated": 0}
         config = Config(
@@ -163,10 +163,13 @@ class ConsensusService:
     # --- life ---------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Replay the log. It ends before anything from the network is taken: until here that is
+        dropped, and said again by those who said it."""
+        self._is_running = True
         self._perform(self._core.start())
 
     def stop(self) -> None:
-        self._stopped = True
+        self._is_running = False
         self._timers.stop()
         if self._build_timer is not None:
             self._build_timer.cancel()
@@ -192,7 +195,7 @@ class ConsensusService:
     # --- inputs -------------------------------------------------------------------------
 
     def _received(self, peer: str, data: bytes) -> None:
-        if self._stopped:
+        if not self._is_running:
             return
         try:
             envelope: Envelope = decode(Envelope, data)
@@ -219,7 +222,7 @@ class ConsensusService:
 
     def _from_flood(self, peer: str, message: Message) -> bool:
         """A message that came by gossip. It was verified there: here nobody is charged."""
-        if self._stopped:
+        if not self._is_running:
             return False
         effects = self._core.receive(peer, message)
         kept = [effect for effect in effects if not isinstance(effect, Refuse)]
@@ -229,19 +232,21 @@ class ConsensusService:
     def wake(self) -> None:
         """Transactions have come: a leader that waits for work proposes now, and the others expect
         that."""
-        if not self._stopped:
+        if self._is_running:
             self._timers.work_came()
-        if self._build is not None and not self._stopped:
+        if self._build is not None and self._is_running:
             self._try_build()
 
     def advance_to(self, tip: Header, certificate: Certificate) -> None:
         """Blocks were synced and committed up to `tip`; its finalization has been verified."""
+        if not self._is_running:
+            return
         epoch = epoch_of(self._chain.genesis, tip.height + 1)
         context = self._context(epoch) if epoch > self._core.epoch else None
         self._perform(self._core.advance_to(tip, certificate, context))
 
     def _fire(self, timer: Timer) -> None:
-        if not self._stopped:
+        if self._is_running:
             self._perform(self._core.timer(timer))
 
     # --- effects ------------------------------------------------------------------------
@@ -253,7 +258,7 @@ class ConsensusService:
             return
         self._performing = True
         try:
-            while self._effects and not self._stopped and not self.halted:
+            while self._effects and self._is_running and not self.halted:
                 self._one(self._effects.popleft())
             self._rotate()
         except (StorageError, BlockError, OrphanError, InvariantError) as error:
@@ -267,7 +272,8 @@ class ConsensusService:
         to be performed makes final, and until it is committed the log alone holds it."""
         if (
             self._may_rotate
-            and not (self._effects or self._stopped)
+            and self._is_running
+            and not self._effects
             and self._wal.size > ROTATE_BYTES
         ):
             self._wal.rotate(self._core.snapshot())
@@ -363,7 +369,7 @@ class ConsensusService:
 
     def _try_build(self) -> None:
         build = self._build
-        if build is None or self._stopped:
+        if build is None or not self._is_running:
             return
         tree = self._chain.tree_after(build.parent_hash)
         if tree is None:

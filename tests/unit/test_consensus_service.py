@@ -13,10 +13,16 @@ import pytest
 
 from chain import records as r
 from chain.codec import decode, encode
+from chain.errors import UnreachableError
 from chain.hashes import Hash32
 from chain.types import DoubleVote, Epoch, EvidenceItem, Height, View, Vote, VoteKind
 from consensus.evidence import double_vote
-from consensus.simplex.messages import Envelope, Evidence, Record, SignFloor
+from consensus.simplex.messages import BlockRequest, Envelope, Evidence, Record, SignFloor
+from node.config import Config, load_genesis
+from node.daemon import Node
+from node.founding import found_home, founding_genesis, write_genesis
+from node.genesis import build_genesis
+from node.home import Home
 from node.services.consensus import ConsensusService
 from node.services.signing import LAST_VIEW
 from tests.kit.local_chain import LocalChain
@@ -85,6 +91,8 @@ def run(local: LocalChain, wal: Path, blocks: int = 3, **hooks: Any) -> list[Rec
         prepare(node)
         goal = local.chain.tip.height + blocks
         node.start()
+        started: Callable[[ConsensusService], None] = hooks.get("started", lambda node: None)
+        started(node)
         try:
             await reached(lambda: node.halted or local.chain.tip.height >= goal, QUICK_S, "blocks")
         finally:
@@ -138,7 +146,7 @@ def test_relayed_evidence_gets_into_a_block(local: LocalChain, tmp_path: Path) -
     run(
         local,
         tmp_path / "wal",
-        prepare=lambda node: node._received("peer", encode(Envelope((item,)))),
+        started=lambda node: node._received("peer", encode(Envelope((item,)))),
     )
     assert local.state.raw(r.evidence_key(item.first.signer, Epoch(0))) is not None
     blocks = [local.store.block(Height(h)) for h in range(1, local.chain.tip.height + 1)]
@@ -146,9 +154,11 @@ def test_relayed_evidence_gets_into_a_block(local: LocalChain, tmp_path: Path) -
 
 
 def test_evidence_is_verified_and_passed_on_once(tmp_path: Path) -> None:
-    with LocalChain(tmp_path, validators=4) as local:
+    async def main(local: LocalChain) -> None:
         net = NoPeers()
         node = service(local, tmp_path / "wal", net)
+        node.start()
+        net.sent.clear()
         item, others = evidence(local, 1), [v.node_id for v in local.genesis.validators[1:]]
         packet = encode(Envelope((item,)))
         node._received("peer", packet)
@@ -165,6 +175,9 @@ def test_evidence_is_verified_and_passed_on_once(tmp_path: Path) -> None:
         assert [p for p, _ in net.sent[len(others) :]] == [p for p, _ in net.sent[: len(others)]]
         assert len(node._evidence) == 2
         node.stop()
+
+    with LocalChain(tmp_path, validators=4) as local:
+        asyncio.run(main(local))
 
 
 def test_the_log_is_rotated_only_when_nothing_waits(
@@ -186,6 +199,48 @@ def test_the_log_is_rotated_only_when_nothing_waits(
     run(local, tmp_path / "wal", prepare=prepare)
     assert waiting
     assert set(waiting) == {0}
+
+
+def test_what_comes_before_the_replay_has_ended_is_dropped(
+    local: LocalChain, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        node = service(local, tmp_path / "wal")
+        node._received("peer", b"garbage, which would be charged")
+        node._received("peer", encode(Envelope((BlockRequest(Hash32(bytes(32))),))))
+        assert not node._from_flood("peer", BlockRequest(Hash32(bytes(32))))
+        assert node.counts["refused"] == 0
+        node.start()
+        node._received("peer", b"garbage, which would be charged")
+        assert node.counts["refused"] == 1
+        node.stop()
+
+    asyncio.run(main())
+
+
+def test_a_node_replays_its_log_before_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole node, whose network fails to start: by then consensus has begun."""
+    founded = found_home(Home(tmp_path / "home"), Config())
+    config = Config(api_port=0, p2p_port=0, link_port=0)
+    write_genesis(founded.home, founding_genesis([founded]))
+    seen: list[int] = []
+
+    async def main() -> None:
+        genesis = build_genesis(load_genesis(founded.home))
+        node = Node(founded.home, config, genesis, founded.keys)
+
+        async def start() -> None:
+            seen.append(node.consensus.counts["built"] + len(node.consensus._timers.running))
+            raise UnreachableError("the test")
+
+        monkeypatch.setattr(node.net, "start", start)
+        with pytest.raises(UnreachableError, match="the test"):
+            await node.run(asyncio.Event())
+
+    asyncio.run(main())
+    assert seen[0] > 0
 
 
 def test_a_new_home_signs(local: LocalChain, tmp_path: Path) -> None:
