@@ -28,6 +28,7 @@ class Member:
         self.keys = self.local.validators[index]
         self.net = Network(self.keys.node.seed, chain_id=self.local.genesis.chain_id, link_port=0)
         self.mesh = Mesh(self.local.chain, self.net)
+        self.local.chain.finalized(lambda block, done: self.local.pool.committed(done.receipts))
         self.synced: list[tuple[str, int]] = []
         self.consensus = ConsensusService(
             self.local.chain,

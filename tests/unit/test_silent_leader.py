@@ -1,0 +1,54 @@
+"""A leader that is connected and says nothing, as one that is paused, while transactions wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from chain.transactions import Transfer
+from chain.types import Grains
+from tests.kit.validators import Member, until_met, validators
+from tests.kit.waiting import reached
+
+IDLE_S = 5.0  # the empty interval: a view that waited for it would take longer than this
+DELTA_MS = 250
+
+
+async def transfer(members: list[Member]) -> float:
+    """Seconds until a transfer that all of them have is final on all."""
+    first = members[0].local
+    raw = first.sign(Transfer(first.learners[1].public, Grains(5)), first.learners[0])
+    began = time.monotonic()
+    ids = []
+    for member in members:
+        ids.append(member.local.pool.submit(raw))
+        member.consensus.wake()
+    await reached(
+        lambda: all(m.local.pool.get(i) is None for m, i in zip(members, ids, strict=True)),
+        4 * IDLE_S,
+        "the transfer is final",
+    )
+    return time.monotonic() - began
+
+
+def test_its_view_is_lost_without_the_empty_interval(tmp_path: Path) -> None:
+    """Stakes are 4, 3, 2 and 1: the others are a quorum without the second, which leads three
+    views of ten."""
+
+    async def main() -> None:
+        async with validators(
+            tmp_path, empty_interval_ms=int(IDLE_S * 1000), delta_floor_ms=DELTA_MS
+        ) as members:
+            await until_met(members)
+            await transfer(members)
+            members[1].consensus.stop()
+            others = [members[0], *members[2:]]
+            before = members[0].local.chain.tip
+            took = [await transfer(others) for _ in range(12)]
+            after = members[0].local.chain.tip
+            lost = (after.view - before.view) - (after.height - before.height)
+            assert lost >= 1, "the silent one led no view"
+            assert max(took) < IDLE_S, took
+
+    asyncio.run(main())
