@@ -52,7 +52,7 @@ class DeltaFloor:
         if self._looked_at is None or now - self._looked_at >= LOOK_S:
             self._looked_at = now
             self._quorum_ms = self._round_trip_ms(members)
-        budget_ms = self._mean_ms + 4 * self._deviation_ms
+        budget_ms = 2 * (self._mean_ms + 4 * self._deviation_ms)  # by the leader, and then here
         return max(self._least_ms, round(2 * self._quorum_ms + budget_ms))
 
     def _round_trip_ms(self, members: Sequence[Validator]) -> float:

@@ -2,7 +2,8 @@
 
 R5 leaves the length of a timeout to each node, since a nullify is always safe to sign. A leader
 whose link broke is not waited for; and the time for which an idle leader may wait is not given to
-one that has work (docs/spec/consensus.md, R1).
+one that has work (docs/spec/consensus.md, R1). What follows a proposal, above all its execution,
+has as long as the core says.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from consensus.simplex.messages import StartTimer, Timer, TimerKind
 
 GONE_S = 0.25  # how long a leader whose link broke is waited for: a short break mends by then
-OF_VIEW = frozenset((TimerKind.PROPOSAL, TimerKind.ADVANCE))
 
 
 @dataclass(slots=True)
@@ -49,7 +49,8 @@ class Timers:
         self.cancel(effect.timer)
         loop, timer, delay_s = asyncio.get_running_loop(), effect.timer, effect.delay_ms / 1000
         now = loop.time()
-        busy_s = max(0.0, delay_s - self._idle_s) if timer.kind in OF_VIEW else delay_s
+        is_hurried = timer.kind is TimerKind.PROPOSAL
+        busy_s = max(0.0, delay_s - self._idle_s) if is_hurried else delay_s
         running = _Running(loop.call_later(delay_s, self._ring, timer), now, now + delay_s, busy_s)
         self._running[timer] = running
         due = self._due(running)
@@ -93,7 +94,7 @@ class Timers:
 
     def _reset(self) -> None:
         for timer, running in list(self._running.items()):
-            if timer.kind in OF_VIEW and not self._is_gone(timer):
+            if timer.kind is TimerKind.PROPOSAL and not self._is_gone(timer):
                 self._set(timer, running, self._due(running))
 
     def _set(self, timer: Timer, running: _Running, due: float) -> None:

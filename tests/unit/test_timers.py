@@ -66,7 +66,7 @@ def test_a_leader_with_work_has_two_delta() -> None:
         bench.begin()
 
     rang = run(busy)
-    assert rang == pytest.approx({PROPOSAL: 0.5, ADVANCE: 0.75, RETRANSMIT: 0.25})
+    assert rang == pytest.approx({PROPOSAL: 0.5, ADVANCE: 1.75, RETRANSMIT: 0.25})
 
 
 def test_work_that_comes_later_is_waited_for_from_then_on() -> None:
@@ -79,7 +79,7 @@ def test_work_that_comes_later_is_waited_for_from_then_on() -> None:
         bench.timers.work_came()  # more of it gives nobody more time
 
     rang = run(late)
-    assert rang == pytest.approx({PROPOSAL: 0.9, ADVANCE: 1.15, RETRANSMIT: 0.25})
+    assert rang == pytest.approx({PROPOSAL: 0.9, ADVANCE: 1.75, RETRANSMIT: 0.25})
 
 
 def test_work_never_makes_a_timer_later_than_the_core_asked() -> None:
