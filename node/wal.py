@@ -10,17 +10,20 @@ there as a whole or not at all.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from chain import limits
 from chain.errors import StorageError
 from chain.hashes import Context
 from chain.types import u64_be
+from node.wal_files import DirectoryFiles, LogFiles
 
 _log = logging.getLogger(__name__)
 
+LOG_NAME = "consensus.log"
+_NEW_NAME = LOG_NAME + ".new"  # a rotation writes here first
 _MAGIC = b"BLYAN-WAL-1\n"
 _FRAME = b"FRAM"
 _HEAD_BYTES = len(_FRAME) + 4 + 32
@@ -42,30 +45,36 @@ class WriteAheadLog:
     """
 
     def __init__(
-        self, directory: Path, *, abstain: Sequence[bytes] = (), expected: bool = False
+        self,
+        directory: Path,
+        *,
+        abstain: Sequence[bytes] = (),
+        expected: bool = False,
+        files: LogFiles | None = None,
     ) -> None:
-        self.path = path = directory / "consensus.log"
+        """`files` stands for the directory where that is not the real one."""
+        self.path = directory / LOG_NAME
         self._broken = False
         self.loss = ""
-        directory.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            self._replace(b"")
-        data = path.read_bytes()
+        with self._reported("open"):
+            self._files = DirectoryFiles(directory) if files is None else files
+            if not self._files.exists(LOG_NAME):
+                self._replace(b"")
+            data = self._files.read(LOG_NAME)
         self._records, self._end = self._parse(data)
         cut = len(data) - self._end
         if cut and _is_torn(data, self._end):
-            _log.warning("%s: cut %d bytes of an append that a crash interrupted", path.name, cut)
+            _log.warning("%s: cut %d bytes of an append that a crash interrupted", LOG_NAME, cut)
         elif cut:
-            _log.warning("%s: cut %d bytes that are no interrupted append", path.name, cut)
+            _log.warning("%s: cut %d bytes that are no interrupted append", LOG_NAME, cut)
             self.loss = "has lost its last entry"
         if expected and not self._records:
             self.loss = "is missing or empty"
-        if self.loss and abstain:
-            self._records = (*self._records, *abstain)
-            frame = _frame(list(self._records), len(_MAGIC))
-            self._replace(frame)
-            self._end = len(_MAGIC) + len(frame)
-        self._file = self._open(self._end)
+        with self._reported("open"):
+            if self.loss and abstain:
+                self._records = (*self._records, *abstain)
+                self._rewrite(self._records)
+            self._file = self._open(self._end)
 
     def records(self) -> tuple[bytes, ...]:
         """What the log held when it was opened, in the order it was written."""
@@ -81,63 +90,60 @@ class WriteAheadLog:
         unusable until reopened, since nobody knows what a failed sync has kept."""
         frame = _frame(list(records), self._end)
         self._check_usable()
-        try:
-            _write_all(self._file, frame)
-            os.fsync(self._file)
-        except OSError as error:
-            self._broken = True
-            raise StorageError(
-                f"{self.path}: cannot write ({error.strerror}); free space or replace the disk, "
-                "then start the node again"
-            ) from None
+        with self._reported("write"):
+            self._files.write(self._file, self._end, frame)
+            self._files.sync(self._file)
         self._end += len(frame)
 
     def rotate(self, records: Iterable[bytes]) -> None:
         """Replace the whole log by `records`, atomically: a crash leaves the old or the new."""
         self._check_usable()
-        frame = _frame(list(records), len(_MAGIC))
-        try:
-            self._replace(frame)
-            os.close(self._file)
-            self._end = len(_MAGIC) + len(frame)
+        with self._reported("replace"):
+            self._rewrite(list(records))
+            self._files.close(self._file)
             self._file = self._open(self._end)
-        except OSError as error:
-            self._broken = True
-            raise StorageError(
-                f"{self.path}: cannot replace ({error.strerror}); free space or replace the disk, "
-                "then start the node again"
-            ) from None
 
     def close(self) -> None:
         if not self._broken:
             self._broken = True
-            os.close(self._file)
+            self._files.close(self._file)
 
     def _check_usable(self) -> None:
         if self._broken:
             raise StorageError(f"{self.path}: closed, or a write failed before; start again")
 
+    @contextmanager
+    def _reported(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._broken = True
+            raise StorageError(
+                f"{self.path}: cannot {what} ({error.strerror}); free space or replace the disk, "
+                "then start the node again"
+            ) from None
+
     def _open(self, end: int) -> int:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
-        os.ftruncate(descriptor, end)
-        os.lseek(descriptor, end, os.SEEK_SET)
-        os.fsync(descriptor)
-        return descriptor
+        """What lies after `end` goes, durably, before anything is written there."""
+        file = self._files.open(LOG_NAME)
+        self._files.truncate(file, end)
+        self._files.sync(file)
+        return file
+
+    def _rewrite(self, records: Sequence[bytes]) -> None:
+        frame = _frame(list(records), len(_MAGIC))
+        self._replace(frame)
+        self._end = len(_MAGIC) + len(frame)
 
     def _replace(self, frames: bytes) -> None:
-        fresh = self.path.with_name(self.path.name + ".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        file = self._files.create(_NEW_NAME)
         try:
-            _write_all(descriptor, _MAGIC + frames)
-            os.fsync(descriptor)
+            self._files.write(file, 0, _MAGIC + frames)
+            self._files.sync(file)
         finally:
-            os.close(descriptor)
-        fresh.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            self._files.close(file)
+        self._files.rename(_NEW_NAME, LOG_NAME)
+        self._files.sync_directory()
 
     def _parse(self, data: bytes) -> tuple[tuple[bytes, ...], int]:
         """(records, where the valid part ends)."""
@@ -221,9 +227,3 @@ def _split(payload: bytes) -> list[bytes] | None:
         records.append(payload[at + 4 : end])
         at = end
     return records
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
