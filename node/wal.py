@@ -35,9 +35,10 @@ class WriteAheadLog:
     """The log `consensus.log` in a directory. `append` and `rotate` return when the disk has it.
 
     Opening cuts a torn tail, the trace of a crash during an append, with a warning: that append
-    never returned, so nothing of it has left. Damage before the last frame is no crash's trace:
-    StorageError (exit 65), because a node that forgot a vote may sign against it. The directory
-    must be locked by the caller (one process, one log).
+    never returned, so nothing of it has left. What is kept is written anew: a killed process or a
+    failed sync may have left it in memory only, under a name that is not durable. Damage before the
+    last frame is no crash's trace: StorageError (exit 65), because a node that forgot a vote may
+    sign against it. The directory must be locked by the caller (one process, one log).
 
     Where an append that did return may be forgotten, `abstain`, the records that forbid to sign,
     are added by one atomic write: if records are `expected` and there are none, or if the last
@@ -58,9 +59,7 @@ class WriteAheadLog:
         self.loss = ""
         with self._reported("open"):
             self._files = DirectoryFiles(directory) if files is None else files
-            if not self._files.exists(LOG_NAME):
-                self._replace(b"")
-            data = self._files.read(LOG_NAME)
+            data = self._files.read(LOG_NAME) if self._files.exists(LOG_NAME) else _MAGIC
         self._records, self._end = self._parse(data)
         cut = len(data) - self._end
         if cut and _is_torn(data, self._end):
@@ -74,7 +73,9 @@ class WriteAheadLog:
             if self.loss and abstain:
                 self._records = (*self._records, *abstain)
                 self._rewrite(self._records)
-            self._file = self._open(self._end)
+            else:
+                self._replace(data[len(_MAGIC) : self._end])
+            self._file = self._files.open(LOG_NAME)
 
     def records(self) -> tuple[bytes, ...]:
         """What the log held when it was opened, in the order it was written."""
@@ -101,7 +102,7 @@ class WriteAheadLog:
         with self._reported("replace"):
             self._rewrite(list(records))
             self._files.close(self._file)
-            self._file = self._open(self._end)
+            self._file = self._files.open(LOG_NAME)
 
     def close(self) -> None:
         if not self._broken:
@@ -122,13 +123,6 @@ class WriteAheadLog:
                 f"{self.path}: cannot {what} ({error.strerror}); free space or replace the disk, "
                 "then start the node again"
             ) from None
-
-    def _open(self, end: int) -> int:
-        """What lies after `end` goes, durably, before anything is written there."""
-        file = self._files.open(LOG_NAME)
-        self._files.truncate(file, end)
-        self._files.sync(file)
-        return file
 
     def _rewrite(self, records: Sequence[bytes]) -> None:
         frame = _frame(list(records), len(_MAGIC))

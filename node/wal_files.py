@@ -25,8 +25,6 @@ class LogFiles(Protocol):
     def write(self, file: int, offset: int, data: bytes) -> None:
         """Write all of `data`; after an error any part of it may be there."""
 
-    def truncate(self, file: int, size: int) -> None: ...
-
     def sync(self, file: int) -> None: ...
 
     def close(self, file: int) -> None: ...
@@ -61,9 +59,6 @@ class DirectoryFiles:
         while view:
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
-
-    def truncate(self, file: int, size: int) -> None:
-        os.ftruncate(file, size)
 
     def sync(self, file: int) -> None:
         os.fsync(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chain.hashes import ZERO_HASH, Hash32
-from chain.types import Block, Certificate, Proposal, Signature, Vote, VoteKind
+from chain.types import Block, Certificate, Proposal, ProposalSeal, Signature, Vote, VoteKind
 from consensus.simplex import messages as m
 from tests.sim.ledger import KeySigner
 from tests.sim.node import SimNode
@@ -16,9 +16,14 @@ class Byzantine(SimNode):
 
     def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
         bent = self.bend(target, messages)
+        self.world.counts[self.label()] += bent != messages
         if bent:
-            self.world.counts[f"byzantine {type(self).__name__.lower()}"] += 1
             self.world.send(self.index, target, bent)
+
+    @classmethod
+    def label(cls) -> str:
+        """What is counted whenever it says something else than an honest node would."""
+        return f"liar {cls.__name__.lower()}"
 
     def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
         raise NotImplementedError
@@ -28,7 +33,7 @@ class Byzantine(SimNode):
 
     @property
     def key(self) -> KeySigner:
-        return self.law.signers[self.index]
+        return self.law.signers[self.seat]
 
     def signed(self, kind: VoteKind, like: Vote, block_hash: bytes) -> Vote:
         return self.key.sign_vote(kind, like.epoch, like.view, Hash32(block_hash))
@@ -132,7 +137,7 @@ class Late(Byzantine):
     """Says everything up to two seconds too late."""
 
     def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
-        self.world.counts["byzantine late"] += 1
+        self.world.counts[self.label()] += 1
         delay_ms = self.dice.randint(0, 2000)
         self.world.after(delay_ms, lambda: self.world.send(self.index, target, messages))
 
@@ -178,7 +183,7 @@ class Counterfeiter(Byzantine):
     def _build(self, build: m.Build) -> None:
         """In haste: a fork needs voters who have not yet seen the parent become final."""
         block = self.law.block(
-            build.parent, build.parent_hash, build.view, self.key.public, (), self.world.now
+            build.parent, build.parent_hash, build.view, self.key.public, (), self.now_ms
         )
         self._later(0, lambda core: self.perform(core.built(build.view, build.parent_hash, block)))
 
@@ -255,6 +260,39 @@ class Counterfeiter(Byzantine):
         return next((h for h in final if h.hash() == block_hash), None)
 
 
+class Turncoat(Byzantine):
+    """Finalizes and nullifies the same view: a finalize to some, a nullify to the others."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        out: list[m.Message] = []
+        for message in messages:
+            out.append(message)
+            if not isinstance(message, Vote):
+                continue
+            if message.kind == VoteKind.NOTARIZE:
+                kind = VoteKind.FINALIZE if (target + message.view) % 2 else VoteKind.NULLIFY
+                named = message.block_hash if kind == VoteKind.FINALIZE else ZERO_HASH
+                out.append(self.signed(kind, message, named))
+            elif message.kind == VoteKind.FINALIZE and target % 2:
+                out[-1] = self.signed(VoteKind.NULLIFY, message, ZERO_HASH)
+        return tuple(out)
+
+
+class Twin(Byzantine):
+    """An honest program that runs twice with one key, each copy with a log of its own (Twins,
+    arXiv 2004.10617): what the copies sign contradicts, though neither contradicts itself."""
+
+    def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
+        for message in messages:
+            signed = message.seal if isinstance(message, Proposal) else message
+            if isinstance(signed, ProposalSeal | Vote) and signed.signer == self.key.public:
+                kind = signed.kind if isinstance(signed, Vote) else 0
+                thing = (self.seat, kind, signed.epoch, signed.view)
+                first = self.world.said_twice.setdefault(thing, signed.block_hash)
+                self.world.counts[self.label()] += first != signed.block_hash
+        return messages
+
+
 KINDS: tuple[type[Byzantine], ...] = (
     Silent,
     Equivocator,
@@ -264,6 +302,8 @@ KINDS: tuple[type[Byzantine], ...] = (
     Late,
     Forger,
     Counterfeiter,
+    Turncoat,
+    Twin,
 )
 
 

@@ -1,13 +1,15 @@
-"""A driver of the real core: in-memory log and store, crashes between any two effects."""
+"""A driver of the real core with the real log, on a disk that fails, by a clock that is wrong."""
 
 from __future__ import annotations
 
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 from chain.codec import encode
+from chain.errors import StorageError
 from chain.types import (
     Block,
     Certificate,
@@ -20,19 +22,15 @@ from chain.types import (
 from consensus.certificates import verify_certificate
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
+from node.clock import Clock
+from node.wal import LOG_NAME, WriteAheadLog
+from tests.sim.disk import Crash, FaultyDisk
 from tests.sim.ledger import CHAIN_ID, Law, body_matches, name
 from tests.sim.oracle import Oracle
 from tests.sim.world import World
 
-
-@dataclass
-class Disk:
-    """What survives a crash: synced log records, and committed blocks with the certificates that
-    came with them."""
-
-    log: list[bytes] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
-    certificates: dict[int, Certificate] = field(default_factory=dict)
+LAST_VIEW = m.View(2**64 - 1)
+DRIFT_MS = 2000  # a header's time is at most this far ahead of its voter's clock (DESIGN 5)
 
 
 @dataclass(frozen=True)
@@ -45,22 +43,46 @@ class Habits:
     delta_cap_ms: int = 2000
     transactions: float = 0.5  # how often a block carries some
     rotate: float = 0.3  # how often a delivery rotates the log
-    clock_rate: float = 1.0  # of its timers
+    drift: float = 0.0  # how much faster or slower a node's clock may run, as a part of one
+    skew_ms: int = 0  # how wrong a node's wall clock may be
+    measures_delta: bool = False  # whether the floor of Δ follows the links, as a driver may do
 
 
 class SimNode:
-    """An honest node. `index` is its place in the network; validators come first."""
+    """An honest node. `index` is its place in the network; validators come first. `seat` is whose
+    key it has, which differs for the second copy of a validator only."""
 
     honest = True
 
-    def __init__(self, index: int, law: Law, world: World, oracle: Oracle, habits: Habits) -> None:
+    def __init__(
+        self,
+        index: int,
+        law: Law,
+        world: World,
+        oracle: Oracle,
+        habits: Habits,
+        seat: int | None = None,
+    ) -> None:
         self.index, self.law, self.world, self.oracle = index, law, world, oracle
+        self.seat = index if seat is None else seat
         self.habits = habits
-        self.disk = Disk(blocks=[law.genesis()])
         self.dice = random.Random(f"node {law.seed} {index}")
+        self.disk = FaultyDisk(law.genesis(), self.dice, world.counts)
         self.core: Simplex | None = None
+        self.stopped = ""  # why it does not start again
+        self.is_rotten = False  # its disk may do worse than to forget what was not synced
+        self.is_down = False  # and stays so
         self.life = 0  # counts starts: what an earlier life began is void
         self.fuse: int | None = None  # effects left until the next crash
+        self.frozen_until = 0
+        self.rate = 1.0 + self.dice.uniform(-habits.drift, habits.drift)
+        self.skew_ms = self.dice.randint(-habits.skew_ms, habits.skew_ms)
+        self.wall_offset_ms = self.skew_ms
+        self.ambush: Callable[[tuple[bytes, ...]], bool] | None = None
+        self._log: WriteAheadLog | None = None
+        self._clock = self._new_clock()
+        self._on_disk: set[bytes] = set()
+        self._round_trips: dict[int, int] = {}
         self._timers: dict[m.Timer, int] = {}
         self._effects: deque[m.Effect] = deque()
         self._busy = self._may_rotate = False
@@ -75,14 +97,55 @@ class SimNode:
     @property
     def signer(self) -> m.Signer | None:
         signers = self.law.signers
-        return signers[self.index] if self.index < len(signers) else None
+        return signers[self.seat] if self.seat < len(signers) else None
+
+    @property
+    def name(self) -> str:
+        return name(self.seat)
+
+    @property
+    def now_ms(self) -> int:
+        """By its own clock, which is the product's."""
+        return self._clock.now_ms()
+
+    def _new_clock(self) -> Clock:
+        world = self.world
+        return Clock(
+            wall=lambda: (world.now + self.wall_offset_ms + 10**9) * 10**6,
+            steady=lambda: round(world.now * self.rate * 10**6),
+        )
 
     # --- life -------------------------------------------------------------------
 
     def start(self) -> None:
         """Replay ends before the first network input."""
+        if self.stopped or self.is_down:
+            return
+        try:
+            self._start()
+        except Crash:
+            self.crash()
+        except StorageError as error:
+            self._give_up(error)
+
+    def _start(self) -> None:
         self.life += 1
+        self._on_disk.clear()
+        self._clock = self._new_clock()
         tip = self.disk.blocks[-1].header
+        epoch = self.law.epoch_of(tip.height + 1)
+        self._log = WriteAheadLog(
+            Path(self.name),
+            abstain=[encode(m.SignFloor(epoch, LAST_VIEW))],
+            expected=tip.height > 0,
+            files=self.disk,
+        )
+        if self._log.loss:
+            self.world.counts["logs opened with a loss"] += 1
+        records = self._log.records()
+        if self.honest:
+            self.oracle.recovered(self.index, self.height, records)
+        self.world.counts["recoveries"] += bool(records)
         config = m.Config(
             CHAIN_ID,
             self.law.is_last,
@@ -93,35 +156,67 @@ class SimNode:
         )
         self.core = Simplex(
             config,
-            self.law.context(self.law.epoch_of(tip.height + 1)),
+            self.law.context(epoch),
             tip,
             self.disk.certificates.get(tip.height),
             self.signer,
-            list(self.disk.log),
+            records,
         )
         self.perform(self.core.start())
 
-    def crash(self) -> None:
-        """kill -9: memory is gone, and what was not performed never happens."""
-        self.core, self.fuse = None, None
+    def crash(self, *, power: bool | None = None) -> None:
+        """kill -9, or a power failure: memory is gone, and what was not performed never happens."""
+        self._forget()
+        self.world.counts["crashes"] += 1
+        power = self.dice.random() < 0.5 if power is None else power
+        self.disk.die(power=power, torn_anywhere=self.is_rotten)
+
+    def _forget(self) -> None:
+        self.core, self._log, self.fuse = None, None, None
         self.life += 1
         self._timers.clear()
         self._effects.clear()
-        self._syncing = False
-        self.world.counts["crashes"] += 1
+        self._syncing = self._may_rotate = False
+
+    def _give_up(self, error: StorageError) -> None:
+        """The node stops with an error. If the disk was full, there will be room; if the log is
+        damaged, an operator does what the error says, or never looks."""
+        self._forget()
+        self.disk.die(power=False)
+        if "damaged" not in str(error):
+            self.world.after(self.dice.randint(200, 2000), self.start)
+            return
+        self.oracle.refused_to_start(self.index, str(error), rotten=self.is_rotten)
+        if self.height > 0 and self.dice.random() < 0.5:
+            self.disk.remove(LOG_NAME)
+            self.world.counts["damaged logs moved away"] += 1
+            self.world.after(1000, self.start)
+        else:
+            self.stopped = str(error)
 
     def lose_log(self) -> None:
-        """A crash that leaves the store alone; the driver then forbids to sign in this epoch."""
+        """A crash that leaves the store alone: the key then signs nothing more in this epoch."""
         self.crash()
-        floor = m.SignFloor(self.law.epoch_of(self.height + 1), m.View(2**64 - 1))
-        self.disk.log = [encode(floor)]
+        self.disk.remove(LOG_NAME)
         self.world.counts["lost logs"] += 1
         self.start()
 
+    def freeze(self, for_ms: int) -> None:
+        """SIGSTOP: nothing happens, and everything that should have comes afterwards at once."""
+        self.frozen_until = max(self.frozen_until, self.world.now + for_ms)
+        self.world.counts["pauses"] += 1
+
     def _receive(self, source: int, envelope: m.Envelope) -> None:
+        if self.world.now < self.frozen_until:
+            self._thaw(lambda: self._receive(source, envelope))
+            return
+        peer = name(self.world.nodes[source].seat)
         for message in envelope.messages:
             if self.core is not None:
-                self.perform(self.core.receive(name(source), message))
+                self.perform(self.core.receive(peer, message))
+
+    def _thaw(self, action: Callable[[], None]) -> None:
+        self.world.after(self.frozen_until - self.world.now, action)
 
     # --- effects ----------------------------------------------------------------
 
@@ -130,28 +225,33 @@ class SimNode:
         if self._busy:
             return
         self._busy = True
-        while self._effects and self.core is not None:
-            if self.fuse is not None:
-                if self.fuse == 0:
-                    self.crash()
-                    break
-                self.fuse -= 1
-            self._one(self._effects.popleft(), self.core)
-        if self.core is not None and self._may_rotate:
-            self.disk.log = list(self.core.snapshot())  # nothing waits: see the daemon's driver
-            self.world.counts["rotations"] += 1
+        try:
+            while self._effects and self.core is not None:
+                if self.fuse is not None:
+                    if self.fuse == 0:
+                        self.world.counts["crash between effects"] += 1
+                        raise Crash
+                    self.fuse -= 1
+                self._one(self._effects.popleft(), self.core)
+            if self.core is not None and self._may_rotate and self._log is not None:
+                self._log.rotate(self.core.snapshot())  # nothing waits: see the daemon's driver
+                self.world.counts["rotations"] += 1
+        except Crash:
+            self.crash()
+        except StorageError as error:  # as the daemon: stop before anything unrecorded leaves
+            self._give_up(error)
         self._busy = self._may_rotate = False
 
     def _one(self, effect: m.Effect, core: Simplex) -> None:
         self.world.counts[type(effect).__name__] += 1
         match effect:
             case m.Persist():
-                self.disk.log += effect.records
+                self._persist(effect.records)
             case m.Broadcast():
                 self._broadcast(effect.messages)
             case m.Send():
                 self._watch(effect.messages)
-                self.transmit(_index(effect.peer), effect.messages)
+                self._send(effect.peer, effect.messages)
             case m.Serve():
                 self._serve(effect)
             case m.StartTimer():
@@ -178,33 +278,52 @@ class SimNode:
             case m.Halt():
                 self.oracle.halted(self.index, effect.report)
 
+    def _persist(self, records: tuple[bytes, ...]) -> None:
+        if self.ambush is not None and self.ambush(records):
+            self.ambush = None
+            self.disk.fuse = self.dice.choice((2, 3))  # after the write, before its sync
+        if self._log is not None:
+            self._log.append(records)
+
+    def _send(self, peer: str, messages: tuple[m.Message, ...]) -> None:
+        for node in self.world.nodes:
+            if node.name == peer and node is not self:
+                self.transmit(node.index, messages)
+
     def _later(self, delay_ms: int, action: Callable[[Simplex], None]) -> None:
         life = self.life
 
         def run() -> None:
-            if self.core is not None and self.life == life:
+            if self.core is None or self.life != life:
+                return
+            if self.world.now < self.frozen_until:
+                self._thaw(run)
+            else:
                 action(self.core)
 
         self.world.after(delay_ms, run)
 
     def _broadcast(self, messages: tuple[m.Message, ...]) -> None:
         self._watch(messages)
-        followers = range(self.law.size, len(self.world.nodes))
         public = tuple(x for x in messages if isinstance(x, Proposal | Certificate))
-        for target in range(self.law.size):
-            if target != self.index:
-                self.transmit(target, messages)
-        for target in followers:
-            if public and target != self.index:
-                self.transmit(target, public)
+        for node in self.world.nodes:
+            heard = messages if node.seat < self.law.size else public
+            if heard and node.seat != self.seat:
+                self.transmit(node.index, heard)
 
     def _watch(self, messages: tuple[m.Message, ...]) -> None:
         if not self.honest:
             return
         for message in messages:
             signed = message.seal if isinstance(message, Proposal) else message
-            own = isinstance(signed, Vote | ProposalSeal)
-            self.oracle.left(self.index, message, not own or encode(signed) in self.disk.log)
+            on_disk = self.disk.is_rotten or not isinstance(signed, Vote | ProposalSeal)
+            self.oracle.left(self.index, message, on_disk or self._is_durable(encode(signed)))
+
+    def _is_durable(self, record: bytes) -> bool:
+        """Whether a power failure would leave it, now or, in this life, when it left before."""
+        if record not in self._on_disk and self.disk.holds(LOG_NAME, record):
+            self._on_disk.add(record)
+        return record in self._on_disk
 
     def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
         self.world.send(self.index, target, messages)
@@ -222,7 +341,7 @@ class SimNode:
                 self.world.counts[f"timer {effect.timer.kind.name.lower()}"] += 1
                 self.perform(core.timer(effect.timer))
 
-        self._later(round(effect.delay_ms * self.habits.clock_rate), fire)
+        self._later(round(effect.delay_ms / self.rate), fire)
 
     # --- execution and storage --------------------------------------------------
 
@@ -238,7 +357,7 @@ class SimNode:
 
         def built(core: Simplex) -> None:
             block = self.law.block(
-                build.parent, build.parent_hash, build.view, signer.public, txs, self.world.now
+                build.parent, build.parent_hash, build.view, signer.public, txs, self.now_ms
             )
             self.perform(core.built(build.view, build.parent_hash, block))
 
@@ -250,19 +369,15 @@ class SimNode:
         ok = root == header.state_root
 
         def validated(core: Simplex) -> None:
-            timely = header.time_ms <= self.world.now + 2000
+            timely = header.time_ms <= self.now_ms + DRIFT_MS
+            self.world.counts["blocks from the future"] += not timely
             self.perform(core.validated(effect.block_hash, ok, "state root", timely=timely))
 
         self._later(self.dice.randint(0, self.habits.execute_ms), validated)
 
     def _deliver(self, effect: m.Deliver, core: Simplex) -> None:
         self.oracle.delivered(self.index, self.height, effect.blocks, effect.certificate)
-        for block in effect.blocks:
-            if self.fuse is not None and self.dice.random() < 0.1:
-                self.crash()  # each block is a commit of its own
-                return
-            self.disk.blocks.append(block)
-        self.disk.certificates[self.height] = effect.certificate
+        self.disk.commit(effect.blocks, effect.certificate)
         self._settled(core)
 
     def _settled(self, core: Simplex) -> None:
@@ -275,13 +390,13 @@ class SimNode:
     def _serve(self, effect: m.Serve) -> None:
         for block in self.disk.blocks:
             if block.hash() == effect.block_hash:
-                self.transmit(_index(effect.peer), (m.BlockReply(block),))
+                self._send(effect.peer, (m.BlockReply(block),))
 
     # --- sync, as the daemon's: blocks and certificates of a peer's store ----------
 
     def _sync(self, effect: m.Sync) -> None:
         peers = [n for n in self.world.nodes if n is not self and n.core is not None]
-        named = [n for n in peers if name(n.index) == effect.peer]
+        named = [n for n in peers if n.name == effect.peer]
         if self._syncing or not peers:
             return
         peer = named[0] if named else self.dice.choice(peers)
@@ -306,8 +421,11 @@ class SimNode:
         validators = self.law.context(certificate.epoch).validators
         verify_certificate(CHAIN_ID, validators, certificate)
         self.oracle.delivered(self.index, self.height, tuple(blocks), certificate)
-        self.disk.blocks += blocks
-        self.disk.certificates[self.height] = certificate
+        try:
+            self.disk.commit(tuple(blocks), certificate)
+        except Crash:
+            self.crash()
+            return
         self.world.counts["synced"] += 1
         epoch = self.law.epoch_of(self.height + 1)
         context = self.law.context(epoch) if epoch > core.epoch else None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from chain.codec import decode
 from chain.types import Block, Certificate, Proposal, ProposalSeal, Vote
+from consensus.simplex.messages import Record, SignFloor
 from tests.reference import consensus as reference
 from tests.sim.ledger import CHAIN_ID, Law
 
@@ -23,8 +25,9 @@ class Oracle:
         self._law, self._honest = law, honest
         self._chain: dict[int, bytes] = {0: law.genesis().hash()}
         self._root: dict[int, bytes] = {0: bytes(32)}
-        self._signed: dict[tuple[int, int, int], dict[str, bytes]] = {}
+        self._signed: dict[int, dict[tuple[int, int], dict[str, bytes]]] = {}
         self._holds: dict[Certificate, bool] = {}
+        self._times: dict[int, int] = {0: 0}
         self.seen: Counter[str] = Counter()
 
     @property
@@ -48,6 +51,9 @@ class Oracle:
             if header.state_root != root:
                 raise Violation(f"height {height}: wrong state root after {header_root.hex()}")
             self._root[height] = root
+            if header.time_ms <= self._times[height - 1]:
+                raise Violation(f"height {height}: its time is not after its parent's")
+            self._times[height] = header.time_ms
             if header.epoch != self._law.epoch_of(height):
                 raise Violation(f"height {height} was agreed in epoch {header.epoch}")
         self.seen["delivered"] += len(blocks)
@@ -80,9 +86,9 @@ class Oracle:
             raise Violation(f"node {node} sent another's signature as its own")
         if not on_disk:
             raise Violation(f"node {node}: a signature left before it was on disk")
-        kinds = {1: "notarize", 2: "nullify", 3: "finalize"}
-        kind = "propose" if isinstance(seal, ProposalSeal) else kinds[seal.kind]
-        signed = self._signed.setdefault((node, seal.epoch, seal.view), {})
+        kind = _kind(seal)
+        mine = self._signed.setdefault(node, {})
+        signed = mine.setdefault((seal.epoch, seal.view), {})
         if signed.setdefault(kind, seal.block_hash) != seal.block_hash:
             raise Violation(f"node {node} signed {kind} twice in {seal.epoch}/{seal.view}")
         if "finalize" in signed and "nullify" in signed:
@@ -92,6 +98,32 @@ class Oracle:
         ):
             self.seen["finalize of another block than notarized"] += 1
         self.seen[kind] += 1
+
+    def recovered(self, node: int, height: int, records: tuple[bytes, ...]) -> None:
+        """`node` has come back, its chain `height` long, with `records` in its log: it remembers
+        all that it has ever signed and sent, or a floor forbids to sign there again."""
+        known: set[object] = set()
+        floor = (self._law.epoch_of(height + 1), 0)
+        for data in records:
+            record: Record = decode(Record, data)
+            if isinstance(record, SignFloor):
+                floor = max(floor, (record.epoch, record.view))
+            elif isinstance(record, Vote | ProposalSeal):
+                known.add((_kind(record), record.epoch, record.view, record.block_hash))
+        for (epoch, view), signed in self._signed.get(node, {}).items():
+            for kind, block_hash in signed.items():
+                if (epoch, view) > floor and (kind, epoch, view, block_hash) not in known:
+                    raise Violation(f"node {node} has forgotten its {kind} of {epoch}/{view}")
+        self.seen["logs compared with what had left"] += 1
+
+    def refused_to_start(self, node: int, report: str, *, rotten: bool) -> None:
+        """A damaged log: only a disk that breaks its promises leaves one, and the report says what
+        to do."""
+        if not rotten:
+            raise Violation(f"node {node} does not start although its disk is sound: {report}")
+        if "restore the file" not in report or "move it" not in report:
+            raise Violation(f"node {node} does not say what to do: {report}")
+        self.seen["refusals to start"] += 1
 
     def refused(self, node: int, peer: int, reason: str) -> None:
         if peer in self._honest:
@@ -111,3 +143,8 @@ class Oracle:
 
     def halted(self, node: int, report: str) -> None:
         raise Violation(f"node {node} halted: {report}")
+
+
+def _kind(signed: Vote | ProposalSeal) -> str:
+    kinds = {1: "notarize", 2: "nullify", 3: "finalize"}
+    return "propose" if isinstance(signed, ProposalSeal) else kinds[signed.kind]

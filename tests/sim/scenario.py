@@ -1,20 +1,23 @@
-"""From a seed to a network, its faults and its verdict."""
+"""One run: a network, a storm, and then, in a good network, the proof that it lives."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tests.sim.byzantine import KINDS, Byzantine
+from tests.sim.byzantine import KINDS, Byzantine, Twin
 from tests.sim.ledger import Law
 from tests.sim.node import Habits, SimNode
 from tests.sim.oracle import Oracle, Violation
+from tests.sim.storm import Fury, Storm
 from tests.sim.world import Weather, World, remembered_verdicts
 
 BLOCKS_AFTER_GST = 10
 LIVENESS_DELTAS = 20 * BLOCKS_AFTER_GST  # DESIGN 6: ten blocks within 20Δ·10, Δ at its cap
 NEAR_VIEWS = 3  # apart, at most, that honest nodes are in a good network
+EPOCHS = 120  # more than a run has
+SIZES = ((4, 4, 50), (5, 7, 36), (8, 13, 11), (14, 31, 3))  # from, to, weight: small ones are quick
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,11 @@ class Plan:
     epoch_blocks: int | None = None
     storm_ms: int | None = None  # how long faults last, until the network is good (GST)
     followers: int | None = None
-    crashes: int | None = None
-    lost_logs: int = 0  # how often one node, always the same, loses its log
+    fury: Fury | None = None
+    frail: int | None = None  # honest nodes whose disks may forget what was synced
+    down: int | None = None  # honest nodes that stay down for good, as many as a quorum allows
+    thirds: bool | None = None  # liars with exactly a third: agreement is promised, progress is not
+    habits: Habits | None = None
 
 
 @dataclass(frozen=True)
@@ -43,131 +49,165 @@ class Scenario:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         dice = self.dice = random.Random(f"plan {plan.seed}")
-        size = plan.size or dice.randint(4, 7)
+        self.thirds = dice.random() < 0.04 if plan.thirds is None else plan.thirds
+        self.thirds &= plan.size is None and plan.liars is None
+        low, high, _ = dice.choices(SIZES, [weight for *_, weight in SIZES])[0]
+        size = plan.size or (dice.choice((6, 9)) if self.thirds else dice.randint(low, high))
         epoch_blocks = plan.epoch_blocks or dice.choice((3, 5, 10, 1000))
-        self.law = Law(plan.seed, size, epoch_blocks)
+        self.law = Law(plan.seed, size, epoch_blocks, equal=self.thirds)
         self.world = World(plan.seed)
-        kinds = self._draw_liars()
-        self.oracle = Oracle(self.law, frozenset(i for i in range(size + 2) if i not in kinds))
+        self._faulty: set[int] = set()
+        idle = dice.choice((0, 0, 1, 9)) if plan.down is None else plan.down
+        down = [] if self.thirds or plan.liars else self._draw_faulty(idle)
+        liars = self._draw_liars()
+        frail = self._draw_faulty(dice.randint(0, 2) if plan.frail is None else plan.frail)
         followers = dice.randint(0, 1) if plan.followers is None else plan.followers
-        self.habits = Habits(
+        self.oracle = Oracle(self.law, frozenset(range(size + followers)) - liars.keys())
+        self.habits = plan.habits or Habits(
             execute_ms=dice.choice((0, 5, 20)),
             empty_interval_ms=dice.choice((20, 60, 200)),
             transactions=dice.choice((0.0, 0.5, 1.0)),
             rotate=dice.choice((0.0, 0.3, 1.0)),
+            drift=dice.choice((0.0, 0.02)),
+            skew_ms=dice.choice((0, 400)),
         )
         for index in range(size + followers):
-            kind = kinds.get(index, SimNode)
-            kind(index, self.law, self.world, self.oracle, self.habits)
-        self.honest: list[SimNode] = [n for n in self.world.nodes if n.honest]
+            self._settle(liars.get(index, SimNode), index)
+        for index in (i for i, kind in sorted(liars.items()) if kind is Twin):
+            self._settle(Twin, len(self.world.nodes), seat=index)
+        nodes: list[SimNode] = self.world.nodes
+        self.honest = [n for n in nodes if n.honest]
+        self.frail = [nodes[i] for i in frail]
+        self.down = [nodes[i] for i in down]
+        for node in self.frail:
+            node.is_rotten = True
+        self.world.counts["clocks askew"] += sum(n.skew_ms != 0 for n in nodes)
+
+    def _settle(self, kind: type[SimNode], index: int, seat: int | None = None) -> None:
+        kind(index, self.law, self.world, self.oracle, self.habits, seat)
 
     def _draw_liars(self) -> dict[int, type[Byzantine]]:
         """Liars by index, below a third of the stake of every epoch that can come."""
         plan, dice = self.plan, self.dice
+        if self.thirds:
+            self._faulty |= set(dice.sample(range(self.law.size), self.law.size // 3))
+            return dict.fromkeys(sorted(self._faulty), Twin)
         wanted = plan.liars
         if wanted is None:
-            wanted = tuple(dice.choice(KINDS) for _ in range(dice.randint(0, 2)))
+            most = dice.choice((1, 2, 2, self.law.size // 3 + 1))
+            wanted = tuple(dice.choice(KINDS) for _ in range(dice.randint(0, most)))
         chosen: dict[int, type[Byzantine]] = {}
         for kind in wanted:
-            candidates = [i for i in range(self.law.size) if i not in chosen]
-            dice.shuffle(candidates)
-            for index in candidates:
-                if self._below_a_third({*chosen, index}):
-                    chosen[index] = kind
-                    break
+            for index in self._draw_faulty(1):
+                chosen[index] = kind
         if plan.liars is not None and len(chosen) < len(plan.liars):
             raise ValueError("no validator has so little stake that it may lie")
         return chosen
 
+    def _draw_faulty(self, most: int) -> list[int]:
+        """Up to `most` validators more that may fail while the others still are a quorum."""
+        candidates = [i for i in range(self.law.size) if i not in self._faulty]
+        self.dice.shuffle(candidates)
+        chosen: list[int] = []
+        for index in candidates:
+            if len(chosen) < most and self._below_a_third({*self._faulty, index}):
+                self._faulty.add(index)
+                chosen.append(index)
+        return chosen
+
     def _below_a_third(self, indices: set[int]) -> bool:
-        epochs = (self.law.stakes(epoch) for epoch in range(120))
+        epochs = (self.law.stakes(epoch) for epoch in range(EPOCHS))
         return all(3 * sum(stakes[i] for i in indices) < sum(stakes) for stakes in epochs)
 
     # --- running ----------------------------------------------------------------
 
     def run(self) -> Verdict:
         with remembered_verdicts():
-            return self._run()
+            self._start()
+            if self.thirds:
+                self._divide()
+            else:
+                self._storm()
+                self.calm()
+                self.live()
+        return self.verdict()
 
-    def _run(self) -> Verdict:
-        plan, world = self.plan, self.world
-        for node in world.nodes:
-            world.after(self.dice.randint(0, 50), node.start)
-        storm_ms = self.dice.choice((0, 2000, 6000)) if plan.storm_ms is None else plan.storm_ms
+    def _start(self) -> None:
+        for node in self.world.nodes:
+            self.world.after(self.dice.randint(0, 50), node.start)
+
+    def verdict(self) -> Verdict:
+        heights = tuple(n.height for n in self.honest)
+        counts = self.world.counts + self.oracle.seen
+        return Verdict(heights, self.world.trace, counts, self.world.now / 1000)
+
+    def _storm(self) -> None:
+        plan, dice = self.plan, self.dice
+        storm_ms = dice.choice((0, 2000, 6000)) if plan.storm_ms is None else plan.storm_ms
         if storm_ms:
-            self._brew(storm_ms)
-        world.run(lambda: False, storm_ms)
-        self._calm()
-        start = max(n.height for n in self.honest)
-        goal, limit_ms = start + BLOCKS_AFTER_GST, LIVENESS_DELTAS * self.habits.delta_cap_ms
-        reached = world.run(lambda: self._is_live(goal), world.now + limit_ms)
-        if not reached:
+            fury = Fury.drawn(dice) if plan.fury is None else plan.fury
+            if self.law.size > 13:  # as many crashes a node, roughly
+                fury = replace(fury, crashes=2 * fury.crashes)
+            Storm(self.world, dice, self.frail, storm_ms, fury)
+        self.world.run(lambda: False, storm_ms)
+
+    def _divide(self) -> None:
+        """A network in two halves, with a copy of each liar in both; then healed. A quorum of two
+        thirds and no more would be enough to decide in each."""
+        seats = [n.seat for n in self.honest if n.seat < self.law.size]
+        here = set(seats[: len(seats) // 2])
+        groups = []
+        for side in (True, False):
+            twins = (n.index for n in self.world.nodes if not n.honest and _is_copy(n) == side)
+            alone = (n.index for n in self.honest if (n.seat in here) == side)
+            groups.append(frozenset((*twins, *alone)))
+        self.world.weather = Weather(groups=tuple(groups))
+        self.world.counts["liars with exactly a third"] += 1
+        self.world.run(lambda: False, 6000)
+        self.world.weather = Weather()
+        self.world.run(lambda: False, 9000)
+
+    def calm(self) -> None:
+        """GST: from here on every message arrives within 30 ms, clocks are right, and everyone is
+        up, but for those who are kept down: the others are a quorum."""
+        self.world.weather = Weather()
+        for node in self.down:
+            if node.core is not None:
+                node.crash()
+            node.is_down = True
+            self.world.counts["kept down"] += 1
+        for node in self.world.nodes:
+            node.fuse = node.disk.fuse = None
+            node.disk.refusals = node.disk.strays = node.disk.failing_syncs = 0
+            node.wall_offset_ms = node.skew_ms
+            if node.core is None:
+                node.start()
+
+    def live(self, limit_ms: int | None = None) -> int:
+        """Run until ten more blocks are final everywhere; how long that took, in ms."""
+        begun = self.world.now
+        goal = max(n.height for n in self.honest) + BLOCKS_AFTER_GST
+        limit_ms = limit_ms or LIVENESS_DELTAS * self.habits.delta_cap_ms
+        if not self.world.run(lambda: self._is_live(goal), begun + limit_ms):
             where = [
                 (n.index, n.height, n.core and (n.core.epoch, n.core.view)) for n in self.honest
             ]
             raise Violation(f"not live: height {goal} not reached in {limit_ms} ms: {where}")
-        heights = tuple(n.height for n in self.honest)
-        counts = world.counts + self.oracle.seen
-        return Verdict(heights, world.trace, counts, world.now / 1000)
+        return self.world.now - begun
 
     def _is_live(self, goal: int) -> bool:
-        """Every honest node has the blocks, and none was left behind in an old view (R8)."""
-        if not all(n.height >= goal for n in self.honest):
+        """Every honest node that runs has the blocks, and none was left behind in an old view (R8).
+        A node whose log is damaged does not run, nor does one that is kept down."""
+        running = [n for n in self.honest if not n.stopped and not n.is_down]
+        if not all(n.height >= goal and n.core is not None for n in running):
             return False
-        at = [(n.core.epoch, n.core.view) for n in self.honest if n.core is not None]
+        at = [(n.core.epoch, n.core.view) for n in running if n.core is not None]
         epoch, view = max(at)
         return all(e == epoch and v + NEAR_VIEWS >= view for e, v in at)
 
-    def _brew(self, storm_ms: int) -> None:
-        dice, world = self.dice, self.world
-        world.weather = Weather(
-            least_ms=1,
-            most_ms=dice.choice((30, 200, 600)),
-            loss=dice.choice((0.0, 0.05, 0.3)),
-            duplicates=dice.choice((0.0, 0.1)),
-        )
-        for _ in range(dice.randint(0, 3)):
-            world.after(dice.randint(0, storm_ms), self._partition)
-        crashes = dice.randint(0, 6) if self.plan.crashes is None else self.plan.crashes
-        for _ in range(crashes):
-            world.after(dice.randint(0, storm_ms), self._light_a_fuse)
-        for _ in range(self.plan.lost_logs):
-            world.after(dice.randint(0, storm_ms), self._lose_a_log)
 
-    def _partition(self) -> None:
-        nodes = list(range(len(self.world.nodes)))
-        self.dice.shuffle(nodes)
-        cut = self.dice.randint(1, len(nodes) - 1)
-        self.world.weather.groups = (frozenset(nodes[:cut]), frozenset(nodes[cut:]))
-        self.world.counts["partitions"] += 1
-        self.world.after(self.dice.randint(100, 4000), self._heal)
-
-    def _heal(self) -> None:
-        self.world.weather.groups = ()
-
-    def _light_a_fuse(self) -> None:
-        """A crash between two of the next effects of one node, and its return."""
-        node = self.dice.choice(self.world.nodes)
-        if node.core is not None:
-            node.fuse = self.dice.randint(0, 12)
-            self.world.after(self.dice.randint(500, 3000), lambda: self._restart(node))
-
-    def _lose_a_log(self) -> None:
-        """Not before its first final block: a home without any has no past to forget."""
-        node = self.honest[0]
-        if node.core is not None and node.height > 0:
-            node.lose_log()
-
-    def _restart(self, node: SimNode) -> None:
-        node.fuse = None
-        if node.core is None:
-            node.start()
-
-    def _calm(self) -> None:
-        """GST: from here on every message arrives within 30 ms, and everyone is up."""
-        self.world.weather = Weather()
-        for node in self.world.nodes:
-            self._restart(node)
+def _is_copy(node: SimNode) -> bool:
+    return node.index != node.seat
 
 
 def simulate(plan: Plan) -> Verdict:

@@ -7,15 +7,19 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from blake3 import blake3
 
 from chain.codec import decode, encode
+from chain.errors import VerifyError
 from consensus import certificates
+from consensus.simplex import witness
 from consensus.simplex.messages import Envelope, Message
+from tests.reference import consensus as reference
 
 
 @dataclass
@@ -47,6 +51,10 @@ class World:
         self._inboxes: dict[int, Callable[[int, Envelope], None]] = {}
         self._trace = blake3()
         self._decoded = functools.lru_cache(4096)(functools.partial(decode, Envelope))
+        self._encoded: tuple[object, bytes] = ((), b"")
+        self._latest: dict[tuple[int, int], int] = {}
+        self.said_twice: dict[tuple[int, int, int, int], bytes] = {}  # by two copies of a key
+        self.censor: Callable[[int, int, tuple[Message, ...]], tuple[Message, ...]] | None = None
 
     @property
     def trace(self) -> str:
@@ -64,19 +72,28 @@ class World:
         """One packet; it may be lost, doubled, late or out of order."""
         self.counts["packets"] += 1
         weather = self.weather
+        if self.censor is not None:
+            messages = self.censor(source, target, messages)
+            if not messages:
+                return
         if weather.parts(source, target):
             self.counts["cut off"] += 1
             return
         if self.dice.random() < weather.loss:
             self.counts["lost"] += 1
             return
-        data = encode(Envelope(messages))
+        if self._encoded[0] is not messages:  # a broadcast is encoded once
+            self._encoded = (messages, encode(Envelope(messages)))
+        data = self._encoded[1]
         copies = 1
         if self.dice.random() < weather.duplicates:
             self.counts["doubled"] += 1
             copies = 2
         for _ in range(copies):
             delay_ms = self.dice.randint(weather.least_ms, weather.most_ms)
+            latest = self._latest.get((source, target), 0)
+            self.counts["reordered"] += self.now + delay_ms < latest
+            self._latest[source, target] = max(latest, self.now + delay_ms)
             self.after(delay_ms, functools.partial(self._arrive, source, target, data))
 
     def _arrive(self, source: int, target: int, data: bytes) -> None:
@@ -98,12 +115,34 @@ class World:
         return until()
 
 
+def _once(check: Callable[..., None]) -> Callable[..., None]:
+    """`check(chain_id, validators, signed)`, once for each set and signed thing of one world."""
+    verdicts: dict[tuple[int, object], VerifyError | None] = {}
+    sets: list[object] = []  # kept alive: their ids stand for them
+
+    def remembered(chain_id: object, validators: object, signed: object) -> None:
+        key = (id(validators), signed)
+        if key not in verdicts:
+            sets.append(validators)
+            try:
+                check(chain_id, validators, signed)
+                verdicts[key] = None
+            except VerifyError as error:
+                verdicts[key] = error
+        found = verdicts[key]
+        if found is not None:
+            raise VerifyError(str(found))
+
+    return remembered
+
+
 @contextmanager
 def remembered_verdicts() -> Iterator[None]:
     """Verify each signature once: the same verdicts, faster, since all nodes share a process."""
-    real = certificates.verify
-    certificates.verify = functools.lru_cache(1 << 16)(real)  # type: ignore[assignment]
-    try:
+    with ExitStack() as stack:
+        for owner, name in ((certificates, "verify"), (reference, "signed")):
+            memory = functools.lru_cache(1 << 16)(getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, memory))
+        for name in ("verify_vote", "verify_seal", "verify_certificate"):
+            stack.enter_context(patch.object(witness, name, _once(getattr(witness, name))))
         yield
-    finally:
-        certificates.verify = real

@@ -1,0 +1,150 @@
+"""What goes wrong before the network is good (GST), drawn by seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.sim.node import SimNode
+from tests.sim.world import Weather, World
+
+MOST_POINTS = 24  # a crash comes within so many crash points of the disk
+
+
+@dataclass(frozen=True)
+class Fury:
+    """How many of each, in one storm. `None` in a plan draws them."""
+
+    partitions: int = 0
+    crashes: int = 0
+    pauses: int = 0
+    clock_jumps: int = 0
+    full_disks: int = 0
+    rots: int = 0  # misdirected writes and failing syncs, of those nodes that may suffer them
+    lost_logs: int = 0  # likewise
+
+    @classmethod
+    def drawn(cls, dice: random.Random) -> Fury:
+        return cls(
+            partitions=dice.randint(0, 3),
+            crashes=dice.randint(0, 8),
+            pauses=dice.randint(0, 3),
+            clock_jumps=dice.randint(0, 2),
+            full_disks=dice.randint(0, 2),
+            rots=dice.randint(0, 4),
+            lost_logs=dice.randint(0, 1),
+        )
+
+
+class Storm:
+    """`frail` nodes may suffer what takes a node's vote for an epoch, or for good: their disks
+    forget what was synced. Together with the liars they are below a third."""
+
+    def __init__(
+        self,
+        world: World,
+        dice: random.Random,
+        frail: Sequence[SimNode],
+        length_ms: int,
+        fury: Fury,
+    ) -> None:
+        self._world, self._dice, self._frail, self._length_ms = world, dice, frail, length_ms
+        world.weather = Weather(
+            least_ms=1,
+            most_ms=dice.choice((30, 200, 600)),
+            loss=dice.choice((0.0, 0.05, 0.3)),
+            duplicates=dice.choice((0.0, 0.1)),
+        )
+        for count, blow in (
+            (fury.partitions, self._partition),
+            (fury.crashes, self._light_a_fuse),
+            (fury.pauses, self._pause),
+            (fury.clock_jumps, self._jump),
+            (fury.full_disks, self._fill),
+        ):
+            self._schedule(count, blow)
+        for count, blow in ((fury.rots, self._rot), (fury.lost_logs, self._lose_log)):
+            self._schedule(count if frail else 0, blow)
+
+    def _schedule(self, count: int, blow: Callable[[], None]) -> None:
+        for _ in range(count):
+            self._world.after(self._dice.randint(0, self._length_ms), blow)
+
+    def _any(self) -> SimNode:
+        found: SimNode = self._dice.choice(self._world.nodes)
+        return found
+
+    def _partition(self) -> None:
+        nodes = list(range(len(self._world.nodes)))
+        self._dice.shuffle(nodes)
+        cut = self._dice.randint(1, max(1, len(nodes) - 1))
+        self._world.weather.groups = (frozenset(nodes[:cut]), frozenset(nodes[cut:]))
+        self._world.counts["partitions"] += 1
+        self._world.after(self._dice.randint(100, 4000), self._heal)
+
+    def _heal(self) -> None:
+        self._world.weather.groups = ()
+
+    def _light_a_fuse(self) -> None:
+        """A crash at a numbered point of one node's disk or between two of its effects, and its
+        return; sometimes a second crash while it recovers."""
+        node = self._any()
+        if node.core is None:
+            return
+        if self._dice.random() < 0.3:
+            node.fuse = self._dice.randint(0, 12)
+        else:
+            node.disk.fuse = self._dice.randrange(MOST_POINTS)
+        wait_ms = self._dice.randint(300, 3000)
+        self._world.after(wait_ms, lambda: self._restart(node, again=self._dice.random() < 0.3))
+
+    def _restart(self, node: SimNode, *, again: bool = False) -> None:
+        node.fuse = node.disk.fuse = None
+        if node.core is not None:
+            return
+        if again:
+            node.disk.fuse = self._dice.randrange(12)
+            self._world.after(500, lambda: self._restart(node))
+        mend_clock(node, self._frail)
+        node.start()
+
+    def _pause(self) -> None:
+        self._any().freeze(self._dice.choice((50, 500, 3000)))
+
+    def _jump(self) -> None:
+        self._any().wall_offset_ms += self._dice.choice((-1, 1)) * self._dice.randint(500, 60_000)
+        self._world.counts["clock jumps"] += 1
+
+    def _fill(self) -> None:
+        self._any().disk.refusals = 1
+
+    def _rot(self) -> None:
+        """The next write goes astray, or the next sync fails; then, soon, the power."""
+        node = self._dice.choice(self._frail)
+        if node.core is None:
+            return
+        if self._dice.random() < 0.7:
+            node.disk.strays = self._dice.choice((1, 1, 2))
+        else:
+            node.disk.failing_syncs = 1
+
+        def fail() -> None:
+            if node.core is not None:
+                node.crash(power=True)
+            self._world.after(300, lambda: self._restart(node))
+
+        self._world.after(self._dice.randint(1, 1500), fail)
+
+    def _lose_log(self) -> None:
+        """Not before its first final block: a home without any has no past to forget."""
+        node = self._dice.choice(self._frail)
+        if node.core is not None and node.height > 0:
+            node.lose_log()
+
+
+def mend_clock(node: SimNode, frail: Sequence[SimNode]) -> None:
+    """Before a node starts its clock is set, as an operator sees to; a frail one's is not: it is
+    wrong as long as it runs."""
+    if node not in frail:
+        node.wall_offset_ms = node.skew_ms
