@@ -32,6 +32,7 @@ from consensus.simplex.messages import (
     TimerKind,
 )
 from consensus.simplex.proposals import Ground, Lack, carries_too_much, transactions_above
+from consensus.simplex.rules import CERTIFIED, REFUSED, SIGNED, Rule
 from consensus.simplex.tree import Status
 from consensus.simplex.witness import Witness
 
@@ -68,8 +69,8 @@ class Simplex(Witness):
     EP  Epochs: once the epoch's last block is notarized, leaders propose that same block again
         (same hash, new view) until it is final. Its finalization starts the next epoch
         (`begin_epoch`), and nobody signs there before.
-    DL  Δ doubles after a view that was nullified, here or by all, and halves on finality, between
-        floor and cap.
+    DL  Δ doubles after a view that was nullified, or that this node gave up although it was
+        notarized, and halves on finality, between floor and cap.
     SK  A view is nullified on entry if its leader was silent for 16 views while a quorum was
         heard, at most n times since the last finality, silent stake below W/3.
     MX  Beyond 16 unfinalized blocks with transactions, proposals are empty.
@@ -116,8 +117,9 @@ class Simplex(Witness):
         elif timer.view == self._view and (
             timer.kind is TimerKind.ADVANCE or self._view not in self._proposals
         ):
-            # R5: at 3Δ; at 2Δ unless a proposal is here and perhaps still being executed.
-            self._nullify()
+            # At 3Δ; at 2Δ unless a proposal is here and perhaps still being executed.
+            late = timer.kind is TimerKind.ADVANCE
+            self._nullify(Rule.R5_OVERDUE if late else Rule.R5_NO_PROPOSAL)
         return self._out.flush()
 
     def built(self, view: View, parent_hash: Hash32, block: Block) -> list[Effect]:
@@ -146,7 +148,10 @@ class Simplex(Witness):
             return []
         node.status = Status.VALID if ok else Status.INVALID
         node.timely = timely
+        if not timely:
+            self._did(Rule.R3_UNTIMELY)
         if not ok:
+            self._did(Rule.R3_INVALID)
             self._out.effect(Rejected(node.header.view, block_hash, reason))
         self._advance()
         return self._out.flush()
@@ -173,10 +178,6 @@ class Simplex(Witness):
         self._advance()
         return self._out.flush()
 
-    def set_delta_floor(self, floor_ms: int) -> None:
-        """Twice the round trip within which 2/3 of stake answered, plus the execution budget."""
-        self._pace.set_floor(floor_ms)
-
     # --- messages ---------------------------------------------------------------
 
     def _dispatch(self, sender: str, message: Message) -> None:
@@ -195,6 +196,7 @@ class Simplex(Witness):
             # EP: a voter left behind needs the finalization that ended its epoch.
             root = self._root_certificate
             if isinstance(message, Vote) and root is not None and self._fetch.may_serve(sender):
+                self._did(Rule.EP_ANSWER)
                 self._out.effect(Send(sender, (root,)))
             return
         match message:
@@ -222,7 +224,7 @@ class Simplex(Witness):
             return
         of_leader = vote.view == self._view and vote.signer == self.leader(vote.view)
         if vote.kind == VoteKind.NULLIFY and of_leader:
-            self._nullify()  # R5: the leader itself has given the view up
+            self._nullify(Rule.R5_LEADER)
         certificate = self._ballots.quorum(vote)
         if certificate is not None:
             self._certified(certificate, source)
@@ -281,17 +283,24 @@ class Simplex(Witness):
         if not self._votes or self._ended:
             return
         signed = self._signs.vote(kind, self.epoch, view, block_hash)
+        if signed is None:
+            self._did(Rule.SG_FLOOR if self._signs.abstains(self.epoch, view) else REFUSED[kind])
         if signed is None or self._ballots.knows(signed[0]):
             return
         vote, is_new = signed
         if is_new:
+            self._did(SIGNED[kind])
             self._out.record(vote)
         self._out.say(vote)
         self._count(vote, None)
 
-    def _nullify(self) -> None:
+    def _nullify(self, why: Rule) -> None:
         """R5; `SignState` refuses it after finalize."""
+        thing = (VoteKind.NULLIFY, self.epoch, self._view)
+        had = self._signs.signed(*thing)
         self._sign(VoteKind.NULLIFY, self._view, Hash32(ZERO_HASH))
+        if had is not self._signs.signed(*thing):
+            self._did(why)
 
     def _certified(self, certificate: Certificate, source: str | None) -> None:
         """A new verified certificate."""
@@ -299,6 +308,9 @@ class Simplex(Witness):
             return
         self._ballots.put(certificate)
         self._out.record(certificate)
+        self._did(CERTIFIED[VoteKind(certificate.kind)])
+        if certificate.view > self._view:
+            self._did(Rule.R8_JUMP)
         match certificate.kind:
             case VoteKind.NOTARIZE:
                 self._on_notarization(certificate, source)
@@ -309,37 +321,33 @@ class Simplex(Witness):
 
     def _on_notarization(self, certificate: Certificate, source: str | None) -> None:
         view = certificate.view
-        self._forward(certificate)  # R4
+        self._forward(certificate)
         self._pull(certificate.block_hash, source)
-        if view not in self._equivocated:
+        if view in self._equivocated:
+            self._did(Rule.R4_EQUIVOCATED)
+        else:
             self._sign(VoteKind.FINALIZE, view, certificate.block_hash)  # refused after nullify
         if view >= self._view:
-            given_up = self._signs.signed(VoteKind.NULLIFY, self.epoch, view)
-            if given_up is not None and view not in self._skipped:
-                self._pace.nullified()  # DL: too soon, since it was notarized all the same
+            self._slow_down(certificate)
             self._enter(View(view + 1), certificate)  # R4, R8
         self._advance(source)
 
     def _on_nullification(self, certificate: Certificate) -> None:
         view = certificate.view
-        self._forward(certificate)  # R6
+        self._forward(certificate)
         if view >= self._view:
-            if view not in self._skipped:
-                self._pace.nullified()  # DL; a skip says nothing about the network
+            self._slow_down(certificate)
             self._enter(View(view + 1), certificate)  # R6, R8
         self._advance()
 
     def _on_finalization(self, certificate: Certificate, source: str | None) -> None:
         if self.leader(certificate.view) == self._signs.public:
-            self._forward(certificate)  # R7; the others' forwarding is their retransmission
+            self._did(Rule.R7_FORWARD)
+            self._forward(certificate)  # the others' forwarding is their retransmission
         self._finalization = self._higher(certificate)
         self._advance(source)
         if certificate.view >= self._view:
             self._enter(View(certificate.view + 1), certificate)  # R8
-
-    def _forward(self, certificate: Certificate) -> None:
-        if self._votes:
-            self._out.say(certificate)
 
     # --- views ------------------------------------------------------------------
 
@@ -355,9 +363,9 @@ class Simplex(Witness):
         if self._votes and leader != self._signs.public:
             if self._attendance.skip(self._context.validators, leader):
                 self._skipped.add(view)
-                self._nullify()  # SK
+                self._nullify(Rule.SK_SKIP)
             elif self._ballots.voted(VoteKind.NULLIFY, view, leader):
-                self._nullify()  # R5: the leader gave it up before we came
+                self._nullify(Rule.R5_LEADER)  # before we came
         self._propose()
         self._consider()
 
@@ -381,12 +389,14 @@ class Simplex(Witness):
             self._ask_views(ground, None)
         elif self._chamber.is_last(ground.parent):  # EP: the same block, in a new view
             node = self._tree.get(ground.parent_hash)
+            self._did(Rule.EP_AGAIN)
             invariant(node is not None, "an epoch's last block is in the tree until it is final")
             if node is not None:
                 self._seal(view, node.block, node.block_hash, ground)
         else:
             self._building = (view, ground)
-            empty = transactions_above(self._tree, ground.parent_hash) >= MAX_UNFINALIZED  # MX
+            empty = transactions_above(self._tree, ground.parent_hash) >= MAX_UNFINALIZED
+            self._did(Rule.MX_EMPTY if empty else Rule.R2_PROPOSE)
             self._out.effect(Build(self.epoch, view, ground.parent, ground.parent_hash, empty))
 
     def _propose_again(self, sealed: ProposalSeal) -> None:
@@ -421,18 +431,22 @@ class Simplex(Witness):
         found = self._proposals.get(self._view)
         if found is None or not self._may_act():
             return
-        if self._signs.signed(VoteKind.NOTARIZE, self.epoch, self._view) is not None:
-            return
         sender, proposal = found
         block_hash = proposal.seal.block_hash
+        voted = self._signs.signed(VoteKind.NOTARIZE, self.epoch, self._view)
+        if voted is not None:
+            if voted.block_hash != block_hash:
+                self._did(Rule.R3_ONCE)  # after a restart, or by a second copy of our key
+            return
         try:
             of_leader = sender in ("", self.leader_node(self._view))
             ground = self._chamber.judge(proposal, of_leader=of_leader)
         except BlockError as error:
+            self._did(Rule.R3_UNFOUNDED)
             self._out.effect(Rejected(self._view, block_hash, str(error)))
             del self._proposals[self._view]
             self._rejected.add(self._view)  # the leader gets no second try
-            self._nullify()  # R5: the timer may have passed while there was a proposal
+            self._nullify(Rule.R5_REJECTED)  # the timer may have passed while there was one
             return
         if isinstance(ground, Lack):
             self._ask_views(ground, sender)
@@ -442,7 +456,7 @@ class Simplex(Witness):
             self._add_block(proposal.block, block_hash)
             self._execute()
         elif node.status is Status.INVALID:
-            self._nullify()  # R5, as above
+            self._nullify(Rule.R5_REJECTED)
         elif node.status is Status.VALID and (node.timely or node.header.view < self._view):
             self._sign(VoteKind.NOTARIZE, self._view, block_hash)
 
@@ -474,12 +488,14 @@ class Simplex(Witness):
         if path:  # empty for a tip that was stored without its own finalization
             self._out.effect(Deliver(tuple(n.block for n in path), certificate))
             self._tree.reroot(path[-1].header)
-        self._pace.finalized()  # DL
+        self._did(Rule.R7_FINAL)
+        self._pace.finalized()
         self._settle(certificate)
         if self.is_ended:
             self._cancel_timers()
 
     def _begin(self, context: EpochContext, certificate: Certificate | None) -> list[Effect]:
+        self._did(Rule.EP_BEGIN)
         self._signs.prune(Epoch(context.epoch - 1), View((1 << 64) - 1))
         early, self._early, self._ahead = self._early, [], None
         self._tree.clear()

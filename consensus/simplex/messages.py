@@ -32,6 +32,7 @@ from chain.types import (
     View,
     Vote,
 )
+from consensus.simplex.rules import Rule, unobserved
 
 # --- messages between nodes -------------------------------------------------------
 
@@ -270,6 +271,7 @@ class Config:
     `body_matches(block)`: whether transactions and evidence are those the header commits to.
     `delta_floor_ms`/`delta_cap_ms` bound Δ; the cap is the stated liveness assumption (DESIGN 6).
     `empty_interval_ms`: how long a leader without work waits; the timers of R1 allow for it.
+    `on_rule`: told of each branch of a rule that is taken; it must not change anything.
     """
 
     chain_id: ChainId
@@ -278,6 +280,7 @@ class Config:
     delta_floor_ms: int = 250
     delta_cap_ms: int = 10_000
     empty_interval_ms: int = 1000
+    on_rule: Callable[[Rule], None] = unobserved
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from chain.types import PubKey, Stake, ValidatorSet
 from consensus.certificates import is_quorum
+from consensus.simplex.rules import Rule, unobserved
 
 SILENT_VIEWS = 16  # a leader unheard for this many views is passed over
 
@@ -13,8 +14,10 @@ SILENT_VIEWS = 16  # a leader unheard for this many views is passed over
 class Pace:
     """Δ doubles after a nullified view and halves on finality, between floor and cap."""
 
-    def __init__(self, floor_ms: int, cap_ms: int) -> None:
-        self._cap_ms = cap_ms
+    def __init__(
+        self, floor_ms: int, cap_ms: int, on_rule: Callable[[Rule], None] = unobserved
+    ) -> None:
+        self._cap_ms, self._did = cap_ms, on_rule
         self._floor_ms = self.delta_ms = min(floor_ms, cap_ms)
 
     def set_floor(self, floor_ms: int) -> None:
@@ -23,9 +26,12 @@ class Pace:
         self.delta_ms = max(self.delta_ms, self._floor_ms)
 
     def nullified(self) -> None:
+        self._did(Rule.DL_DOUBLE)
         self.delta_ms = min(self._cap_ms, 2 * self.delta_ms)
 
     def finalized(self) -> None:
+        if self.delta_ms > self._floor_ms:
+            self._did(Rule.DL_HALVE)
         self.delta_ms = max(self._floor_ms, self.delta_ms // 2)
 
 

@@ -35,6 +35,7 @@ from consensus.simplex.messages import (
 from consensus.simplex.outbox import Outbox
 from consensus.simplex.pace import Attendance, Pace
 from consensus.simplex.proposals import Chamber, Ground
+from consensus.simplex.rules import Rule
 from consensus.simplex.sign_state import SignState
 from consensus.simplex.tree import BlockTree
 
@@ -55,11 +56,12 @@ class Replica:
         records: Iterable[bytes] = (),
     ) -> None:
         self._config = config
+        self._did = config.on_rule
         self._out = Outbox()
         self._signs = SignState(signer)
         self._tree = BlockTree(tip)
         self._fetch = Fetcher()
-        self._pace = Pace(config.delta_floor_ms, config.delta_cap_ms)
+        self._pace = Pace(config.delta_floor_ms, config.delta_cap_ms, config.on_rule)
         self._attendance = Attendance()
         self._halted = False
         self._early: list[tuple[str, Message]] = []
@@ -155,6 +157,12 @@ class Replica:
         kept += [*self._ballots.certificates()]
         return tuple(encode(record) for record in kept)
 
+    # --- what the outside measures ----------------------------------------------
+
+    def set_delta_floor(self, floor_ms: int) -> None:
+        """Twice the round trip within which 2/3 of stake answered, plus the execution budget."""
+        self._pace.set_floor(floor_ms)
+
     # --- changes of state that several rules share ------------------------------
 
     def _settle(self, certificate: Certificate) -> None:
@@ -183,6 +191,7 @@ class Replica:
 
     def _restart_timers(self) -> None:
         """R1."""
+        self._did(Rule.R1_TIMERS)
         self._cancel_timers()
         if self._votes:
             wait_ms = self._config.empty_interval_ms
@@ -191,6 +200,13 @@ class Replica:
                 self._timers.append(timer)
                 self._out.effect(StartTimer(timer, deltas * self._pace.delta_ms + wait_ms))
 
+    def _slow_down(self, left: Certificate) -> None:
+        """DL, on leaving a view by a certificate. A view may be notarized and yet be given up by so
+        many that it is never finalized: Δ was too short then, too. A skip says nothing about it."""
+        given_up = self._signs.signed(VoteKind.NULLIFY, self.epoch, left.view) is not None
+        if left.view not in self._skipped and (left.kind == VoteKind.NULLIFY or given_up):
+            self._pace.nullified()
+
     def _keep_early(self, sender: str, message: Message, epoch: Epoch) -> None:
         """Others may begin the next epoch a moment sooner: what they say is kept, unverified."""
         self._ahead = (sender, epoch)
@@ -198,6 +214,7 @@ class Replica:
         held = [m for s, m in self._early if s == sender and isinstance(m, kind)]
         most = 1 if kind is Proposal else MAX_EARLY_EACH
         if epoch == self.epoch + 1 and len(held) < most and len(self._early) < MAX_EARLY:
+            self._did(Rule.EP_EARLY)
             self._early.append((sender, message))
 
     def _higher(self, certificate: Certificate) -> Certificate:
@@ -243,4 +260,5 @@ class Replica:
             return
         for vote in self._signs.votes(self.epoch):
             if vote.view > self._chamber.floor:
+                self._did(Rule.SG_REPLAY)
                 self._ballots.add(vote)

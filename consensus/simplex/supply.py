@@ -20,6 +20,7 @@ from consensus.simplex.messages import (
 )
 from consensus.simplex.proposals import Lack, carries_too_much, within
 from consensus.simplex.replica import Replica
+from consensus.simplex.rules import Rule
 from consensus.simplex.tree import Fork, Missing, Status
 
 MAX_FETCH_HEIGHTS = 64  # a larger gap is synced, not fetched block by block
@@ -50,13 +51,18 @@ class Supply(Replica):
     def _request(self, missing: Missing, source: str | None) -> None:
         tip = self._tree.tip
         if missing.height is None or missing.height - tip.height <= MAX_FETCH_HEIGHTS:
-            self._out.effects(self._fetch.block(missing.block_hash, source or None))
+            asked = self._fetch.block(missing.block_hash, source or None)
+            if asked:
+                self._did(Rule.R8_FETCH)
+            self._out.effects(asked)
         elif not self._sync_asked:
+            self._did(Rule.R8_SYNC)
             self._sync_asked = True  # until the next beat
             peer = source or self._fetch.latest()
             self._out.effect(Sync(peer, self.epoch, Height(missing.height)))
 
     def _ask_views(self, lack: Lack, source: str | None) -> None:
+        self._did(Rule.R2_LACK if source is None else Rule.R3_LACK)
         if lack.view is not None:
             lowest = View(self._chamber.floor + 1)
             asked = self._fetch.views(self.epoch, lack.view, lowest, source or None)
@@ -98,6 +104,7 @@ class Supply(Replica):
         if block is None:
             self._out.effect(Serve(sender, block_hash))
         else:
+            self._did(Rule.RT_BLOCK)
             self._out.effect(Send(sender, (BlockReply(block),)))
 
     def _serve_certificates(self, sender: str, request: CertificateRequest) -> None:
@@ -113,7 +120,12 @@ class Supply(Replica):
             nullification = self._ballots.certificate(VoteKind.NULLIFY, View(view))
             found += [c for c in (proof, nullification) if c is not None]
         if found:
+            self._did(Rule.RT_CERTIFICATES)
             self._out.effect(Send(sender, within(found)))
+
+    def _forward(self, certificate: Certificate) -> None:
+        if self._votes:
+            self._out.say(certificate)
 
     # --- retransmission (RT) ----------------------------------------------------
 
@@ -138,6 +150,7 @@ class Supply(Replica):
     def _say_again(self) -> None:
         if not self._votes:
             return
+        self._did(Rule.RT_AGAIN)
         for vote in self._open_votes():
             self._out.say(vote)
         for certificate in (self._entered_by, self._finalization):

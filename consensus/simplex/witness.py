@@ -8,6 +8,7 @@ from consensus.certificates import verify_certificate, verify_seal, verify_vote,
 from consensus.evidence import certificates_conflict, conflicting_certificates, double_proposal
 from consensus.simplex.ballots import contradict
 from consensus.simplex.messages import Evidence
+from consensus.simplex.rules import Rule
 from consensus.simplex.supply import Supply
 
 KINDS = frozenset(VoteKind)
@@ -93,6 +94,7 @@ class Witness(Supply):
         self._attendance.heard([vote.signer])
         evidence = self._ballots.add(vote)
         if evidence is not None:
+            self._did(Rule.EV_VOTES)
             self._out.effect(Evidence(evidence))
 
     def _heed_seal(self, seal: ProposalSeal) -> bool:
@@ -101,10 +103,12 @@ class Witness(Supply):
         if earlier.block_hash == seal.block_hash:
             return True
         self._equivocated.add(seal.view)  # R4: no finalize in this view
+        self._did(Rule.EV_PROPOSALS)
         self._out.effect(Evidence(double_proposal(earlier, seal)))
         return False
 
     def _adopt(self, record: Vote | ProposalSeal) -> None:
         """What our own key has signed elsewhere, or before a log was lost, binds us as well."""
         if self._signs.adopt(record):
+            self._did(Rule.SG_ADOPT)
             self._out.record(record)

@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chain.hashes import ZERO_HASH, Hash32
-from chain.types import Block, Certificate, Proposal, ProposalSeal, Signature, Vote, VoteKind
+from chain.types import (
+    Block,
+    Certificate,
+    Height,
+    Proposal,
+    ProposalSeal,
+    Signature,
+    TimeMs,
+    Vote,
+    VoteKind,
+)
 from consensus.simplex import messages as m
 from tests.sim.ledger import KeySigner
 from tests.sim.node import SimNode
 
 
 class Byzantine(SimNode):
-    honest = False
+    honest = is_honest_program = False
 
     def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
         bent = self.bend(target, messages)
@@ -35,6 +45,13 @@ class Byzantine(SimNode):
     def key(self) -> KeySigner:
         return self.law.signers[self.seat]
 
+    def _header(self, block_hash: Hash32) -> m.Header | None:
+        node = None if self.core is None else self.core._tree.get(block_hash)
+        if node is not None:
+            return node.header
+        final = (b.header for b in reversed(self.disk.blocks))
+        return next((h for h in final if h.hash() == block_hash), None)
+
     def signed(self, kind: VoteKind, like: Vote, block_hash: bytes) -> Vote:
         return self.key.sign_vote(kind, like.epoch, like.view, Hash32(block_hash))
 
@@ -50,7 +67,7 @@ class Equivocator(Byzantine):
     """Proposes one block to some and another to others, and votes for whatever each was shown."""
 
     def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
-        if target % 2:
+        if not self._is_told_another(target):
             return messages
         out: list[m.Message] = []
         for message in messages:
@@ -63,11 +80,14 @@ class Equivocator(Byzantine):
                 out.append(message)
         return tuple(out)
 
+    def _is_told_another(self, target: int) -> bool:
+        return (target % 2 == 0) != (self.dice.random() < 0.2)  # now and then, the other story
+
     def _twin(self, proposal: Proposal) -> Proposal:
         header = proposal.block.header
         if header.view < proposal.seal.view:
             return proposal  # an epoch's last block has no twin
-        parent = self._header_of(header.parent)
+        parent = self._header(header.parent)
         if parent is None:
             return proposal
         txs = (*proposal.block.txs, b"twin")
@@ -77,11 +97,6 @@ class Equivocator(Byzantine):
         seal = self.key.sign_proposal(header.epoch, header.view, block.hash())
         self.world.counts["equivocations"] += 1
         return replace(proposal, seal=seal, block=block)
-
-    def _header_of(self, block_hash: bytes) -> m.Header | None:
-        if self.core is not None and self.core.tip.hash() == block_hash:
-            return self.core.tip
-        return None
 
 
 class Splitter(Byzantine):
@@ -162,7 +177,9 @@ class Forger(Byzantine):
         block, header = proposal.block, proposal.block.header
         if self.dice.random() < 0.5:
             return replace(proposal, block=Block(header, (*block.txs, b"smuggled"), ()))
-        header = replace(header, state_root=Hash32(self.dice.randbytes(32)))
+        wrong = {"height": Height(header.height + 1)}, {"version": 2}, {"time_ms": TimeMs(0)}
+        root = {"state_root": Hash32(self.dice.randbytes(32))}
+        header = replace(header, **self.dice.choice((root, *wrong)))
         seal = self.key.sign_proposal(header.epoch, header.view, header.hash())
         return replace(proposal, seal=seal, block=replace(block, header=header))
 
@@ -252,13 +269,6 @@ class Counterfeiter(Byzantine):
         shown = proposal.parent_notarization if proof is None else proof
         return replace(proposal, seal=seal, block=block, parent_notarization=shown)
 
-    def _header(self, block_hash: Hash32) -> m.Header | None:
-        node = None if self.core is None else self.core._tree.get(block_hash)
-        if node is not None:
-            return node.header
-        final = (b.header for b in reversed(self.disk.blocks))
-        return next((h for h in final if h.hash() == block_hash), None)
-
 
 class Turncoat(Byzantine):
     """Finalizes and nullifies the same view: a finalize to some, a nullify to the others."""
@@ -281,6 +291,8 @@ class Turncoat(Byzantine):
 class Twin(Byzantine):
     """An honest program that runs twice with one key, each copy with a log of its own (Twins,
     arXiv 2004.10617): what the copies sign contradicts, though neither contradicts itself."""
+
+    is_honest_program = True
 
     def bend(self, target: int, messages: tuple[m.Message, ...]) -> tuple[m.Message, ...]:
         for message in messages:

@@ -22,6 +22,7 @@ from chain.types import (
 from consensus.certificates import verify_certificate
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
+from consensus.simplex.rules import Rule
 from node.clock import Clock
 from node.wal import LOG_NAME, WriteAheadLog
 from tests.sim.disk import Crash, FaultyDisk
@@ -30,6 +31,7 @@ from tests.sim.oracle import Oracle
 from tests.sim.world import World
 
 LAST_VIEW = m.View(2**64 - 1)
+MEASURE_MS = 1000  # how often the floor of Δ follows the links, where it does
 DRIFT_MS = 2000  # a header's time is at most this far ahead of its voter's clock (DESIGN 5)
 
 
@@ -52,7 +54,7 @@ class SimNode:
     """An honest node. `index` is its place in the network; validators come first. `seat` is whose
     key it has, which differs for the second copy of a validator only."""
 
-    honest = True
+    honest = is_honest_program = True
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class SimNode:
         self.stopped = ""  # why it does not start again
         self.is_rotten = False  # its disk may do worse than to forget what was not synced
         self.is_down = False  # and stays so
+        self.loses_power = False  # in its next crash
         self.life = 0  # counts starts: what an earlier life began is void
         self.fuse: int | None = None  # effects left until the next crash
         self.frozen_until = 0
@@ -153,6 +156,7 @@ class SimNode:
             self.habits.delta_floor_ms,
             self.habits.delta_cap_ms,
             self.habits.empty_interval_ms,
+            self._count_rule,
         )
         self.core = Simplex(
             config,
@@ -162,13 +166,21 @@ class SimNode:
             self.signer,
             records,
         )
+        if self.habits.measures_delta:
+            self._later(MEASURE_MS, self._measure)
         self.perform(self.core.start())
+
+    def _count_rule(self, rule: Rule) -> None:
+        """What liars do proves nothing of the rules, but for honest programs that run twice."""
+        if self.is_honest_program:
+            self.world.counts[rule.value] += 1
 
     def crash(self, *, power: bool | None = None) -> None:
         """kill -9, or a power failure: memory is gone, and what was not performed never happens."""
         self._forget()
         self.world.counts["crashes"] += 1
-        power = self.dice.random() < 0.5 if power is None else power
+        power = self.loses_power or self.dice.random() < 0.5 if power is None else power
+        self.loses_power = False
         self.disk.die(power=power, torn_anywhere=self.is_rotten)
 
     def _forget(self) -> None:
@@ -210,7 +222,9 @@ class SimNode:
         if self.world.now < self.frozen_until:
             self._thaw(lambda: self._receive(source, envelope))
             return
-        peer = name(self.world.nodes[source].seat)
+        peer = name(seat := self.world.nodes[source].seat)
+        if self.habits.measures_delta:
+            self._round_trips[seat] = 2 * self.world.travelled_ms
         for message in envelope.messages:
             if self.core is not None:
                 self.perform(self.core.receive(peer, message))
@@ -379,6 +393,20 @@ class SimNode:
         self.oracle.delivered(self.index, self.height, effect.blocks, effect.certificate)
         self.disk.commit(effect.blocks, effect.certificate)
         self._settled(core)
+
+    def _measure(self, core: Simplex) -> None:
+        core.set_delta_floor(2 * self._quorum_round_trip(core) + self.habits.execute_ms)
+        self._later(MEASURE_MS, self._measure)
+
+    def _quorum_round_trip(self, core: Simplex) -> int:
+        """Within which more than two thirds of stake answer, oneself included at once."""
+        stakes = self.law.stakes(core.epoch)
+        weight = stakes[self.seat] if self.seat < len(stakes) else 0
+        for round_trip_ms, seat in sorted((t, s) for s, t in self._round_trips.items()):
+            weight += stakes[seat] if seat < len(stakes) else 0
+            if 3 * weight > 2 * sum(stakes):
+                return round_trip_ms
+        return 0
 
     def _settled(self, core: Simplex) -> None:
         epoch = self.law.epoch_of(self.height + 1)

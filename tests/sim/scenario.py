@@ -123,7 +123,7 @@ class Scenario:
 
     def run(self) -> Verdict:
         with remembered_verdicts():
-            self._start()
+            self.start()
             if self.thirds:
                 self._divide()
             else:
@@ -132,7 +132,7 @@ class Scenario:
                 self.live()
         return self.verdict()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         for node in self.world.nodes:
             self.world.after(self.dice.randint(0, 50), node.start)
 
@@ -143,7 +143,7 @@ class Scenario:
 
     def _storm(self) -> None:
         plan, dice = self.plan, self.dice
-        storm_ms = dice.choice((0, 2000, 6000)) if plan.storm_ms is None else plan.storm_ms
+        storm_ms = dice.choice((0, 2000, 6000, 9000)) if plan.storm_ms is None else plan.storm_ms
         if storm_ms:
             fury = Fury.drawn(dice) if plan.fury is None else plan.fury
             if self.law.size > 13:  # as many crashes a node, roughly
@@ -170,7 +170,7 @@ class Scenario:
     def calm(self) -> None:
         """GST: from here on every message arrives within 30 ms, clocks are right, and everyone is
         up, but for those who are kept down: the others are a quorum."""
-        self.world.weather = Weather()
+        self.world.weather, self.world.censor = Weather(), None
         for node in self.down:
             if node.core is not None:
                 node.crash()

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from chain.types import Certificate, Proposal, Vote, VoteKind
+from consensus.simplex.messages import Message
 from tests.sim.node import SimNode
 from tests.sim.world import Weather, World
 
@@ -23,6 +25,7 @@ class Fury:
     full_disks: int = 0
     rots: int = 0  # misdirected writes and failing syncs, of those nodes that may suffer them
     lost_logs: int = 0  # likewise
+    silences: int = 0  # times in which an adversary lets some kind of message not through
 
     @classmethod
     def drawn(cls, dice: random.Random) -> Fury:
@@ -34,6 +37,7 @@ class Fury:
             full_disks=dice.randint(0, 2),
             rots=dice.randint(0, 4),
             lost_logs=dice.randint(0, 1),
+            silences=dice.randint(0, 1),
         )
 
 
@@ -62,6 +66,7 @@ class Storm:
             (fury.pauses, self._pause),
             (fury.clock_jumps, self._jump),
             (fury.full_disks, self._fill),
+            (fury.silences, self._silence),
         ):
             self._schedule(count, blow)
         for count, blow in ((fury.rots, self._rot), (fury.lost_logs, self._lose_log)):
@@ -96,7 +101,7 @@ class Storm:
             node.fuse = self._dice.randint(0, 12)
         else:
             node.disk.fuse = self._dice.randrange(MOST_POINTS)
-        wait_ms = self._dice.randint(300, 3000)
+        wait_ms = self._dice.choice((self._dice.randint(300, 3000), 300, 1000, self._length_ms))
         self._world.after(wait_ms, lambda: self._restart(node, again=self._dice.random() < 0.3))
 
     def _restart(self, node: SimNode, *, again: bool = False) -> None:
@@ -116,18 +121,42 @@ class Storm:
         self._any().wall_offset_ms += self._dice.choice((-1, 1)) * self._dice.randint(500, 60_000)
         self._world.counts["clock jumps"] += 1
 
+    def _silence(self) -> None:
+        """An asynchronous network may choose what it delays: here, the votes and certificates of
+        one kind, or all proposals."""
+        kind = self._dice.choice((VoteKind.FINALIZE, VoteKind.FINALIZE, VoteKind.NOTARIZE, None))
+
+        def is_free(message: Message) -> bool:
+            if kind is None:
+                return not isinstance(message, Proposal)
+            return not isinstance(message, Vote | Certificate) or message.kind != kind
+
+        def censor(source: int, target: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+            free = tuple(x for x in messages if is_free(x))
+            self._world.counts["held back by the adversary"] += len(messages) - len(free)
+            return messages if len(free) == len(messages) else free
+
+        def end() -> None:
+            self._world.censor = None
+
+        self._world.censor = censor
+        self._world.after(self._dice.randint(500, 5000), end)
+
     def _fill(self) -> None:
         self._any().disk.refusals = 1
 
     def _rot(self) -> None:
-        """The next write goes astray, or the next sync fails; then, soon, the power."""
+        """The next write goes astray, or is torn, or its sync fails; then, soon, the power does."""
         node = self._dice.choice(self._frail)
         if node.core is None:
             return
-        if self._dice.random() < 0.7:
-            node.disk.strays = self._dice.choice((1, 1, 2))
-        else:
-            node.disk.failing_syncs = 1
+        match self._dice.randrange(4):
+            case 0:
+                node.disk.failing_syncs = 1
+            case 1:
+                node.disk.fuse, node.loses_power = self._dice.randint(2, 6), True
+            case _:
+                node.disk.strays = self._dice.choice((1, 1, 2))
 
         def fail() -> None:
             if node.core is not None:

@@ -52,6 +52,7 @@ class World:
         self._trace = blake3()
         self._decoded = functools.lru_cache(4096)(functools.partial(decode, Envelope))
         self._encoded: tuple[object, bytes] = ((), b"")
+        self.travelled_ms = 0  # how long the packet was under way that arrives now
         self._latest: dict[tuple[int, int], int] = {}
         self.said_twice: dict[tuple[int, int, int, int], bytes] = {}  # by two copies of a key
         self.censor: Callable[[int, int, tuple[Message, ...]], tuple[Message, ...]] | None = None
@@ -94,12 +95,13 @@ class World:
             latest = self._latest.get((source, target), 0)
             self.counts["reordered"] += self.now + delay_ms < latest
             self._latest[source, target] = max(latest, self.now + delay_ms)
-            self.after(delay_ms, functools.partial(self._arrive, source, target, data))
+            self.after(delay_ms, functools.partial(self._arrive, source, target, data, self.now))
 
-    def _arrive(self, source: int, target: int, data: bytes) -> None:
+    def _arrive(self, source: int, target: int, data: bytes, sent: int) -> None:
         if self.weather.parts(source, target):
             return
         self._trace.update(b"%d %d %d " % (self.now, source, target) + data[-16:])
+        self.travelled_ms = self.now - sent
         self._inboxes[target](source, self._decoded(data))
 
     def run(self, until: Callable[[], bool], limit_ms: int) -> bool:

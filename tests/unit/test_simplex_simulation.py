@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.sim import mutants
+from tests.sim import coverage, mutants, named
 from tests.sim.byzantine import KINDS, Byzantine, Silent
 from tests.sim.oracle import Violation
 from tests.sim.scenario import Plan, simulate
@@ -19,6 +19,21 @@ RANDOM_SEEDS = 10
 @pytest.mark.parametrize("seed", range(RANDOM_SEEDS))
 def test_a_random_network_agrees_and_lives(seed: int) -> None:
     simulate(Plan(seed))
+
+
+@pytest.mark.parametrize("scenario", named.SCENARIOS)
+def test_a_named_scenario(scenario: str) -> None:
+    assert named.SCENARIOS[scenario]()
+
+
+def test_coverage_tells_what_was_never_reached() -> None:
+    counts = Counter({name: 1 for names in coverage.SECTIONS.values() for name in names})
+    assert coverage.report(counts)[1] == []
+    del counts["R8 a missing block is asked for"], counts["torn tails"]
+    assert coverage.report(counts)[1] == ["R8 a missing block is asked for", "torn tails"]
+    said = {rule for rule in simulate(Plan(5)).counts if rule[:2] in ("R1", "R4", "R7", "RT")}
+    assert said
+    assert said <= set(coverage.SECTIONS["rules"])
 
 
 def test_a_seed_replays_exactly() -> None:
