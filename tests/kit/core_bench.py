@@ -21,6 +21,7 @@ from chain.types import (
 from consensus.certificates import assemble
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
+from consensus.simplex.rules import Rule
 from tests.sim.ledger import CHAIN_ID, KeySigner, Law, body_matches, name
 
 E = TypeVar("E")
@@ -35,6 +36,7 @@ class Bench:
         self.own = own
         self.genesis = self.law.genesis()
         self.log: list[bytes] = []
+        self.rules: list[Rule] = []
         self.core = self.fresh([])
         self.effects = self.keep(self.core.start())
 
@@ -46,7 +48,7 @@ class Bench:
         return m.EpochContext(Epoch(epoch), ValidatorSet(members), lambda view: view % len(members))
 
     def fresh(self, log: list[bytes], tip: Header | None = None) -> Simplex:
-        config = m.Config(CHAIN_ID, self.law.is_last, body_matches, 100, 800, 50)
+        config = m.Config(CHAIN_ID, self.law.is_last, body_matches, 100, 800, 50, self.rules.append)
         signer = self.law.signers[self.own] if self.own >= 0 else None
         return Simplex(config, self.context(1), tip or self.genesis.header, None, signer, log)
 

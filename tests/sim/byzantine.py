@@ -81,7 +81,7 @@ class Equivocator(Byzantine):
         return tuple(out)
 
     def _is_told_another(self, target: int) -> bool:
-        return (target % 2 == 0) != (self.dice.random() < 0.2)  # now and then, the other story
+        return (target % 2 == 0) != (self.dice.random() < 0.35)  # now and then, the other story
 
     def _twin(self, proposal: Proposal) -> Proposal:
         header = proposal.block.header

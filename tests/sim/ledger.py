@@ -95,6 +95,7 @@ class Law:
         )
         salt = f"leaders {self.seed} {epoch}"
 
+        @functools.cache
         def leader_of(view: View) -> int:
             return random.Random(f"{salt} {view}").randrange(self.size)
 

@@ -5,22 +5,68 @@ Each is a rule left out. A simulator that finds none of them proves nothing.
 
 from __future__ import annotations
 
+import argparse
+import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from chain.types import View
+from chain.types import View, VoteKind
 from consensus import certificates
 from consensus.simplex import ballots, core, fetch, messages, outbox, proposals, sign_state, supply
+from node import wal
 from tests.sim.scenario import Plan, simulate
 
-MOST_SEEDS = 400
+MOST_SEEDS = 2000
 
 
 def _quorum_of_half(weight: int, total: int) -> bool:
     return 2 * weight > total
+
+
+def _quorum_of_two_thirds(weight: int, total: int) -> bool:
+    return 3 * weight >= 2 * total
+
+
+def _appends_without_sync(self: wal.WriteAheadLog, records: Iterable[bytes]) -> None:
+    frame = wal._frame(list(records), self._end)
+    self._files.write(self._file, self._end, frame)
+    self._end += len(frame)
+
+
+def _keeps_what_it_reads(self: wal.WriteAheadLog, frames: bytes) -> None:
+    """What a start has read is taken to be on disk."""
+    files = self._files
+    if not files.exists(wal.LOG_NAME) or files.read(wal.LOG_NAME) != wal._MAGIC + frames:
+        _REAL_REPLACE(self, frames)
+
+
+def _notarizes_again(self: Any, kind: Any, epoch: Any, view: Any, block_hash: Any) -> Any:
+    stored = self._votes.get((epoch, view, kind))
+    if kind == VoteKind.NOTARIZE and stored is not None and stored.block_hash != block_hash:
+        del self._votes[epoch, view, kind]
+    return _REAL_VOTE(self, kind, epoch, view, block_hash)
+
+
+def _never_has_notarized(self: Any, kind: Any, epoch: Any, view: Any) -> Any:
+    return None if kind == VoteKind.NOTARIZE else self._votes.get((epoch, view, kind))
+
+
+def _considers_every_proposal(real: Any) -> Any:
+    def on_proposal(self: core.Simplex, proposal: Any, sender: str) -> None:
+        self._proposals.pop(proposal.seal.view, None)
+        self._seals.pop(proposal.seal.view, None)
+        real(self, proposal, sender)
+
+    return on_proposal
+
+
+def _signs_below_the_floor(self: Any, epoch: Any, view: Any) -> bool:
+    return self._signer is None
 
 
 def _records_nothing(self: outbox.Outbox, record: object) -> None:
@@ -101,11 +147,27 @@ def _stays(self: core.Simplex, view: View, certificate: Any) -> None:
 
 
 _REAL_ENTER = core.Simplex._enter
+_REAL_REPLACE = wal.WriteAheadLog._replace
+_REAL_VOTE = sign_state.SignState.vote
 
 MUTANTS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "quorum of a half": (
         (certificates, "is_quorum", _quorum_of_half),
         (ballots, "is_quorum", _quorum_of_half),
+    ),
+    "quorum of two thirds and no more": (
+        (certificates, "is_quorum", _quorum_of_two_thirds),
+        (ballots, "is_quorum", _quorum_of_two_thirds),
+    ),
+    "the log is not synced": ((wal.WriteAheadLog, "append", _appends_without_sync),),
+    "the log is not written anew at a start": (
+        (wal.WriteAheadLog, "_replace", _keeps_what_it_reads),
+    ),
+    "a lost log forbids nothing": ((sign_state.SignState, "abstains", _signs_below_the_floor),),
+    "notarize twice": (
+        (sign_state.SignState, "vote", _notarizes_again),
+        (sign_state.SignState, "signed", _never_has_notarized),
+        (core.Simplex, "_on_proposal", _considers_every_proposal(core.Simplex._on_proposal)),
     ),
     "nothing is persisted": ((outbox.Outbox, "record", _records_nothing),),
     "own votes are forgotten in a crash": (
@@ -158,11 +220,19 @@ def caught(name: str, seeds: range) -> tuple[int, str] | None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.mutants", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=MOST_SEEDS, help="how many to try at most")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    args = parser.parse_args()
+    width = max(len(name) for name in MUTANTS)
     missed = 0
-    for name in MUTANTS:
-        found = caught(name, range(MOST_SEEDS))
-        missed += found is None
-        print(f"{name}: {'MISSED' if found is None else f'seed {found[0]}: {found[1][:120]}'}")
+    with ProcessPoolExecutor(args.jobs, initializer=logging.disable, initargs=(30,)) as pool:
+        found = pool.map(caught, MUTANTS, [range(args.seeds)] * len(MUTANTS))
+        for name, how in zip(MUTANTS, found, strict=True):
+            missed += how is None
+            seed, report = ("-", "MISSED") if how is None else how
+            print(f"{name:{width}}  {seed!s:>5}  {report[:110]}", flush=True)
+    print(f"{len(MUTANTS)} mutants, {missed} missed", file=sys.stderr)
     return 1 if missed else 0
 
 

@@ -84,7 +84,7 @@ class SimNode:
         self.ambush: Callable[[tuple[bytes, ...]], bool] | None = None
         self._log: WriteAheadLog | None = None
         self._clock = self._new_clock()
-        self._on_disk: set[bytes] = set()
+        self._on_disk: set[Vote | ProposalSeal] = set()
         self._round_trips: dict[int, int] = {}
         self._timers: dict[m.Timer, int] = {}
         self._effects: deque[m.Effect] = deque()
@@ -330,14 +330,14 @@ class SimNode:
             return
         for message in messages:
             signed = message.seal if isinstance(message, Proposal) else message
-            on_disk = self.disk.is_rotten or not isinstance(signed, Vote | ProposalSeal)
-            self.oracle.left(self.index, message, on_disk or self._is_durable(encode(signed)))
+            own = isinstance(signed, Vote | ProposalSeal) and not self.disk.is_rotten
+            self.oracle.left(self.index, message, not own or self._is_durable(signed))
 
-    def _is_durable(self, record: bytes) -> bool:
+    def _is_durable(self, signed: Vote | ProposalSeal) -> bool:
         """Whether a power failure would leave it, now or, in this life, when it left before."""
-        if record not in self._on_disk and self.disk.holds(LOG_NAME, record):
-            self._on_disk.add(record)
-        return record in self._on_disk
+        if signed not in self._on_disk and self.disk.holds(LOG_NAME, encode(signed)):
+            self._on_disk.add(signed)
+        return signed in self._on_disk
 
     def transmit(self, target: int, messages: tuple[m.Message, ...]) -> None:
         self.world.send(self.index, target, messages)

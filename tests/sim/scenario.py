@@ -53,7 +53,7 @@ class Scenario:
         self.thirds &= plan.size is None and plan.liars is None
         low, high, _ = dice.choices(SIZES, [weight for *_, weight in SIZES])[0]
         size = plan.size or (dice.choice((6, 9)) if self.thirds else dice.randint(low, high))
-        epoch_blocks = plan.epoch_blocks or dice.choice((3, 5, 10, 1000))
+        epoch_blocks = plan.epoch_blocks or dice.choice((3, 5, 10, 1000, 1000))
         self.law = Law(plan.seed, size, epoch_blocks, equal=self.thirds)
         self.world = World(plan.seed)
         self._faulty: set[int] = set()

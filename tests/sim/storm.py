@@ -101,7 +101,7 @@ class Storm:
             node.fuse = self._dice.randint(0, 12)
         else:
             node.disk.fuse = self._dice.randrange(MOST_POINTS)
-        wait_ms = self._dice.choice((self._dice.randint(300, 3000), 300, 1000, self._length_ms))
+        wait_ms = self._dice.choice((20, 20, 300, self._dice.randint(300, 3000), self._length_ms))
         self._world.after(wait_ms, lambda: self._restart(node, again=self._dice.random() < 0.3))
 
     def _restart(self, node: SimNode, *, again: bool = False) -> None:

@@ -17,6 +17,7 @@ from chain.types import (
     VoteKind,
 )
 from consensus.simplex import messages as m
+from consensus.simplex.rules import Rule
 from tests.kit.core_bench import NULL, Bench, find, said
 from tests.sim.ledger import KeySigner, name
 
@@ -396,6 +397,27 @@ def test_ep_the_last_block_is_proposed_again_until_it_is_final() -> None:
     assert said(bench.fire(m.TimerKind.ADVANCE, 3)) == []  # nobody signs before the next epoch
     bench.core.begin_epoch(bench.context(2))
     assert (bench.core.epoch, bench.core.view) == (2, 1)
+
+
+def test_r5_a_finalize_vote_that_is_ones_own_forbids_to_nullify() -> None:
+    """It comes from a second copy of the key: one's own leaves the view at once, so that only this
+    way is open, and no random network takes it (tests/sim/coverage.py)."""
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    bench.hear(bench.vote(0, VoteKind.FINALIZE, 1, block.hash()), sender=2)
+    assert said(bench.fire(m.TimerKind.ADVANCE, 1)) == []
+    assert bench.rules[-1] is Rule.R5_FINALIZED
+
+
+def test_dl_a_notarized_view_that_was_given_up_slows_down() -> None:
+    bench = Bench()
+    block = bench.block(bench.genesis.header, 1)
+    before = bench.core.delta_ms
+    bench.hear(bench.certificate(VoteKind.NOTARIZE, 1, block.hash()))
+    assert bench.core.delta_ms == before
+    bench.fire(m.TimerKind.PROPOSAL, 2)
+    bench.hear(bench.certificate(VoteKind.NOTARIZE, 2, bench.block(block.header, 2).hash()))
+    assert bench.core.delta_ms == 2 * before
 
 
 def test_mx_the_seventeenth_unfinalized_block_is_empty() -> None:
