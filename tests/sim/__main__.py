@@ -20,7 +20,7 @@ MOST_FAILURES = 10  # then the rest would say nothing new
 CHUNK = 4  # seeds that one process takes at a time
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds to run")
     parser.add_argument("--seed", type=int, help="run this one seed, and print what happened")
@@ -35,8 +35,7 @@ def main() -> int:
     parser.add_argument(
         "--scenario", choices=[*named.SCENARIOS, "all"], help="run a named scenario instead"
     )
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)  # logs that are cut
+    args = parser.parse_args(arguments)
     if args.scenario is not None:
         return scenarios(args.scenario)
     if args.seed is not None:
@@ -98,7 +97,9 @@ def outcomes(seeds: Sequence[int], jobs: int) -> Iterator[tuple[int, Verdict | s
     if jobs == 1:
         yield from ((seed, outcome(seed)) for seed in seeds)
         return
-    with ProcessPoolExecutor(jobs, initializer=logging.disable, initargs=(30,)) as pool:
+    with ProcessPoolExecutor(
+        jobs, initializer=logging.disable, initargs=(logging.WARNING,)
+    ) as pool:
         try:
             yield from zip(seeds, pool.map(outcome, seeds, chunksize=CHUNK), strict=True)
         finally:
@@ -114,4 +115,5 @@ def outcome(seed: int) -> Verdict | str:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # logs that are cut
     sys.exit(main())

@@ -15,7 +15,7 @@ from tests.sim.disk import POINTS
 
 NETWORK = (
     *("lost", "doubled", "reordered", "cut off", "partitions", "held back by the adversary"),
-    *("kept down", "liars with exactly a third"),
+    *("exiles", "kept down", "liars with exactly a third"),
 )
 MACHINES = (
     *("crashes", "power failures", "crash between effects", "recoveries", "rotations"),

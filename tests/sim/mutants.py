@@ -226,7 +226,9 @@ def main() -> int:
     args = parser.parse_args()
     width = max(len(name) for name in MUTANTS)
     missed = 0
-    with ProcessPoolExecutor(args.jobs, initializer=logging.disable, initargs=(30,)) as pool:
+    with ProcessPoolExecutor(
+        args.jobs, initializer=logging.disable, initargs=(logging.WARNING,)
+    ) as pool:
         found = pool.map(caught, MUTANTS, [range(args.seeds)] * len(MUTANTS))
         for name, how in zip(MUTANTS, found, strict=True):
             missed += how is None

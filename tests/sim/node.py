@@ -75,12 +75,14 @@ class SimNode:
         self.is_rotten = False  # its disk may do worse than to forget what was not synced
         self.is_down = False  # and stays so
         self.loses_power = False  # in its next crash
+        self.back_after_ms: int | None = None  # its next crash, if somebody waits for it
         self.life = 0  # counts starts: what an earlier life began is void
         self.fuse: int | None = None  # effects left until the next crash
         self.frozen_until = 0
         self.rate = 1.0 + self.dice.uniform(-habits.drift, habits.drift)
         self.skew_ms = self.dice.randint(-habits.skew_ms, habits.skew_ms)
         self.wall_offset_ms = self.skew_ms
+        self.ambush_at = 3  # points of the disk from there: after the write, before its sync
         self.ambush: Callable[[tuple[bytes, ...]], bool] | None = None
         self._log: WriteAheadLog | None = None
         self._clock = self._new_clock()
@@ -122,8 +124,10 @@ class SimNode:
 
     def start(self) -> None:
         """Replay ends before the first network input."""
-        if self.stopped or self.is_down:
+        if self.stopped or self.is_down or self.core is not None:
             return
+        if not self.is_rotten:  # an operator sees to the clock, but for a frail node's
+            self.wall_offset_ms = self.skew_ms
         try:
             self._start()
         except Crash:
@@ -182,9 +186,12 @@ class SimNode:
         power = self.loses_power or self.dice.random() < 0.5 if power is None else power
         self.loses_power = False
         self.disk.die(power=power, torn_anywhere=self.is_rotten)
+        if self.back_after_ms is not None:
+            self.world.after(self.back_after_ms, self.start)
+            self.back_after_ms = None
 
     def _forget(self) -> None:
-        self.core, self._log, self.fuse = None, None, None
+        self.core, self._log, self.fuse, self.ambush = None, None, None, None
         self.life += 1
         self._timers.clear()
         self._effects.clear()
@@ -295,7 +302,7 @@ class SimNode:
     def _persist(self, records: tuple[bytes, ...]) -> None:
         if self.ambush is not None and self.ambush(records):
             self.ambush = None
-            self.disk.fuse = self.dice.choice((2, 3))  # after the write, before its sync
+            self.disk.fuse = self.ambush_at
         if self._log is not None:
             self._log.append(records)
 

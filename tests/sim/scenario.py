@@ -6,15 +6,17 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from chain.types import VoteKind
 from tests.sim.byzantine import KINDS, Byzantine, Twin
 from tests.sim.ledger import Law
 from tests.sim.node import Habits, SimNode
 from tests.sim.oracle import Oracle, Violation
-from tests.sim.storm import Fury, Storm
+from tests.sim.storm import Fury, Storm, hold_back
 from tests.sim.world import Weather, World, remembered_verdicts
 
 BLOCKS_AFTER_GST = 10
 LIVENESS_DELTAS = 20 * BLOCKS_AFTER_GST  # DESIGN 6: ten blocks within 20Δ·10, Δ at its cap
+EXILE_MS = 15_000  # of a good network: more blocks than are fetched one by one
 NEAR_VIEWS = 3  # apart, at most, that honest nodes are in a good network
 EPOCHS = 120  # more than a run has
 SIZES = ((4, 4, 50), (5, 7, 36), (8, 13, 11), (14, 31, 3))  # from, to, weight: small ones are quick
@@ -35,6 +37,7 @@ class Plan:
     down: int | None = None  # honest nodes that stay down for good, as many as a quorum allows
     thirds: bool | None = None  # liars with exactly a third: agreement is promised, progress is not
     habits: Habits | None = None
+    exile: bool | None = None  # one node is away for so long that it must sync
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,11 @@ class Scenario:
         self.thirds &= plan.size is None and plan.liars is None
         low, high, _ = dice.choices(SIZES, [weight for *_, weight in SIZES])[0]
         size = plan.size or (dice.choice((6, 9)) if self.thirds else dice.randint(low, high))
-        epoch_blocks = plan.epoch_blocks or dice.choice((3, 5, 10, 1000, 1000))
+        exile = dice.random() < 0.04 if plan.exile is None else plan.exile
+        self.exile = exile and not self.thirds and size < 8 and plan.storm_ms is None
+        epoch_blocks = (
+            1000 if self.exile else plan.epoch_blocks or dice.choice((3, 5, 10, 1000, 1000))
+        )
         self.law = Law(plan.seed, size, epoch_blocks, equal=self.thirds)
         self.world = World(plan.seed)
         self._faulty: set[int] = set()
@@ -81,6 +88,8 @@ class Scenario:
         self.down = [nodes[i] for i in down]
         for node in self.frail:
             node.is_rotten = True
+            if dice.random() < 0.4:  # whose clock nobody sees to, either
+                node.wall_offset_ms += dice.choice((-1, 1)) * dice.randint(3000, 60_000)
         self.world.counts["clocks askew"] += sum(n.skew_ms != 0 for n in nodes)
 
     def _settle(self, kind: type[SimNode], index: int, seat: int | None = None) -> None:
@@ -144,12 +153,28 @@ class Scenario:
     def _storm(self) -> None:
         plan, dice = self.plan, self.dice
         storm_ms = dice.choice((0, 2000, 6000, 9000)) if plan.storm_ms is None else plan.storm_ms
-        if storm_ms:
+        if self.exile:
+            storm_ms = EXILE_MS
+            self._send_away()
+        elif storm_ms:
             fury = Fury.drawn(dice) if plan.fury is None else plan.fury
             if self.law.size > 13:  # as many crashes a node, roughly
                 fury = replace(fury, crashes=2 * fury.crashes)
             Storm(self.world, dice, self.frail, storm_ms, fury)
         self.world.run(lambda: False, storm_ms)
+
+    def _send_away(self) -> None:
+        node = self.dice.choice(self.honest)
+        node.is_down = True
+        self.world.counts["exiles"] += 1
+
+        def come_back() -> None:
+            node.is_down = node in self.down
+            node.start()
+
+        self.world.after(EXILE_MS, come_back)
+        # Meanwhile the others' blocks pile up unfinalized, beyond those that may carry work (MX).
+        self.world.after(2000, lambda: hold_back(self.world, VoteKind.FINALIZE, 5000))
 
     def _divide(self) -> None:
         """A network in two halves, with a copy of each liar in both; then healed. A quorum of two

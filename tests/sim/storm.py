@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from chain.codec import decode
 from chain.types import Certificate, Proposal, Vote, VoteKind
-from consensus.simplex.messages import Message
+from consensus.simplex.messages import Message, Record
+from tests.sim.byzantine import Equivocator
 from tests.sim.node import SimNode
 from tests.sim.world import Weather, World
 
@@ -25,6 +27,7 @@ class Fury:
     full_disks: int = 0
     rots: int = 0  # misdirected writes and failing syncs, of those nodes that may suffer them
     lost_logs: int = 0  # likewise
+    ambushes: int = 0  # crashes around a vote, and at once a return
     silences: int = 0  # times in which an adversary lets some kind of message not through
 
     @classmethod
@@ -37,7 +40,8 @@ class Fury:
             full_disks=dice.randint(0, 2),
             rots=dice.randint(0, 4),
             lost_logs=dice.randint(0, 1),
-            silences=dice.randint(0, 1),
+            ambushes=dice.randint(0, 3),
+            silences=dice.randint(0, 2),
         )
 
 
@@ -67,6 +71,7 @@ class Storm:
             (fury.clock_jumps, self._jump),
             (fury.full_disks, self._fill),
             (fury.silences, self._silence),
+            (fury.ambushes, self._ambush),
         ):
             self._schedule(count, blow)
         for count, blow in ((fury.rots, self._rot), (fury.lost_logs, self._lose_log)):
@@ -104,6 +109,23 @@ class Storm:
         wait_ms = self._dice.choice((20, 20, 300, self._dice.randint(300, 3000), self._length_ms))
         self._world.after(wait_ms, lambda: self._restart(node, again=self._dice.random() < 0.3))
 
+    def _ambush(self) -> None:
+        """A crash around the moment in which a notarize vote reaches the disk, and a return while
+        its view is still open; if somebody equivocates, a vote for what it proposed."""
+        node = self._any()
+        nodes = self._world.nodes
+        twisters = {n.signer.public for n in nodes if isinstance(n, Equivocator)}
+
+        def is_due(records: tuple[bytes, ...]) -> bool:
+            for record in (decode(Record, data) for data in records):
+                if isinstance(record, Vote) and record.kind == VoteKind.NOTARIZE:
+                    leader = None if node.core is None else node.core.leader(record.view)
+                    return leader in twisters or not twisters
+            return False
+
+        node.ambush, node.ambush_at = is_due, self._dice.randint(2, 5)
+        node.back_after_ms = self._dice.randint(1, 40)
+
     def _restart(self, node: SimNode, *, again: bool = False) -> None:
         node.fuse = node.disk.fuse = None
         if node.core is not None:
@@ -111,7 +133,6 @@ class Storm:
         if again:
             node.disk.fuse = self._dice.randrange(12)
             self._world.after(500, lambda: self._restart(node))
-        mend_clock(node, self._frail)
         node.start()
 
     def _pause(self) -> None:
@@ -122,25 +143,8 @@ class Storm:
         self._world.counts["clock jumps"] += 1
 
     def _silence(self) -> None:
-        """An asynchronous network may choose what it delays: here, the votes and certificates of
-        one kind, or all proposals."""
         kind = self._dice.choice((VoteKind.FINALIZE, VoteKind.FINALIZE, VoteKind.NOTARIZE, None))
-
-        def is_free(message: Message) -> bool:
-            if kind is None:
-                return not isinstance(message, Proposal)
-            return not isinstance(message, Vote | Certificate) or message.kind != kind
-
-        def censor(source: int, target: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-            free = tuple(x for x in messages if is_free(x))
-            self._world.counts["held back by the adversary"] += len(messages) - len(free)
-            return messages if len(free) == len(messages) else free
-
-        def end() -> None:
-            self._world.censor = None
-
-        self._world.censor = censor
-        self._world.after(self._dice.randint(500, 5000), end)
+        hold_back(self._world, kind, self._dice.randint(1000, 8000))
 
     def _fill(self) -> None:
         self._any().disk.refusals = 1
@@ -172,8 +176,22 @@ class Storm:
             node.lose_log()
 
 
-def mend_clock(node: SimNode, frail: Sequence[SimNode]) -> None:
-    """Before a node starts its clock is set, as an operator sees to; a frail one's is not: it is
-    wrong as long as it runs."""
-    if node not in frail:
-        node.wall_offset_ms = node.skew_ms
+def hold_back(world: World, kind: VoteKind | None, for_ms: int) -> None:
+    """An asynchronous network may choose what it delays: here, for a time, the votes and
+    certificates of one kind, or (None) all proposals."""
+
+    def is_free(message: Message) -> bool:
+        if kind is None:
+            return not isinstance(message, Proposal)
+        return not isinstance(message, Vote | Certificate) or message.kind != kind
+
+    def censor(source: int, target: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        free = tuple(x for x in messages if is_free(x))
+        world.counts["held back by the adversary"] += len(messages) - len(free)
+        return messages if len(free) == len(messages) else free
+
+    def end() -> None:
+        world.censor = None
+
+    world.censor = censor
+    world.after(for_ms, end)
