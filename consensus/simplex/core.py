@@ -134,7 +134,8 @@ class Simplex(Witness):
             return []  # too late: this node has given its own view up
         invariant(block.header.parent == parent_hash, "the block was built on the parent asked for")
         invariant(not carries_too_much(block), "the block was built within the limit")
-        self._seal(view, block, block.hash(), ground)
+        if self._seal(view, block, block.hash(), ground):
+            self._consider()
         return self._out.flush()
 
     def validated(
@@ -391,8 +392,8 @@ class Simplex(Witness):
             node = self._tree.get(ground.parent_hash)
             self._did(Rule.EP_AGAIN)
             invariant(node is not None, "an epoch's last block is in the tree until it is final")
-            if node is not None:
-                self._seal(view, node.block, node.block_hash, ground)
+            if node is not None and self._seal(view, node.block, node.block_hash, ground):
+                self._consider()
         else:
             self._building = (view, ground)
             empty = transactions_above(self._tree, ground.parent_hash) >= MAX_UNFINALIZED
@@ -408,23 +409,10 @@ class Simplex(Witness):
         ground = self._chamber.ground(
             sealed.view, sealed.block_hash if again else node.header.parent
         )
-        if isinstance(ground, Ground):
-            self._seal(sealed.view, node.block, node.block_hash, ground)
-
-    def _seal(self, view: View, block: Block, block_hash: Hash32, ground: Ground) -> None:
-        sealed = self._signs.seal(self.epoch, view, block_hash)
-        if sealed is None:
-            return
-        if self._tree.get(block_hash) is None:
-            self._tree.add(block, block_hash, executed=True)
-            self._out.record(block)
-        if sealed[1]:
-            self._out.record(sealed[0])
-        proposal = Proposal(sealed[0], block, ground.proof, ground.nullifications)
-        self._seals[view] = sealed[0]
-        self._proposals[view] = ("", proposal)
-        self._out.say(proposal)
-        self._consider()
+        if isinstance(ground, Ground) and self._seal(
+            sealed.view, node.block, node.block_hash, ground
+        ):
+            self._consider()
 
     def _consider(self) -> None:
         """R3: vote for the current view's proposal as soon as everything it rests on is here."""

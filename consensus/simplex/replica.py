@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from chain.codec import decode, encode
+from chain.hashes import Hash32
 from chain.types import (
     Block,
     Certificate,
@@ -199,6 +200,22 @@ class Replica:
                 timer = Timer(kind, self.epoch, self._view)
                 self._timers.append(timer)
                 self._out.effect(StartTimer(timer, deltas * self._pace.delta_ms + wait_ms))
+
+    def _seal(self, view: View, block: Block, block_hash: Hash32, ground: Ground) -> bool:
+        """R2: propose a block, unless another one of the view was. Whether it was."""
+        sealed = self._signs.seal(self.epoch, view, block_hash)
+        if sealed is None:
+            return False
+        if self._tree.get(block_hash) is None:
+            self._tree.add(block, block_hash, executed=True)
+            self._out.record(block)
+        if sealed[1]:
+            self._out.record(sealed[0])
+        proposal = Proposal(sealed[0], block, ground.proof, ground.nullifications)
+        self._seals[view] = sealed[0]
+        self._proposals[view] = ("", proposal)
+        self._out.say(proposal)
+        return True
 
     def _slow_down(self, left: Certificate) -> None:
         """DL, on leaving a view by a certificate. A view may be notarized and yet be given up by so
