@@ -19,7 +19,8 @@ from chain.limits import MAX_OPENING_TX_BYTES, MAX_TX_BYTES, SUBTILE_BYTES, TILE
 from chain.transactions import Custody, CustodyOpening, PodlManifest, decode_transaction
 from chain.types import Epoch, Height, PubKey, ShardIndex, TimeMs, View
 from node.mempool import LARGE_BYTES, Mempool
-from node.services.tx_gossip import LARGE_COST, USELESS_BURST, Budget, _parse
+from node.services.tx_gossip import LARGE_COST, USELESS_BURST, Budget
+from node.tx_batch import parse_batch
 from tests.kit.custody_run import BOND, CustodyRun
 from tests.kit.machine import STAKE, key
 from tiles import merkle
@@ -243,9 +244,9 @@ def next_block(run: CustodyRun) -> Context:
 def test_gossip_bears_an_opening_and_charges_for_useless_ones(lied: CustodyRun) -> None:
     liar = lied.event.members[lied.custodian(0)].account
     raw = encode(lied.m.tx(key("eve"), lied.opening(0, liar), fee=8000))
-    assert _parse(msgpack.packb([raw])) == [raw]
+    assert parse_batch(msgpack.packb([raw])) == [raw]
     with pytest.raises(DecodeError):
-        _parse(msgpack.packb([bytes(MAX_OPENING_TX_BYTES + 1)]))
+        parse_batch(msgpack.packb([bytes(MAX_OPENING_TX_BYTES + 1)]))
     budget = Budget()
     for _ in range(int(USELESS_BURST / LARGE_COST)):
         assert budget.has("peer", 0.0)
