@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -26,27 +25,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.finality import ready, start
+from bench.finality import found, payer, ready, start
 from bench.measure import Row, at_least, at_most, quantile
 from chain.codec import encode
 from chain.errors import BlyanError
 from chain.hashes import TX
-from chain.params import Genesis, parse_genesis
 from chain.transactions import Transfer
 from chain.types import ChainId, Grains
 from node.client import Client
-from node.config import Config
-from node.founding import Founded, found_home, founding_genesis, set_bootstrap, write_genesis
-from node.home import Home
-from wallet.keys import KeyPair
+from node.config import load_genesis
 from wallet.signing import sign_transaction
 
 NODES, SENDERS = 4, 256
-BASE_PORT = 29645
 TICK_S = 0.1  # between two batches for a node
 TARGET_RATE, TARGET_P99_S = 1200.0, 2.0
 DRAIN_S = 60.0  # what is under way when the load ends may take so long
-FUNDS = Grains(1000 * 10**8)
 
 
 @dataclass(slots=True)
@@ -60,35 +53,9 @@ class Load:
     news: asyncio.Event = field(default_factory=asyncio.Event)  # something is final
 
 
-def senders() -> list[KeyPair]:
-    return [KeyPair.from_seed(hashlib.sha256(b"load %d" % i).digest()) for i in range(SENDERS)]
-
-
-def found(directory: Path) -> tuple[list[Founded], Genesis]:
-    nodes = [
-        found_home(
-            Home(directory / f"node-{i}"),
-            Config(
-                api_port=BASE_PORT + i,
-                p2p_port=BASE_PORT + 1000 + i,
-                link_port=0,
-                log_level="warning",
-            ),
-        )
-        for i in range(NODES)
-    ]
-    plain = json.loads(founding_genesis(nodes))
-    plain["accounts"] += [{"account": key.public.hex(), "grains": FUNDS} for key in senders()]
-    text = json.dumps(plain)
-    for node in nodes:
-        write_genesis(node.home, text)
-        set_bootstrap(node, [n.address for n in nodes if n is not node])
-    return nodes, parse_genesis(text)
-
-
 def sign(chain_id: ChainId, count: int, fee: int) -> list[bytes]:
     """Transfers in the order in which they are sent: every sender in turn."""
-    keys = senders()
+    keys = [payer(i) for i in range(SENDERS)]
     return [
         encode(
             sign_transaction(
@@ -152,15 +119,16 @@ async def agree(clients: Sequence[Client], load: Load) -> int:
     missing = 0
     for client in clients:
         nonces = 0
-        for key in senders():
-            nonces += int((await client.account(key.public))["nonce"])
+        for number in range(SENDERS):
+            nonces += int((await client.account(payer(number).public))["nonce"])
         missing = max(missing, len(load.txs) - nonces)
     return missing
 
 
 async def measure(rate: float, seconds: float) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
-        nodes, genesis = found(Path(name))
+        nodes = found(Path(name), NODES, SENDERS)
+        genesis = load_genesis(nodes[0].home)
         load = Load(sign(genesis.chain_id, int(rate * seconds), genesis.params.min_fee_grains))
         running = [start(n) for n in nodes]
         clients = [Client(n.config.api_url) for n in nodes]

@@ -1,0 +1,185 @@
+"""What agreement costs: finality, transfers, coming back from kill -9, elections, the VRF.
+
+    python -m bench.consensus [--json] [--only GROUP]... [--small]
+
+The groups are `finality`, `throughput`, `restart`, and those of `bench.election` (`elect`, `share`,
+`vrf`). The first three run four real nodes of this machine; every row stands beside its floor
+where there is one. Exit code 1 if a target is missed. `--small` does little: its figures mean
+nothing. Not measured yet: 31 validators on slow links, and what a leader's crash costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `consensus` would be this file
+
+from bench import election, finality, throughput
+from bench.finality import found, height, payer, ready, start
+from bench.measure import Row, at_most, quantile
+from bench.recovery import answers, imports
+from chain.address import format_address
+from chain.codec import encode
+from chain.errors import BlyanError
+from chain.transactions import Transfer
+from chain.types import Grains
+from node.client import Client
+from node.founding import Founded
+from wallet.signing import sign_transaction
+
+TARGET_RESTART_S = 5.0
+VOTES_S = 60.0  # the longest that a node may take to be seen voting again
+AWAY_S = 1.0  # between the kill and the new start
+PACE_S = 0.1  # between the transfers that keep blocks coming
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much is measured."""
+
+    blocks: int = 300
+    rate: float = 1300.0
+    seconds: float = 60.0
+    kills: int = 30
+    scale: election.Scale = field(default_factory=election.Scale)
+
+
+SMALL = Amount(blocks=3, rate=50.0, seconds=1.0, kills=1, scale=election.SMALL)
+
+
+def finalities(amount: Amount) -> Iterator[Row]:
+    """From a transaction accepted by one node to the event of another that it is final."""
+    for row in asyncio.run(finality.measure(amount.blocks)):
+        yield at_most(row["name"], row["value"], row["unit"], row["target"], row["floor"])
+
+
+def transfers(amount: Amount) -> Iterator[Row]:
+    """A steady load, every transfer verified on all nodes."""
+    yield from asyncio.run(throughput.measure(amount.rate, amount.seconds))
+
+
+def restarts(amount: Amount) -> Iterator[Row]:
+    """From the start of a killed node to its first signature in a certificate that others hold."""
+    import_s, _ = imports()
+    taken = asyncio.run(_restarts(amount.kills))
+    yield at_most("restart_p50", quantile(taken, 0.5), "s", None, import_s)
+    yield at_most("restart_p99", quantile(taken, 0.99), "s", TARGET_RESTART_S, import_s)
+
+
+async def _restarts(kills: int) -> list[float]:
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
+        nodes = found(Path(name), 4)
+        running = [start(n) for n in nodes]
+        clients = [Client(n.config.api_url) for n in nodes]
+        taken = []
+        pace = asyncio.create_task(ready(clients))
+        try:
+            await pace
+            pace = asyncio.create_task(_blocks(clients[0]))
+            for number in range(kills):
+                victim = 1 + number % (len(nodes) - 1)  # node 0 takes the transfers
+                os.kill(running[victim].pid, signal.SIGKILL)
+                running[victim].wait()
+                await asyncio.sleep(AWAY_S)
+                began = time.perf_counter()
+                running[victim] = start(nodes[victim])
+                await answers(clients[victim])
+                await _voting(nodes[victim], clients[(victim + 1) % len(nodes)])
+                taken.append(time.perf_counter() - began)
+        finally:
+            pace.cancel()
+            await _end(clients, running)
+    return taken
+
+
+async def _blocks(client: Client) -> None:
+    """Transfers that keep blocks coming, until cancelled."""
+    genesis = await client.genesis()
+    for nonce in count():
+        tx = sign_transaction(
+            payer(0),
+            chain_id=genesis.chain_id,
+            nonce=nonce,
+            payload=Transfer(payer(0).public, Grains(1)),
+            fee=Grains(genesis.params.min_fee_grains),
+        )
+        while True:
+            with contextlib.suppress(BlyanError):  # being killed, or not there yet
+                await client.post_tx(encode(tx))
+                break
+            await asyncio.sleep(PACE_S)
+        await asyncio.sleep(PACE_S)
+
+
+async def _voting(node: Founded, other: Client) -> None:
+    """Until another node has a new final block that this one proposed, or whose certificate it
+    signed."""
+    account, last = format_address(node.keys.account.public), await height(other)
+    async with asyncio.timeout(VOTES_S):
+        while True:
+            now = await height(other)
+            for at in range(last + 1, now + 1):
+                block = await other.block(at)
+                certificate = block["certificate"] or {"signers": ()}
+                if account in (block["proposer_account"], *certificate["signers"]):
+                    return
+            last = now
+            await asyncio.sleep(0.02)
+
+
+async def _end(clients: list[Client], running: list[subprocess.Popen[bytes]]) -> None:
+    for client in clients:
+        await client.close()
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.wait(10)
+
+
+def elections(amount: Amount, group: str) -> Iterator[Row]:
+    yield from election.GROUPS[group](amount.scale)
+
+
+GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
+    "finality": finalities,
+    "throughput": transfers,
+    "restart": restarts,
+    **{
+        group: lambda amount, group=group: elections(amount, group)  # type: ignore[misc]
+        for group in election.GROUPS
+    },
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="one group")
+    parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
+    options = parser.parse_args()
+    amount, rows = SMALL if options.small else Amount(), []
+    for group in options.only or GROUPS:
+        for row in GROUPS[group](amount):
+            rows.append(row)
+            if not options.json:
+                print(row.as_text(), flush=True)
+    if options.json:
+        print(json.dumps([row.as_json() for row in rows], indent=1))
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
