@@ -119,8 +119,9 @@ def load_cold(sizes: Sizes) -> Iterator[Row]:
         if merkle.subtile_hashes(data) != hashes:
             raise RuntimeError("a tile has changed")
 
+    # The undisturbed tenth of each: whatever else the processor does only takes from them.
     taken = in_turns(sizes.samples, verify, lambda: blake3(data).digest())
-    ours, floor = (TILE / 1e9 / quantile(t, 0.5) for t in taken)
+    ours, floor = (TILE / 1e9 / quantile(t, 0.1) for t in taken)
     yield at_least("verify_speed", ours, "GB/s", 0.9 * floor, floor)
     store.close()
 
