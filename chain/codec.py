@@ -76,6 +76,9 @@ U32 = Annotated[int, UInt(32)]
 U64 = Annotated[int, UInt(64)]
 I64 = Annotated[int, SInt(64)]
 
+_Form = Callable[[Any], Any]  # reads or writes one kind of field
+_READERS: dict[tuple[Any, str], _Form] = {}
+_WRITERS: dict[tuple[Any, str], _Form] = {}
 _KINDS: dict[Any, Any] = {Hash32: Bytes(32, 32)}
 _STRUCTS: dict[type, _Struct] = {}
 _TAGS: dict[int, type] = {}
@@ -113,7 +116,7 @@ def wire_types() -> dict[int, type]:
 
 def encode(value: Any) -> bytes:
     """The canonical bytes of a struct. Raises DecodeError if a field exceeds its limit."""
-    return pack(_to_plain(type(value), value, "value"))
+    return pack(_writer(type(value), "value")(value))
 
 
 def decode(cls: Any, data: bytes, *, most: int = limits.MAX_MESSAGE_BYTES) -> Any:
@@ -133,7 +136,7 @@ def decode(cls: Any, data: bytes, *, most: int = limits.MAX_MESSAGE_BYTES) -> An
         )
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise DecodeError(f"not MessagePack of this protocol: {error}") from None
-    value = _from_plain(cls, plain, _name(cls), limits.MAX_DEPTH)
+    value = _reader(cls, _name(cls))(plain)
     if pack(plain) != bytes(data):
         raise DecodeError(f"{_name(cls)}: not in canonical (shortest) form")
     return value
@@ -153,13 +156,16 @@ class _Struct:
 
     def __init__(self, cls: type, tag: int) -> None:
         self.cls, self.tag = cls, tag
-        self._fields: list[tuple[str, Any]] | None = None
+        self._fields: list[tuple[str, Any, str]] | None = None
 
     @property
-    def fields(self) -> list[tuple[str, Any]]:
+    def fields(self) -> list[tuple[str, Any, str]]:
+        """Name, kind, and what an error calls it, of each."""
         if self._fields is None:  # resolved late: annotations may name later classes
             hints = typing.get_type_hints(self.cls, include_extras=True)
-            self._fields = [(f.name, hints[f.name]) for f in fields(self.cls)]
+            self._fields = [
+                (f.name, hints[f.name], f"{self.cls.__name__}.{f.name}") for f in fields(self.cls)
+            ]
         return self._fields
 
 
@@ -188,129 +194,226 @@ def _scalar_of(kind: Any) -> Any:
     return _KINDS.get(kind)
 
 
-_PLAN: dict[Any, tuple[str, Any]] = {}
-
-
 def _plan(kind: Any) -> tuple[str, Any]:
-    """What a field type means, worked out once: a form and what it needs."""
-    try:
-        return _PLAN[kind]
-    except KeyError:
-        pass
+    """What a field type means: a form and what it needs."""
     seq = _seq_of(kind)
     if kind in _STRUCTS:
-        plan: tuple[str, Any] = ("struct", _STRUCTS[kind])
-    elif seq is not None:
-        plan = ("seq", seq)
-    elif _is_union(kind) and type(None) in get_args(kind):
+        return "struct", _STRUCTS[kind]
+    if seq is not None:
+        return "seq", seq
+    if _is_union(kind) and type(None) in get_args(kind):
         rest = [a for a in get_args(kind) if a is not type(None)]
-        plan = ("option", rest[0] if len(rest) == 1 else typing.Union[tuple(rest)])  # noqa: UP007
-    elif _is_union(kind):
-        plan = ("union", {_STRUCTS[a].tag: a for a in get_args(kind)})
-    elif (scalar := _scalar_of(kind)) is not None:
-        plan = ("scalar", scalar)
-    else:
+        return "option", rest[0] if len(rest) == 1 else typing.Union[tuple(rest)]  # noqa: UP007
+    if _is_union(kind):
+        return "union", {_STRUCTS[a].tag: a for a in get_args(kind)}
+    scalar = _scalar_of(kind)
+    if scalar is None:
         raise TypeError(f"{kind} has no wire form")
-    _PLAN[kind] = plan
-    return plan
+    return "scalar", scalar
 
 
-def _to_plain(kind: Any, value: Any, where: str) -> Any:
+# --- readers and writers -----------------------------------------------------------
+# A field type becomes a function once, and is not looked at again: a node decodes each
+# transaction that anybody sends.
+
+
+def _reader(kind: Any, where: str) -> _Form:
+    """From what MessagePack gave to a value of `kind`, or DecodeError, which calls it `where`."""
+    try:
+        return _READERS[kind, where]
+    except KeyError:
+        return _READERS.setdefault((kind, where), _new_reader(kind, where))
+
+
+def _new_reader(kind: Any, where: str) -> _Form:
     form, spec = _plan(kind)
     if form == "scalar":
-        if isinstance(value, IntEnum):
-            value = int(value)
-        _check_scalar(spec, value, where)
-        return value
+        return _scalar(spec, where)
     if form == "struct":
-        if type(value) is not spec.cls:
-            raise DecodeError(f"{where}: {type(value).__name__} where {spec.cls.__name__} belongs")
-        name = spec.cls.__name__
-        return [
-            spec.tag,
-            *(_to_plain(k, getattr(value, n), f"{name}.{n}") for n, k in spec.fields),
-        ]
+        return _struct_reader(spec, where)
     if form == "seq":
         item, most = spec
-        if len(value) > most:
-            raise DecodeError(f"{where}: {len(value)} items where at most {most} are allowed")
-        if _are_scalars(item, value):
-            return list(value)
-        return [_to_plain(item, v, where) for v in value]
+        return _seq_reader(item, most, where)
     if form == "option":
-        return [] if value is None else [_to_plain(spec, value, where)]
-    if type(value) not in spec.values():
-        raise DecodeError(f"{where}: {type(value).__name__} is not one of the allowed types")
-    return _to_plain(type(value), value, where)
+        return _option_reader(_reader(spec, where), where)
+    return _union_reader({tag: _reader(cls, where) for tag, cls in spec.items()}, where)
 
 
-def _from_plain(kind: Any, plain: Any, where: str, depth: int) -> Any:
-    if depth < 0:
-        raise DecodeError(f"{where}: nested deeper than {limits.MAX_DEPTH}")
-    form, spec = _plan(kind)
-    if form == "scalar":
-        _check_scalar(spec, plain, where)
-        return plain
-    if type(plain) is not list:
-        raise DecodeError(f"{where}: {type(plain).__name__} where an array belongs")
-    if form == "struct":
-        members = spec.fields
-        if len(plain) != len(members) + 1 or type(plain[0]) is not int or plain[0] != spec.tag:
-            raise DecodeError(f"{where}: not a {spec.cls.__name__} (tag {spec.tag})")
-        values = [
-            _from_plain(k, v, f"{spec.cls.__name__}.{n}", depth - 1)
-            for (n, k), v in zip(members, plain[1:], strict=True)
-        ]
-        return spec.cls(*values)
-    if form == "seq":
-        item, most = spec
+def _struct_reader(struct: _Struct, where: str) -> _Form:
+    cls, tag, size = struct.cls, struct.tag, len(struct.fields) + 1
+    members = [_reader(kind, name) for _, kind, name in struct.fields]
+
+    def read(plain: Any) -> Any:
+        if type(plain) is not list:
+            raise _no_array(plain, where)
+        if len(plain) != size or type(plain[0]) is not int or plain[0] != tag:
+            raise DecodeError(f"{where}: not a {cls.__name__} (tag {tag})")
+        return cls(*[member(value) for member, value in zip(members, plain[1:], strict=True)])
+
+    return read
+
+
+def _seq_reader(item: Any, most: int, where: str) -> _Form:
+    one, are_fine = _reader(item, where), _all_scalars(item)
+
+    def read(plain: Any) -> Any:
+        if type(plain) is not list:
+            raise _no_array(plain, where)
         if len(plain) > most:
             raise DecodeError(f"{where}: {len(plain)} items where at most {most} are allowed")
-        if _are_scalars(item, plain):
-            return tuple(plain)
-        return tuple(_from_plain(item, v, where, depth - 1) for v in plain)
-    if form == "option":
+        return tuple(plain) if are_fine(plain) else tuple(map(one, plain))
+
+    return read
+
+
+def _option_reader(inner: _Form, where: str) -> _Form:
+    def read(plain: Any) -> Any:
+        if type(plain) is not list:
+            raise _no_array(plain, where)
         if len(plain) > 1:
             raise DecodeError(f"{where}: {len(plain)} items where none or one belongs")
-        return _from_plain(spec, plain[0], where, depth - 1) if plain else None
-    if not plain or type(plain[0]) is not int or plain[0] not in spec:
-        raise DecodeError(f"{where}: unknown type tag")
-    return _from_plain(spec[plain[0]], plain, where, depth)
+        return inner(plain[0]) if plain else None
+
+    return read
 
 
-def _are_scalars(kind: Any, values: Sequence[Any]) -> bool:
-    """Whether all `values` are unsigned integers, or byte strings, as `kind` wants them. A list of
-    60,000 fits a transaction, and looking at each by itself would cost every node a fifth of a
-    second; a Merkle proof is 50 hashes, and is had in the time of ten."""
+def _union_reader(members: dict[int, _Form], where: str) -> _Form:
+    def read(plain: Any) -> Any:
+        if type(plain) is not list:
+            raise _no_array(plain, where)
+        if not plain or type(plain[0]) is not int or plain[0] not in members:
+            raise DecodeError(f"{where}: unknown type tag")
+        return members[plain[0]](plain)
+
+    return read
+
+
+def _no_array(plain: Any, where: str) -> DecodeError:
+    return DecodeError(f"{where}: {type(plain).__name__} where an array belongs")
+
+
+def _writer(kind: Any, where: str) -> _Form:
+    """From a value of `kind` to what MessagePack packs, or DecodeError, which calls it `where`."""
+    try:
+        return _WRITERS[kind, where]
+    except KeyError:
+        return _WRITERS.setdefault((kind, where), _new_writer(kind, where))
+
+
+def _new_writer(kind: Any, where: str) -> _Form:
     form, spec = _plan(kind)
-    if form != "scalar" or not values:
-        return False
-    if type(spec) is UInt:
-        return set(map(type, values)) == {int} and min(values) >= 0 and max(values) < 1 << spec.bits
-    if type(spec) is Bytes:
+    if form == "scalar":
+        return _scalar_writer(spec, where)
+    if form == "struct":
+        return _struct_writer(spec, where)
+    if form == "seq":
+        item, most = spec
+        return _seq_writer(item, most, where)
+    if form == "option":
+        return _option_writer(_writer(spec, where))
+    return _union_writer({cls: _writer(cls, where) for cls in spec.values()}, where)
+
+
+def _scalar_writer(spec: Any, where: str) -> _Form:
+    check = _scalar(spec, where)
+
+    def write(value: Any) -> Any:
+        return check(int(value) if isinstance(value, IntEnum) else value)
+
+    return write if isinstance(spec, UInt | SInt) else check
+
+
+def _struct_writer(struct: _Struct, where: str) -> _Form:
+    cls, tag = struct.cls, struct.tag
+    members = [(name, _writer(kind, full)) for name, kind, full in struct.fields]
+
+    def write(value: Any) -> Any:
+        if type(value) is not cls:
+            raise DecodeError(f"{where}: {type(value).__name__} where {cls.__name__} belongs")
+        return [tag, *[member(getattr(value, name)) for name, member in members]]
+
+    return write
+
+
+def _seq_writer(item: Any, most: int, where: str) -> _Form:
+    one, are_fine = _writer(item, where), _all_scalars(item)
+
+    def write(value: Any) -> Any:
+        if len(value) > most:
+            raise DecodeError(f"{where}: {len(value)} items where at most {most} are allowed")
+        return list(value) if are_fine(value) else list(map(one, value))
+
+    return write
+
+
+def _option_writer(inner: _Form) -> _Form:
+    return lambda value: [] if value is None else [inner(value)]
+
+
+def _union_writer(members: dict[type, _Form], where: str) -> _Form:
+    def write(value: Any) -> Any:
+        if type(value) not in members:
+            raise DecodeError(f"{where}: {type(value).__name__} is not one of the allowed types")
+        return members[type(value)](value)
+
+    return write
+
+
+def _all_scalars(kind: Any) -> Callable[[Sequence[Any]], bool]:
+    """Tells whether all of some values are unsigned integers, or byte strings, as `kind` wants
+    them. A list of 60,000 fits a transaction, and looking at each by itself would cost every node
+    a fifth of a second; a Merkle proof is 50 hashes, and is had in the time of ten."""
+    form, spec = _plan(kind)
+
+    def are_uints(values: Sequence[Any]) -> bool:
+        is_int = set(map(type, values)) == {int}
+        return is_int and min(values) >= 0 and max(values) < 1 << spec.bits
+
+    def are_bytes(values: Sequence[Any]) -> bool:
         sizes = set(map(len, values)) if set(map(type, values)) == {bytes} else set()
         return bool(sizes) and min(sizes) >= spec.least and max(sizes) <= spec.most
-    return False
+
+    if form == "scalar" and type(spec) is UInt:
+        return are_uints
+    if form == "scalar" and type(spec) is Bytes:
+        return are_bytes
+    return lambda values: False
 
 
-def _check_scalar(kind: Any, value: Any, where: str) -> None:
+def _scalar(kind: Any, where: str) -> _Form:
+    """Gives a scalar back if it is what `kind` says."""
     match kind:
         case UInt(bits):
-            ok = type(value) is int and 0 <= value < 1 << bits
+            low, high = 0, 1 << bits
             expected = f"an unsigned integer of {bits} bits"
         case SInt(bits):
-            ok = type(value) is int and -(1 << bits - 1) <= value < 1 << bits - 1
+            low, high = -(1 << bits - 1), 1 << bits - 1
             expected = f"a signed integer of {bits} bits"
         case Bytes(most, least):
-            ok = type(value) is bytes and least <= len(value) <= most
+            low, high = least, most + 1
             expected = f"{most} bytes" if least == most else f"{least} to {most} bytes"
         case Text(most):
-            ok = type(value) is str and _is_text(value, most)
+            low, high = 0, most
             expected = f"text of at most {most} bytes without control characters"
         case _:
             raise TypeError(f"{where}: unknown kind {kind}")
-    if not ok:
+
+    def number(value: Any) -> Any:
+        if type(value) is int and low <= value < high:
+            return value
         raise DecodeError(f"{where}: expected {expected}")
+
+    def octets(value: Any) -> Any:
+        if type(value) is bytes and low <= len(value) < high:
+            return value
+        raise DecodeError(f"{where}: expected {expected}")
+
+    def text(value: Any) -> Any:
+        if type(value) is str and _is_text(value, high):
+            return value
+        raise DecodeError(f"{where}: expected {expected}")
+
+    return text if isinstance(kind, Text) else octets if isinstance(kind, Bytes) else number
 
 
 def _is_text(value: str, most: int) -> bool:

@@ -18,7 +18,7 @@ from chain.hashes import EVENT_SEED, EVIDENCE, TX, ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.rules import Rules
-from chain.signed import SignedTransactions
+from chain.signed import signed
 from chain.state import REWARD_POOL, Event, State
 from chain.transactions import (
     Announce,
@@ -61,7 +61,6 @@ from chain.types import (
     tx_root,
 )
 
-signed = SignedTransactions()
 DUTIES = (PolVote, TileUpdate, Attest, AuditReport, Custody, CustodyOpening, FraudProof)
 # What an opening costs who owes none, and evidence of a light-client attack anyone, in ordinary
 # transactions: both are large, and the latter has up to 1,024 signatures to verify.
@@ -303,7 +302,7 @@ class Execution:
         self._dispatch(tx, tx_id, sender)
         if tx.fee:
             state.move(sender, self._fees_to, tx.fee)
-        state.put_account(sender, nonce=state.account(sender).nonce + 1)
+        state.next_nonce(sender)
 
     def _dispatch(self, tx: Transaction, tx_id: TxId, sender: PubKey) -> None:
         state, params, rules = self._state, self._genesis.params, self._rules

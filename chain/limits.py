@@ -33,7 +33,7 @@ MAX_STEP_BYTES = TILE_BYTES  # one tile's step on disk; a longer one is worth le
 DELTA_UNIT_BITS = 28  # a delta value is an integer of units of 2**-28, so below 1.0 in size
 
 # --- counts ------------------------------------------------------------------
-MAX_DEPTH = 12  # nesting of arrays in any message
+MAX_DEPTH = 12  # nesting of arrays in any message: no type has more, so none that decodes
 MAX_BLOCK_TXS = 4096  # transactions in one block
 MAX_VALIDATORS = 512  # a certificate's bitmap is 64 bytes
 MAX_EVIDENCE = 16  # pieces of evidence in one block

@@ -69,6 +69,10 @@ class Account:
     merit: U64  # deltas merged and duties done; decides quotas
     jailed: U8
 
+    def with_balance(self, grains: int) -> Account:
+        """The same but for its balance; `dataclasses.replace` takes five times as long."""
+        return Account(Grains(grains), self.bonded, self.nonce, self.merit, self.jailed)
+
 
 @wire(129)
 @dataclass(frozen=True, slots=True)

@@ -39,3 +39,6 @@ class SignedTransactions:
     def clear(self) -> None:
         """Forget all of them."""
         self._known.clear()
+
+
+signed = SignedTransactions()  # what this process has found

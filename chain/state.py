@@ -172,18 +172,33 @@ class State:
                 "insufficient_funds",
                 f"the account holds {payer.balance} grains and {amount} are needed",
             )
-        self.put_account(source, balance=payer.balance - amount)
-        self.put_account(target, balance=self.account(target).balance + amount)
+        self._put_hot(source, payer.with_balance(payer.balance - amount))
+        payee = self.account(target)
+        self._put_hot(target, payee.with_balance(payee.balance + amount))
+
+    def next_nonce(self, account: PubKey) -> None:
+        """Count a transaction of this sender."""
+        old = self.account(account)
+        nonce = old.nonce + 1
+        new = r.Account(old.balance, old.bonded, nonce, old.merit, old.jailed)
+        self._put_hot(account, new)
 
     def put_account(self, account: PubKey, **changes: int) -> None:
         values: dict[str, Any] = dict(changes)
-        key, new = r.account_key(account), replace(self.account(account), **values)
-        if changes.keys() <= _HOT and all(0 <= v < _HOT_BOUND for v in changes.values()):
-            # Changed several times in most transactions: encoded once, when the block is closed.
+        new = replace(self.account(account), **values)
+        if changes.keys() <= _HOT:
+            self._put_hot(account, new)
+        else:  # what cannot be encoded is refused here, while that undoes the rest
+            self.put(r.account_key(account), new)
+
+    def _put_hot(self, account: PubKey, new: r.Account) -> None:
+        """Changed several times in most transactions: encoded once, when the block is closed."""
+        key = r.account_key(account)
+        if 0 <= new.balance < _HOT_BOUND and 0 <= new.nonce < _HOT_BOUND:
             self._write(key, new)
             self._decoded[key] = new
         else:
-            self.put(key, new)  # what cannot be encoded is refused here, while that undoes the rest
+            self.put(key, new)
 
 
 def _encoded(value: bytes | r.Account | None) -> bytes | None:

@@ -11,6 +11,7 @@ from chain.codec import decode, encode, tag_of
 from chain.errors import DecodeError, invariant
 from chain.hashes import TX, Hash32
 from chain.receipts import OK, Receipt
+from chain.signed import signed
 from chain.transactions import Transaction, Transfer
 from chain.types import Block, Certificate, Height, PubKey, TimeMs, TxId
 
@@ -102,11 +103,15 @@ def insert_certificate(db: sqlite3.Connection, height: Height, certificate: Cert
 
 def insert_txs(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     (last,) = db.execute("SELECT coalesce(max(number), 0) FROM txs").fetchone()
-    for number, (*columns, parties) in enumerate(rows, last + 1):
-        db.execute("INSERT INTO txs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (number, *columns))
-        db.executemany(
-            "INSERT INTO tx_parties VALUES (?, ?)", [(account, number) for account in parties]
-        )
+    numbered = list(enumerate(rows, last + 1))
+    db.executemany(
+        "INSERT INTO txs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        ((number, *columns) for number, (*columns, _) in numbered),
+    )
+    db.executemany(
+        "INSERT INTO tx_parties VALUES (?, ?)",
+        ((account, number) for number, (*_, parties) in numbered for account in parties),
+    )
 
 
 def change_state(db: sqlite3.Connection, changes: Mapping[bytes, bytes | None]) -> None:
@@ -125,7 +130,7 @@ def tx_columns(raw: bytes, receipt: Receipt) -> tuple[Any, ...]:
     tx_id = TxId(TX.hash(raw))
     invariant(receipt.tx_id == tx_id, "a receipt stands beside its own transaction")
     try:
-        tx: Transaction = decode(Transaction, raw)
+        tx: Transaction = signed.get(tx_id) or decode(Transaction, raw)
     except DecodeError:
         return (tx_id, None, 0, None, receipt.code, receipt.reason, ())
     parties = {tx.sender}

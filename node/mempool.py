@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 from chain import custody, limits
 from chain.errors import TxError
-from chain.execute import Context, Execution, check_transaction, is_free_duty, signed
+from chain.execute import Context, Execution, check_transaction, is_free_duty
 from chain.hashes import TX, ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.rules import Rules
+from chain.signed import signed
 from chain.state import State
 from chain.transactions import CustodyOpening, Transaction, decode_transaction
 from chain.types import Height, PubKey, TimeMs, TxId

@@ -14,9 +14,10 @@ from typing import Any
 from chain.codec import decode
 from chain.errors import BlyanError
 from chain.execute import Executed
+from chain.signed import signed
 from chain.state import Event
 from chain.transactions import Transaction
-from chain.types import Block
+from chain.types import Block, TxId
 from node.api.errors import BusyError
 from node.query import Query
 from node.query.plain import INVALID, address, kind_name
@@ -109,7 +110,7 @@ class EventHub:
                     "id": receipt.tx_id.hex(),
                     "height": header.height,
                     "code": receipt.code,
-                    **_sender_and_kind(raw),
+                    **_sender_and_kind(receipt.tx_id, raw),
                 },
             )
         for event in done.events:
@@ -129,9 +130,9 @@ class EventHub:
         )
 
 
-def _sender_and_kind(raw: bytes) -> dict[str, str | None]:
+def _sender_and_kind(tx_id: TxId, raw: bytes) -> dict[str, str | None]:
     try:
-        tx: Transaction = decode(Transaction, raw)
+        tx: Transaction = signed.get(tx_id) or decode(Transaction, raw)
     except BlyanError:
         return {"kind": INVALID, "sender": None}
     return {"kind": kind_name(type(tx.payload)), "sender": address(tx.sender)}

@@ -168,6 +168,27 @@ def test_errors_name_the_field() -> None:
         decode(Transfer, data)
 
 
+def test_no_type_nests_deeper_than_the_limit() -> None:
+    """So nothing that decodes does: what is nested otherwise than its type is refused."""
+
+    def depth(kind: Any) -> int:
+        form, spec = codec._plan(kind)
+        inner = {
+            "scalar": list,
+            "struct": lambda: [k for _, k, _ in spec.fields],
+            "seq": lambda: [spec[0]],
+            "option": lambda: [spec],
+            "union": lambda: list(spec.values()),
+        }[form]()
+        own = 0 if form in ("scalar", "union") else 1
+        return own + max((depth(k) for k in inner), default=0)
+
+    depths = {cls.__name__: depth(cls) for cls in wire_types().values()}
+    assert max(depths.values()) <= limits.MAX_DEPTH
+    assert depths["Transfer"] == 1
+    assert depths["Transaction"] >= 3  # an opening's proof lies in its payload
+
+
 def test_a_tag_is_given_once() -> None:
     with pytest.raises(TypeError, match="belongs to"):
 

@@ -8,9 +8,9 @@ import pytest
 
 from chain.codec import encode
 from chain.errors import DecodeError
-from chain.execute import check_transaction, signed
+from chain.execute import check_transaction
 from chain.records import account_key
-from chain.signed import MAX_TX_BYTES, SignedTransactions
+from chain.signed import MAX_TX_BYTES, SignedTransactions, signed
 from chain.transactions import Bond, Propose, Transfer, Unbond
 from chain.types import ChainId, Grains, Height, PubKey, Signature
 from tests.kit.machine import Machine, key
