@@ -376,16 +376,26 @@ class Client:
             method, f"/api/v1/{path}", params=params, content=content, headers=headers
         )
         try:
-            response = await self._http.send(request, stream=True)
+            answer = await self._exchange(request, most)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            # The node ends idle connections, perhaps just as we ask. All calls may be repeated: a
+            # transaction and a blob are known by their hashes.
             try:
-                answer = await _read_bounded(response, most)
-            finally:
-                await response.aclose()
+                answer = await self._exchange(request, most)
+            except httpx.HTTPError as error:
+                raise self._unreachable(error) from None
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if answer.status // 100 != 2:
             raise _failure(answer, refused)
         return answer
+
+    async def _exchange(self, request: httpx.Request, most: int) -> _Answer:
+        response = await self._http.send(request, stream=True)
+        try:
+            return await _read_bounded(response, most)
+        finally:
+            await response.aclose()
 
     def _unreachable(self, error: httpx.HTTPError) -> UnreachableError:
         why = str(error) or type(error).__name__

@@ -20,12 +20,12 @@ router = APIRouter(prefix="/api/v1", responses={404: {"model": res.Error}})
 BYTES = "application/octet-stream"
 
 
-def query_of(request: Request) -> Query:
+async def query_of(request: Request) -> Query:
     found: Query = request.app.state.query
     return found
 
 
-def node_of(request: Request) -> NodeSeam:
+async def node_of(request: Request) -> NodeSeam:
     found: NodeSeam = request.app.state.node
     return found
 

@@ -159,9 +159,13 @@ class BlockQueries(Reader):
 
     def submit(self, raw: bytes) -> Json:
         """Take a signed transaction into the pool. TxError, DecodeError or VerifyError if not."""
-        if self.node.store.tx(TxId(TX.hash(raw))) is not None:
-            return {"id": TX.hash(raw).hex()}
-        return {"id": self.node.pool.submit(raw).hex()}
+        try:
+            return {"id": self.node.pool.submit(raw).hex()}
+        except TxError:
+            tx_id = TxId(TX.hash(raw))
+            if self.node.store.tx(tx_id) is None:
+                raise
+            return {"id": tx_id.hex()}  # a block has it already
 
     async def submit_batch(self, batch: Sequence[bytes]) -> Json:
         """Take each of several transactions, or say why not; in their order. Others get their

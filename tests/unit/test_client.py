@@ -214,3 +214,33 @@ def test_nobody_there() -> None:
     ask = Client("http://node", transport=httpx.MockTransport(refuse))
     with pytest.raises(UnreachableError, match="is the node running"):
         asyncio.run(ask.status())
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["once", "always"])
+def test_a_connection_that_ends_as_we_ask_is_opened_anew(kept: bool) -> None:
+    """Nodes end idle connections, and the next request may be on its way just then."""
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections > 1 and kept:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"height":7}')
+        writer.close()
+
+    async def run() -> dict[str, Any]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            async with Client(f"http://127.0.0.1:{port}") as client:
+                return await client.status()
+        finally:
+            server.close()
+
+    if kept:
+        assert asyncio.run(run()) == {"height": 7}
+    else:
+        with pytest.raises(UnreachableError, match="is the node running"):
+            asyncio.run(run())
+    assert connections == 2
