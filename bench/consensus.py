@@ -14,9 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `consensus` would be this file
 
 from bench import election, finality, throughput
-from bench.finality import found, height, payer, ready, start
+from bench.local_net import answers, found, height, payer, running
 from bench.measure import Row, at_most, quantile
-from bench.recovery import answers, imports
+from bench.recovery import imports
 from chain.address import format_address
 from chain.codec import encode
 from chain.errors import BlyanError
@@ -81,27 +78,21 @@ def restarts(amount: Amount) -> Iterator[Row]:
 
 async def _restarts(kills: int) -> list[float]:
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
-        nodes = found(Path(name), 4)
-        running = [start(n) for n in nodes]
-        clients = [Client(n.config.api_url) for n in nodes]
-        taken = []
-        pace = asyncio.create_task(ready(clients))
-        try:
-            await pace
-            pace = asyncio.create_task(_blocks(clients[0]))
-            for number in range(kills):
-                victim = 1 + number % (len(nodes) - 1)  # node 0 takes the transfers
-                os.kill(running[victim].pid, signal.SIGKILL)
-                running[victim].wait()
-                await asyncio.sleep(AWAY_S)
-                began = time.perf_counter()
-                running[victim] = start(nodes[victim])
-                await answers(clients[victim])
-                await _voting(nodes[victim], clients[(victim + 1) % len(nodes)])
-                taken.append(time.perf_counter() - began)
-        finally:
-            pace.cancel()
-            await _end(clients, running)
+        async with running(found(Path(name), 4)) as net:
+            pace = asyncio.create_task(_blocks(net.clients[0]))
+            taken = []
+            try:
+                for number in range(kills):
+                    victim = 1 + number % (len(net.nodes) - 1)  # node 0 takes the transfers
+                    net.kill(victim)
+                    await asyncio.sleep(AWAY_S)
+                    began = time.perf_counter()
+                    net.start(victim)
+                    await answers(net.clients[victim])
+                    await _voting(net.nodes[victim], net.clients[(victim + 1) % len(net.nodes)])
+                    taken.append(time.perf_counter() - began)
+            finally:
+                pace.cancel()
     return taken
 
 
@@ -138,15 +129,6 @@ async def _voting(node: Founded, other: Client) -> None:
                     return
             last = now
             await asyncio.sleep(0.02)
-
-
-async def _end(clients: list[Client], running: list[subprocess.Popen[bytes]]) -> None:
-    for client in clients:
-        await client.close()
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.wait(10)
 
 
 def elections(amount: Amount, group: str) -> Iterator[Row]:

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import hashlib
 import json
 import os
 import random
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,70 +25,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.local_net import found, height, payer, running
 from chain.codec import encode
-from chain.errors import UnreachableError
 from chain.transactions import Transfer
 from chain.types import Grains
 from node.client import Client
-from node.config import Config
-from node.founding import Founded, found_home, founding_genesis, set_bootstrap, write_genesis
-from node.home import Home
-from wallet.keys import KeyPair
+from node.founding import Founded
 from wallet.signing import sign_transaction
 
 TARGET_P50_MS, TARGET_P99_MS = 150, 500
-BASE_PORT = 28645
-START_S, SAMPLE_S = 30.0, 20.0
-FUNDS_GRAINS = 1000 * 10**8
-
-
-def payer(number: int) -> KeyPair:
-    """An account of a benchmark. Validators' own accounts send duties, in between."""
-    return KeyPair.from_seed(hashlib.sha256(b"bench %d" % number).digest())
-
-
-def found(directory: Path, count: int, payers: int = 1) -> list[Founded]:
-    """Homes of validators of one network, in which so many `payer`s have money."""
-    nodes = [
-        found_home(
-            Home(directory / f"node-{i}"),
-            Config(
-                api_port=BASE_PORT + i,
-                p2p_port=BASE_PORT + 1000 + i,
-                link_port=0,
-                log_level="warning",
-            ),
-        )
-        for i in range(count)
-    ]
-    genesis = json.loads(founding_genesis(nodes))
-    genesis["accounts"] += [
-        {"account": payer(i).public.hex(), "grains": FUNDS_GRAINS} for i in range(payers)
-    ]
-    for node in nodes:
-        write_genesis(node.home, json.dumps(genesis))
-        set_bootstrap(node, [n.address for n in nodes if n is not node])
-    return nodes
-
-
-def start(node: Founded) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "node.cli.node", "start", "--home", str(node.home.path)]
-    output = (node.home.logs / "out.txt").open("wb")
-    return subprocess.Popen(command, stdout=output, stderr=output)
-
-
-async def height(client: Client) -> int:
-    return int((await client.status())["height"])
-
-
-async def ready(clients: list[Client]) -> None:
-    async with asyncio.timeout(START_S):
-        for client in clients:
-            while True:
-                with contextlib.suppress(UnreachableError):  # not up yet
-                    if await height(client) >= 2:
-                        break
-                await asyncio.sleep(0.2)
+SAMPLE_S = 20.0
 
 
 class Finals:
@@ -171,19 +114,9 @@ def disk_ms(directory: Path) -> tuple[float, float]:
 async def measure(blocks: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         nodes = found(Path(name), 4)
-        running = [start(n) for n in nodes]
-        clients = [Client(n.config.api_url) for n in nodes]
-        try:
-            await ready(clients)
-            delays = sorted(await sample(nodes, clients, blocks))
-            round_trip = await rtt_ms(clients[0])
-        finally:
-            for client in clients:
-                await client.close()
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait(10)
+        async with running(nodes) as net:
+            delays = sorted(await sample(nodes, net.clients, blocks))
+            round_trip = await rtt_ms(net.clients[0])
         synced, committed = disk_ms(Path(name))
     floor = round(1.5 * round_trip + 2 * synced + committed, 1)
     p50, p99 = delays[len(delays) // 2], delays[min(len(delays) - 1, len(delays) * 99 // 100)]

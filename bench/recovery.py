@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,10 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.finality import START_S, found, height, ready, start
-from chain.errors import UnreachableError
+from bench.local_net import LocalNet, answers, found, height, running
 from node.client import Client
-from node.founding import Founded
 
 TARGET_STATUS_S, TARGET_MEMORY_MB, TARGET_GAP_S, TARGET_AGREE_S = 4.0, 250, 5.0, 10.0
 AWAY_S, SETTLE_S = 12.0, 6.0
@@ -42,17 +38,6 @@ def imports() -> tuple[float, int]:
         [sys.executable, "-c", f"{IMPORTS}; {_PEAK}"], capture_output=True, text=True, check=True
     )
     return time.perf_counter() - began, int(done.stdout.split()[-1])
-
-
-async def answers(client: Client) -> None:
-    async with asyncio.timeout(START_S):
-        while True:
-            try:
-                await height(client)
-            except UnreachableError:
-                await asyncio.sleep(0.05)
-                continue
-            return
 
 
 async def longest_gap(client: Client, seconds: float) -> float:
@@ -77,49 +62,28 @@ async def agree(back: Client, other: Client, beyond: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def one_kill(
-    node: Founded, process: subprocess.Popen[bytes], back: Client, other: Client
-) -> tuple[subprocess.Popen[bytes], dict[str, float]]:
-    """Kill a node, wait, start it again; the new process and what was measured."""
+async def one_kill(net: LocalNet, victim: int) -> dict[str, float]:
+    """Kill a node, wait, start it again; what was measured."""
+    back, other = net.clients[victim], net.clients[(victim + 1) % len(net.clients)]
     beyond = await height(other)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    net.kill(victim)
     gap = await longest_gap(other, AWAY_S)
     began = time.perf_counter()
-    process = start(node)
+    net.start(victim)
     await answers(back)
     answered = time.perf_counter() - began
     await agree(back, other, beyond)
-    return process, {
-        "gap": gap,
-        "answered": answered,
-        "agreed": time.perf_counter() - began,
-    }
+    return {"gap": gap, "answered": answered, "agreed": time.perf_counter() - began}
 
 
 async def measure() -> list[dict[str, Any]]:
     import_s, import_mb = imports()
     with tempfile.TemporaryDirectory() as name:
-        nodes = found(Path(name), 4)
-        running = [start(n) for n in nodes]
-        clients = [Client(n.config.api_url) for n in nodes]
-        found_out: list[dict[str, float]] = []
-        try:
-            await ready(clients)
+        async with running(found(Path(name), 4)) as net:
             await asyncio.sleep(SETTLE_S)
-            memory = max([int((await c.status())["memory_mb"]) for c in clients])
-            interval = (await clients[0].genesis()).params.empty_interval_ms / 1000
-            for i, node in enumerate(nodes):
-                other = clients[(i + 1) % 4]
-                running[i], seen = await one_kill(node, running[i], clients[i], other)
-                found_out.append(seen)
-        finally:
-            for client in clients:
-                await client.close()
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait(10)
+            memory = max([int((await c.status())["memory_mb"]) for c in net.clients])
+            interval = (await net.clients[0].genesis()).params.empty_interval_ms / 1000
+            found_out = [await one_kill(net, victim) for victim in range(4)]
     worst = {key: max(f[key] for f in found_out) for key in found_out[0]}
     return [
         _row("memory_before_training", memory, "MB", TARGET_MEMORY_MB, import_mb),

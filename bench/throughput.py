@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.finality import found, payer, ready, start
+from bench.local_net import found, payer, running
 from bench.measure import Row, at_least, at_most, quantile
 from chain.codec import encode
 from chain.errors import BlyanError
@@ -130,35 +130,27 @@ async def measure(rate: float, seconds: float) -> list[Row]:
         nodes = found(Path(name), NODES, SENDERS)
         genesis = load_genesis(nodes[0].home)
         load = Load(sign(genesis.chain_id, int(rate * seconds), genesis.params.min_fee_grains))
-        running = [start(n) for n in nodes]
-        clients = [Client(n.config.api_url) for n in nodes]
-        watcher = asyncio.create_task(ready(clients))
-        try:
-            await watcher
+        async with running(nodes) as net:
+            clients = net.clients
             watcher = asyncio.create_task(watch(load, clients[1]))
-            before = [cpu_s(p.pid) for p in running]
-            own, began = time.process_time(), time.perf_counter()
-            await send(load, clients, rate)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_S):
-                    while len(load.final_at) < len(load.txs) - sum(load.refused.values()):
-                        load.news.clear()
-                        told = asyncio.create_task(load.news.wait())
-                        await asyncio.wait({told, watcher}, return_when=asyncio.FIRST_COMPLETED)
-                        if watcher.done():
-                            watcher.result()
-            taken = max(load.final_at.values(), default=began) - began
-            spent = [cpu_s(p.pid) - b for p, b in zip(running, before, strict=True)]
-            own = time.process_time() - own
-            missing = await agree(clients, load)
-        finally:
-            watcher.cancel()
-            for client in clients:
-                await client.close()
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait(10)
+            try:
+                before = [cpu_s(p.pid) for p in net.processes]
+                own, began = time.process_time(), time.perf_counter()
+                await send(load, clients, rate)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN_S):
+                        while len(load.final_at) < len(load.txs) - sum(load.refused.values()):
+                            load.news.clear()
+                            told = asyncio.create_task(load.news.wait())
+                            await asyncio.wait({told, watcher}, return_when=asyncio.FIRST_COMPLETED)
+                            if watcher.done():
+                                watcher.result()
+                taken = max(load.final_at.values(), default=began) - began
+                spent = [cpu_s(p.pid) - b for p, b in zip(net.processes, before, strict=True)]
+                own = time.process_time() - own
+                missing = await agree(clients, load)
+            finally:
+                watcher.cancel()
     return rows(load, taken, spent, own, missing)
 
 
