@@ -2,10 +2,10 @@
 
     python -m bench.consensus [--json] [--only GROUP]... [--small]
 
-The groups are `finality`, `throughput`, `restart`, and those of `bench.election` (`elect`, `share`,
-`vrf`). The first three run four real nodes of this machine; every row stands beside its floor
-where there is one. Exit code 1 if a target is missed. `--small` does little: its figures mean
-nothing. Not measured yet: 31 validators on slow links, and what a leader's crash costs.
+The groups are `finality`, `throughput`, `restart`, those of `bench.simulated` (`slow-links`: 31
+validators; `crash`: of a leader) and those of `bench.election` (`elect`, `share`, `vrf`). The first
+three run four real nodes of this machine; every row stands beside its floor where there is one.
+Exit code 1 if a target is missed. `--small` does little: its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `consensus` would be this file
 
-from bench import election, finality, throughput
+from bench import election, finality, simulated, throughput
 from bench.local_net import answers, found, height, payer, running
 from bench.measure import Row, at_most, quantile
 from bench.recovery import imports
@@ -51,10 +51,11 @@ class Amount:
     rate: float = 1300.0
     seconds: float = 60.0
     kills: int = 30
+    simulated: simulated.Amount = field(default_factory=simulated.Amount)
     scale: election.Scale = field(default_factory=election.Scale)
 
 
-SMALL = Amount(blocks=3, rate=50.0, seconds=1.0, kills=1, scale=election.SMALL)
+SMALL = Amount(3, 50.0, 1.0, 1, simulated.SMALL, election.SMALL)
 
 
 def finalities(amount: Amount) -> Iterator[Row]:
@@ -131,18 +132,17 @@ async def _voting(node: Founded, other: Client) -> None:
             await asyncio.sleep(0.02)
 
 
-def elections(amount: Amount, group: str) -> Iterator[Row]:
-    yield from election.GROUPS[group](amount.scale)
+def _elections(group: str) -> Callable[[Amount], Iterator[Row]]:
+    return lambda amount: election.GROUPS[group](amount.scale)
 
 
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "finality": finalities,
     "throughput": transfers,
     "restart": restarts,
-    **{
-        group: lambda amount, group=group: elections(amount, group)  # type: ignore[misc]
-        for group in election.GROUPS
-    },
+    "slow-links": lambda amount: simulated.finalities(amount.simulated),
+    "crash": lambda amount: simulated.crashes(amount.simulated),
+    **{group: _elections(group) for group in election.GROUPS},
 }
 
 

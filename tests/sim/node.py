@@ -402,7 +402,8 @@ class SimNode:
         self._settled(core)
 
     def _measure(self, core: Simplex) -> None:
-        core.set_delta_floor(2 * self._quorum_round_trip(core) + self.habits.execute_ms)
+        measured_ms = 2 * self._quorum_round_trip(core) + self.habits.execute_ms
+        core.set_delta_floor(max(self.habits.delta_floor_ms, measured_ms))
         self._later(MEASURE_MS, self._measure)
 
     def _quorum_round_trip(self, core: Simplex) -> int:
