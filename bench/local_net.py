@@ -23,6 +23,7 @@ from node.home import Home
 from wallet.keys import KeyPair
 
 FIRST_PORT, LAST_PORT, P2P_OFFSET = 28645, 29545, 1000
+NODE_PROGRAM = "node.cli.node"  # or a module that does the same and more
 START_S, END_S = 30.0, 10.0
 FUNDS_GRAINS = 1000 * 10**8
 
@@ -51,12 +52,12 @@ class LocalNet:
 
 
 @contextlib.asynccontextmanager
-async def running(nodes: Sequence[Founded]) -> AsyncIterator[LocalNet]:
+async def running(nodes: Sequence[Founded], program: str = NODE_PROGRAM) -> AsyncIterator[LocalNet]:
     """The nodes' processes, with blocks being made; ended on leaving."""
     net = LocalNet(nodes, [], [Client(n.config.api_url) for n in nodes])
     try:
         for node in nodes:
-            net.processes.append(start(node))
+            net.processes.append(start(node, program))
         await ready(net.clients)
         net.check()
         yield net
@@ -108,8 +109,8 @@ def _free_ports(count: int) -> int:
     raise BlyanError(f"no {count} free ports between {FIRST_PORT} and {LAST_PORT}")
 
 
-def start(node: Founded) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "node.cli.node", "start", "--home", str(node.home.path)]
+def start(node: Founded, program: str = NODE_PROGRAM) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", program, "start", "--home", str(node.home.path)]
     with (node.home.logs / "out.txt").open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=output)
 

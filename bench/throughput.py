@@ -5,7 +5,8 @@
 The load is signed before the clock starts, by many accounts, and handed in at a steady rate
 through the batch call of the API, each sender's at one node. A transfer's finality is counted from
 its POST to the event with which *another* node tells that its block is final. Afterwards every
-node must have all of them, and one state. The generator's processor time is told apart.
+node must have all of them, and one state. The generator's processor time is told apart, and a
+node's stage by stage: the `cpu_` rows sum to `node_cpu`, the mean of the nodes (bench/stages.py).
 
 Exit code 1 if a target is missed. Floor of the rate: what bare Ed25519 verification alone allows
 on the same cores with four nodes and one generator.
@@ -17,15 +18,17 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.local_net import found, payer, running
+from bench import stages
+from bench.local_net import LocalNet, found, payer, running
 from bench.measure import Row, at_least, at_most, quantile
 from chain.codec import encode
 from chain.errors import BlyanError
@@ -39,6 +42,7 @@ from wallet.signing import sign_transaction
 NODES, SENDERS = 4, 256
 TICK_S = 0.1  # between two batches for a node
 TARGET_RATE, TARGET_P99_S = 1200.0, 2.0
+SPENT_S = 10.0  # a node tells its processor time within this
 DRAIN_S = 60.0  # what is under way when the load ends may take so long
 
 
@@ -108,10 +112,18 @@ async def watch(load: Load, client: Client) -> None:
             load.news.set()
 
 
-def cpu_s(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+async def spent(net: LocalNet) -> list[dict[str, float]]:
+    """Processor seconds of each node so far, by stage."""
+    found = []
+    async with asyncio.timeout(SPENT_S):
+        for node, process in zip(net.nodes, net.processes, strict=True):
+            logs = Path(node.home.logs)
+            before = len(stages.read(logs))
+            process.send_signal(signal.SIGUSR1)
+            while len(lines := stages.read(logs)) == before:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.01)
+            found.append(lines[-1])
+    return found
 
 
 async def agree(clients: Sequence[Client], load: Load) -> int:
@@ -130,11 +142,11 @@ async def measure(rate: float, seconds: float) -> list[Row]:
         nodes = found(Path(name), NODES, SENDERS)
         genesis = load_genesis(nodes[0].home)
         load = Load(sign(genesis.chain_id, int(rate * seconds), genesis.params.min_fee_grains))
-        async with running(nodes) as net:
+        async with running(nodes, "bench.stages") as net:
             clients = net.clients
             watcher = asyncio.create_task(watch(load, clients[1]))
             try:
-                before = [cpu_s(p.pid) for p in net.processes]
+                before = await spent(net)
                 own, began = time.process_time(), time.perf_counter()
                 await send(load, clients, rate)
                 with contextlib.suppress(TimeoutError):
@@ -146,15 +158,20 @@ async def measure(rate: float, seconds: float) -> list[Row]:
                             if watcher.done():
                                 watcher.result()
                 taken = max(load.final_at.values(), default=began) - began
-                spent = [cpu_s(p.pid) - b for p, b in zip(net.processes, before, strict=True)]
                 own = time.process_time() - own
+                after = await spent(net)
                 missing = await agree(clients, load)
             finally:
                 watcher.cancel()
-    return rows(load, taken, spent, own, missing)
+    used = Counter[str]()
+    for first, last in zip(before, after, strict=True):
+        used.update({stage: (last[stage] - first.get(stage, 0.0)) / NODES for stage in last})
+    return rows(load, taken, used, own, missing)
 
 
-def rows(load: Load, taken: float, spent: list[float], own: float, missing: int) -> list[Row]:
+def rows(load: Load, taken: float, used: Counter[str], own: float, missing: int) -> list[Row]:
+    """`taken`, `own`: seconds of the whole and of the generator's processor; `used`: processor
+    seconds of a node in the mean, by stage."""
     done = len(load.final_at)
     delays = [at - load.sent_at[tx] for tx, at in load.final_at.items() if tx in load.sent_at]
     each = 1e6 / max(done, 1)
@@ -164,9 +181,14 @@ def rows(load: Load, taken: float, spent: list[float], own: float, missing: int)
         at_most("throughput_p99", quantile(delays, 0.99) if delays else 1e9, "s", TARGET_P99_S),
         at_most("throughput_missing", float(missing), "tx", 0.0),
         at_most("throughput_refused", float(sum(load.refused.values())), "tx", 0.0),
-        at_most("node_cpu", sum(spent) / len(spent) * each, "µs/tx", None),
+        at_most("node_cpu", used.total() * each, "µs/tx", None),
+        *(at_most(f"cpu_{_word(s)}", used[s] * each, "µs/tx", None) for s in stages.NAMES),
         at_most("generator_cpu", own * each, "µs/tx", None),
     ]
+
+
+def _word(stage: str) -> str:
+    return stage.replace(" ", "_")
 
 
 def main() -> int:
