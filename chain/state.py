@@ -63,11 +63,13 @@ class State:
         cached = self._decoded.get(key)
         if cached is not None:
             return cached  # type: ignore[no-any-return]
-        raw = self.raw(key)
-        if raw is None:
-            return None
-        value: T = decode(cls, raw)
-        self._decoded[key] = value
+        if key in self._writes:
+            raw = _encoded(self._writes[key])
+            value: T | None = None if raw is None else decode(cls, raw)
+        else:
+            value = self.tree.read(key, cls)
+        if value is not None:
+            self._decoded[key] = value
         return value
 
     def need(self, cls: type[T], key: bytes) -> T:
@@ -120,7 +122,8 @@ class State:
         del self.events[events:]
 
     def commit(self) -> StateTree:
-        return self.tree.set_many(self.changes)
+        hot = {key: value for key, value in self._writes.items() if isinstance(value, r.Account)}
+        return self.tree.set_many(self.changes, hot)
 
     # --- the records everyone needs ------------------------------------------------------
 

@@ -16,13 +16,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, TypeVar
 
 from chain import limits
-from chain.codec import Seq, wire
+from chain.codec import Seq, decode, wire
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Context, Hash32
 
 STATE_VALUE = Context("state-value")
+T = TypeVar("T")
+_MAX_DECODED_BYTES = 256  # of a value that is kept decoded: an account's is 30
 _CHUNK_KEYS = 512  # keys in one chunk of the ordered index; sqrt of a million, roughly
 
 
@@ -73,8 +76,26 @@ class StateTree:
         leaf = _find(self._top, STATE_KEY.hash(key))
         return None if leaf is None else leaf.value
 
-    def set_many(self, changes: Mapping[bytes, bytes | None]) -> StateTree:
-        """The tree after all `changes` (None deletes). Each touched node is hashed once."""
+    def read(self, key: bytes, cls: type[T]) -> T | None:
+        """The value of `key`, decoded. Small ones stay decoded: what is read in one block is most
+        likely read in the next, and immutable."""
+        leaf = _find(self._top, STATE_KEY.hash(key))
+        if leaf is None:
+            return None
+        if type(leaf.decoded) is cls:
+            return leaf.decoded
+        value: T = decode(cls, leaf.value)
+        if len(leaf.value) <= _MAX_DECODED_BYTES:
+            leaf.decoded = value
+        return value
+
+    def set_many(
+        self,
+        changes: Mapping[bytes, bytes | None],
+        decoded: Mapping[bytes, object] = MappingProxyType({}),
+    ) -> StateTree:
+        """The tree after all `changes` (None deletes). Each touched node is hashed once. `decoded`:
+        what `read` would give for some of the new values."""
         edits: list[tuple[Hash32, _Leaf | None]] = []
         inserted: list[bytes] = []
         deleted: set[bytes] = set()
@@ -83,7 +104,8 @@ class StateTree:
             old = _find(self._top, path)
             if (None if old is None else old.value) == value:
                 continue
-            edits.append((path, None if value is None else _Leaf(path, key, value)))
+            new = None if value is None else _Leaf(path, key, value, decoded.get(key))
+            edits.append((path, new))
             if old is None:
                 inserted.append(key)
             elif value is None:
@@ -152,10 +174,11 @@ def verify_state_proof(root: Hash32, key: bytes, value: bytes | None, proof: Sta
 
 
 class _Leaf:
-    __slots__ = ("hash", "key", "path", "value")
+    __slots__ = ("decoded", "hash", "key", "path", "value")
 
-    def __init__(self, path: Hash32, key: bytes, value: bytes) -> None:
+    def __init__(self, path: Hash32, key: bytes, value: bytes, decoded: object = None) -> None:
         self.path, self.key, self.value = path, key, value
+        self.decoded = decoded  # what `read` makes of the value, once it has
         self.hash = _leaf_hash(path, STATE_VALUE.hash(value))
 
 
