@@ -33,7 +33,7 @@ STAGES = (
     ("chain/store", "store"),
     ("node/wal", "log"),
     ("node/mempool.py", "pool"),
-    ("node/services/tx_gossip.py", "pool"),
+    ("node/services/tx_", "pool"),
     ("chain/", "execute"),
     ("consensus/", "consensus"),
     ("node/services/chain.py", "execute"),

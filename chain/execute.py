@@ -263,6 +263,13 @@ class Execution:
             return Receipt(tx_id, error.code, str(error))
         return Receipt(tx_id, "ok", "")
 
+    def judge(self, raw: bytes) -> Receipt:
+        """What `try_apply` would say; nothing changes."""
+        mark = self._state.mark()
+        receipt = self.try_apply(raw)
+        self._state.undo(mark)
+        return receipt
+
     def next_nonce(self, account: PubKey) -> int:
         """The nonce that an account's next transaction in this block has."""
         return self._state.account(account).nonce
@@ -279,10 +286,11 @@ class Execution:
         custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)
         epoch = self._ctx.epoch
-        tree = state.commit()
+        changes = state.changes
+        tree = state.commit(changes)
         return Executed(
             tree,
-            state.changes,
+            changes,
             tuple(self._receipts),
             tuple(state.events),
             state.epoch(epoch).validators.hash(),

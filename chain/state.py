@@ -6,7 +6,7 @@ transaction leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -121,9 +121,10 @@ class State:
             self._decoded.pop(key, None)
         del self.events[events:]
 
-    def commit(self) -> StateTree:
+    def commit(self, changes: Mapping[bytes, bytes | None] | None = None) -> StateTree:
+        """The tree after what was written; `changes`, where the caller has them already."""
         hot = {key: value for key, value in self._writes.items() if isinstance(value, r.Account)}
-        return self.tree.set_many(self.changes, hot)
+        return self.tree.set_many(self.changes if changes is None else changes, hot)
 
     # --- the records everyone needs ------------------------------------------------------
 

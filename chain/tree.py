@@ -26,6 +26,7 @@ from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Context, 
 STATE_VALUE = Context("state-value")
 T = TypeVar("T")
 _MAX_DECODED_BYTES = 256  # of a value that is kept decoded: an account's is 30
+_PATH_BITS = 256
 _CHUNK_KEYS = 512  # keys in one chunk of the ordered index; sqrt of a million, roughly
 
 
@@ -113,7 +114,9 @@ class StateTree:
         if not edits:
             return self
         edits.sort(key=_path_of)
-        top = _edit(self._top, 0, edits, 0, len(edits))
+        leaves = [leaf for _, leaf in edits]
+        paths = [int.from_bytes(path, "big") for path, _ in edits]
+        top = _edit(self._top, _PATH_BITS - 1, paths, leaves, 0, len(edits))
         return StateTree(top, _reindex(self._index, inserted, deleted))
 
     def items(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
@@ -187,7 +190,8 @@ class _Branch:
 
     def __init__(self, zero: _Node, one: _Node) -> None:
         self.zero, self.one = zero, one
-        self.hash = STATE_NODE.hash(_hash_of(zero), _hash_of(one))
+        sides = _hash_of(zero) + _hash_of(one)  # many a block: one call instead of two
+        self.hash: Hash32 = Hash32(STATE_NODE.fresh().update(sides).digest())
 
 
 _Node = _Leaf | _Branch | None
@@ -224,29 +228,41 @@ def _find(node: _Node, path: Hash32) -> _Leaf | None:
 
 
 def _edit(
-    node: _Node, depth: int, edits: list[tuple[Hash32, _Leaf | None]], low: int, high: int
+    node: _Node, bit: int, paths: list[int], leaves: list[_Leaf | None], low: int, high: int
 ) -> _Node:
-    """`node` after edits[low:high], which are sorted by path and all lie below it."""
+    """`node`, whose sides differ in path bit `bit` (of value 2**bit), after the edits [low:high],
+    which are sorted by path and all lie below it."""
     if low == high:
         return node
-    if not isinstance(node, _Branch):
-        leaves = [leaf for _, leaf in edits[low:high] if leaf is not None]
-        if node is not None and all(path != node.path for path, _ in edits[low:high]):
-            leaves.append(node)
-            leaves.sort(key=lambda leaf: leaf.path)
-        return _build(leaves, depth, 0, len(leaves))
-    middle = bisect_left(edits, 1, low, high, key=lambda edit: _bit(edit[0], depth))
-    zero = _edit(node.zero, depth + 1, edits, low, middle)
-    one = _edit(node.one, depth + 1, edits, middle, high)
-    return _join(zero, one)
+    if isinstance(node, _Branch):
+        middle = _middle(paths, bit, low, high)
+        zero = _edit(node.zero, bit - 1, paths, leaves, low, middle)
+        one = _edit(node.one, bit - 1, paths, leaves, middle, high)
+        return _join(zero, one)
+    kept = [leaf for leaf in leaves[low:high] if leaf is not None]
+    if node is not None and int.from_bytes(node.path, "big") not in paths[low:high]:
+        kept.append(node)
+        kept.sort(key=lambda leaf: leaf.path)
+    return _build(kept, bit, [int.from_bytes(leaf.path, "big") for leaf in kept], 0, len(kept))
 
 
-def _build(leaves: list[_Leaf], depth: int, low: int, high: int) -> _Node:
-    """The subtree at `depth` over leaves[low:high], which are sorted by path."""
+def _build(leaves: list[_Leaf], bit: int, paths: list[int], low: int, high: int) -> _Node:
+    """The subtree over leaves[low:high], which are sorted by path and agree above `bit`."""
     if high - low <= 1:
         return leaves[low] if high > low else None
-    middle = bisect_left(leaves, 1, low, high, key=lambda leaf: _bit(leaf.path, depth))
-    return _join(_build(leaves, depth + 1, low, middle), _build(leaves, depth + 1, middle, high))
+    middle = _middle(paths, bit, low, high)
+    return _join(
+        _build(leaves, bit - 1, paths, low, middle), _build(leaves, bit - 1, paths, middle, high)
+    )
+
+
+def _middle(paths: list[int], bit: int, low: int, high: int) -> int:
+    """Where in paths[low:high], sorted and alike above `bit`, those begin that have it set."""
+    if paths[low] >> bit & 1:
+        return low
+    if not paths[high - 1] >> bit & 1:
+        return high
+    return bisect_left(paths, (paths[low] >> bit | 1) << bit, low, high)
 
 
 def _join(zero: _Node, one: _Node) -> _Node:

@@ -111,7 +111,7 @@ class Node:
         )
         self.sync.attach(self.consensus)
         self.mesh = Mesh(self.chain, self.net)
-        self._txs = TxGossip(self.net, self.pool, self.consensus.wake)
+        self._txs = TxGossip(self.net, self.pool, lambda: self.mesh.pinned, self.consensus.wake)
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
         )
@@ -223,8 +223,7 @@ class Node:
             **self.scrub.metrics(),
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
-            "txs_refused_from_peers": self._txs.refused_total,
-            "txs_ignored_from_peers": self._txs.ignored_total,
+            **self._txs.metrics(),
             **self.mesh.metrics(),
             **self.placement.metrics(),
             **self._duties.metrics(),

@@ -19,7 +19,6 @@ from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import (
     BlockError,
-    BlyanError,
     DecodeError,
     InvariantError,
     OrphanError,
@@ -33,7 +32,6 @@ from chain.state import State
 from chain.types import (
     Block,
     Certificate,
-    CertifiedBlock,
     Epoch,
     EvidenceItem,
     Header,
@@ -76,12 +74,12 @@ from node.services.chain import ChainService, vrf_input
 from node.services.delta_floor import DeltaFloor
 from node.services.evidence_pool import EvidencePool
 from node.services.flood import Flood
+from node.services.followers import Followers
 from node.services.signing import ConsensusSigner, open_log
 from node.services.timers import Timers
 from wallet.keys import Keys
 
 log = logging.getLogger("blyan.consensus")
-BLOCK_TOPIC, CERTIFICATE_TOPIC = "blyan/block/1", "blyan/certificate/1"
 ROTATE_BYTES = 1024 * 1024  # the log is rewritten when it has grown past this: replay stays short
 _BLOCK_ROOM = limits.MAX_BLOCK_BYTES - limits.MAX_EVIDENCE_BYTES - 32 * 1024  # header, framing
 
@@ -115,7 +113,7 @@ class ConsensusService:
         self._build_timer: asyncio.TimerHandle | None = None
         self._build_began = 0.0
         self._evidence = EvidencePool(chain.genesis.chain_id, params)
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._followers = Followers(net)
         self._gone: set[str] = set()  # peers that were connected and are not now
         self._is_running = False
         self.halted = ""
@@ -470,23 +468,11 @@ class ConsensusService:
         self._may_rotate = True
 
     def _tell_followers(self, block: Block, certificate: Certificate) -> None:
-        """The proposer gossips the block; the next leader, once more, that it is final."""
         own = self._keys.consensus.public
         if block.header.proposer == own:
-            self._publish(BLOCK_TOPIC, encode(CertifiedBlock(block, certificate)))
+            self._followers.tell_block(block, certificate)
         elif self._core.leader(View(block.header.view + 1)) == own:
-            self._publish(CERTIFICATE_TOPIC, encode(certificate))
-
-    def _publish(self, topic: str, data: bytes) -> None:
-        async def publish() -> None:
-            try:
-                await self._net.publish(topic, data)
-            except BlyanError as error:
-                log.debug("not gossiped, followers will sync: %s", error)
-
-        task = asyncio.get_running_loop().create_task(publish())
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
+            self._followers.tell_certificate(certificate)
 
 
 def body_matches(block: Block) -> bool:

@@ -62,6 +62,7 @@ class Mesh:
         self._chain, self._net, self._clock = chain, net, clock
         self._sought: dict[str, float] = {}
         self._pinned_for: Epoch | None = None
+        self.pinned: frozenset[str] = frozenset()  # the members as of the last look
         chain.finalized(self._committed)
 
     def members(self) -> dict[str, tuple[str, ...]]:
@@ -103,7 +104,9 @@ class Mesh:
         return {"mesh_members": len(self.members()), "mesh_missing": len(self.missing())}
 
     def _pin(self) -> None:
-        self._net.pin(self.members())
+        members = self.members()
+        self.pinned = frozenset(members)
+        self._net.pin(members)
         self._pinned_for = self._epoch()
 
     def _committed(self, *_: Any) -> None:

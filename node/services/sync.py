@@ -21,12 +21,8 @@ from chain.types import Block, Certificate, CertifiedBlock, Height, VoteKind
 from consensus.certificates import verify_certificate
 from node.net.port import Network
 from node.services.chain import ChainService
-from node.services.consensus import (
-    BLOCK_TOPIC,
-    CERTIFICATE_TOPIC,
-    ConsensusService,
-    body_matches,
-)
+from node.services.consensus import ConsensusService, body_matches
+from node.services.followers import BLOCK_TOPIC, CERTIFICATE_TOPIC
 from node.services.threads import Workers
 
 log = logging.getLogger("blyan.sync")

@@ -1,4 +1,5 @@
 """Transactions between nodes: those of a moment travel as one message (docs/spec/blocks.md).
+Between validators they take lanes of their own (`node.services.tx_lanes`), for all others gossip.
 
 Whoever sends what is wrong for every node is charged. What only this node's state refuses is
 nobody's fault, but costs as much to judge: each peer has a budget for what is of no use here.
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import msgpack
 
@@ -18,11 +19,10 @@ from chain import limits
 from chain.errors import BlyanError, DecodeError, TxError
 from node.mempool import Mempool
 from node.net.port import Network
-from node.tx_batch import MAX_BATCH_TXS, SLICE_TXS, parse_batch
+from node.services.tx_lanes import PAUSE_S, Lanes, take_batch
+from node.tx_batch import SLICE_TXS, parse_batch
 
 TX_TOPIC = "blyan/tx/1"
-PAUSE_S = 0.02  # transactions that come within it travel as one message
-BATCH_BYTES = 512 * 1024
 MAX_OUTGOING = 4096  # waiting to be sent; the oldest goes first, its sender says it again
 USELESS_BURST = 4096.0  # refused or known transactions of one peer that are judged at once
 USELESS_PER_S = 256.0  # and in the long run; an honest peer's are a few after each block
@@ -53,10 +53,18 @@ class Budget:
 
 
 class TxGossip:
-    """`announce` is the mempool's way out; `wake` is called for each transaction that is new."""
+    """`announce` is the mempool's way out; `wake` is called for each transaction that is new;
+    `members`: the other validators' peer ids, empty for a node that is none."""
 
-    def __init__(self, net: Network, pool: Mempool, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        net: Network,
+        pool: Mempool,
+        members: Callable[[], Collection[str]],
+        wake: Callable[[], None],
+    ) -> None:
         self._net, self._pool, self._wake = net, pool, wake
+        self._lanes = Lanes(net, members, self._hand_over, self._send)
         self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
         self._waiting = asyncio.Event()
         self._turn = asyncio.Lock()  # one message is judged at a time
@@ -70,7 +78,7 @@ class TxGossip:
     def announce(self, raw: bytes) -> None:
         if self._submitting:
             self._new.append(raw)  # passed on with the message that brought it
-        else:
+        elif not self._lanes.send(raw):
             self._send(raw)
         self._wake()
 
@@ -79,28 +87,35 @@ class TxGossip:
         self._waiting.set()
 
     async def run(self) -> None:
-        """Until cancelled: send what was announced."""
-        while True:
-            await self._waiting.wait()
-            await asyncio.sleep(PAUSE_S)
-            self._waiting.clear()
-            while self._outgoing:
-                with contextlib.suppress(BlyanError):  # said again while it waits
-                    await self._net.publish(TX_TOPIC, msgpack.packb(self._batch()))
+        """Until cancelled: gossip what was announced and has no lane."""
+        try:
+            while True:
+                await self._waiting.wait()
+                await asyncio.sleep(PAUSE_S)
+                self._waiting.clear()
+                while self._outgoing:
+                    batch = msgpack.packb(take_batch(self._outgoing))
+                    with contextlib.suppress(BlyanError):  # said again while it waits
+                        await self._net.publish(TX_TOPIC, batch)
+        finally:
+            self._lanes.close()
 
-    def _batch(self) -> list[bytes]:
-        batch: dict[bytes, None] = {}
-        size = 0
-        while self._outgoing and len(batch) < MAX_BATCH_TXS:
-            if batch and size + len(self._outgoing[0]) > BATCH_BYTES:
-                break
-            raw = self._outgoing.popleft()
-            batch[raw] = None
-            size += len(raw) + 8
-        return list(batch)
+    def metrics(self) -> Mapping[str, int]:
+        return {
+            "txs_refused_from_peers": self.refused_total,
+            "txs_ignored_from_peers": self.ignored_total,
+            **self._lanes.metrics(),
+        }
 
     async def judge(self, peer: str, data: bytes) -> bool | None:
         """A message of a peer. None: not all of it is of use here; what is, goes on by itself."""
+        return await self._judge(peer, data, self._send)
+
+    async def _hand_over(self, peer: str, data: bytes) -> bool | None:
+        """The same from a validator, which sends it to the others itself."""
+        return await self._judge(peer, data, lambda raw: None)
+
+    async def _judge(self, peer: str, data: bytes, pass_on: Callable[[bytes], None]) -> bool | None:
         try:
             batch = parse_batch(data) if self._budget.has(peer, time.monotonic()) else None
         except DecodeError:
@@ -114,7 +129,7 @@ class TxGossip:
             verdict = await self._take(peer, batch)
             if verdict is not True:
                 for raw in self._new:
-                    self._send(raw)
+                    pass_on(raw)
             return verdict
 
     async def _take(self, peer: str, batch: list[bytes]) -> bool | None:

@@ -19,7 +19,7 @@ from chain.types import (
     TimeMs,
 )
 from node.net.limits import MAX_GOSSIP_BYTES
-from node.services.consensus import BLOCK_TOPIC, CERTIFICATE_TOPIC
+from node.services.followers import BLOCK_TOPIC, CERTIFICATE_TOPIC
 from node.services.tx_gossip import TX_TOPIC
 from tests.kit.attacker import connected, stranger, thrown_out
 from tests.kit.victims import Victims
