@@ -11,10 +11,11 @@ from chain.hashes import Hash32
 from chain.types import Certificate, Proposal, Vote, VoteKind
 from consensus.simplex.messages import Message, Record
 from tests.sim.byzantine import Byzantine, Equivocator
+from tests.sim.memory import remembered_verdicts
 from tests.sim.node import Habits
 from tests.sim.oracle import Violation
 from tests.sim.scenario import Plan, Scenario
-from tests.sim.world import Weather, remembered_verdicts
+from tests.sim.world import Weather
 
 DARK_MS = 90_000  # how long the network is cut off or its leaders are
 

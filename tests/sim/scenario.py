@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from chain.types import VoteKind
 from tests.sim.byzantine import KINDS, Byzantine, Twin
 from tests.sim.ledger import Law
+from tests.sim.memory import remembered_verdicts
 from tests.sim.node import Habits, SimNode
 from tests.sim.oracle import Oracle, Violation
 from tests.sim.storm import Fury, Storm, hold_back
-from tests.sim.world import Weather, World, remembered_verdicts
+from tests.sim.world import Weather, World
 
 BLOCKS_AFTER_GST = 10
 LIVENESS_DELTAS = 20 * BLOCKS_AFTER_GST  # DESIGN 6: ten blocks within 20Δ·10, Δ at its cap

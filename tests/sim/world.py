@@ -6,20 +6,14 @@ import functools
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 from blake3 import blake3
 
 from chain.codec import decode, encode
-from chain.errors import VerifyError
-from consensus import certificates
-from consensus.simplex import outbox, proposals, replica, witness
 from consensus.simplex.messages import Envelope, Message
-from tests.reference import consensus as reference
 
 
 @dataclass
@@ -115,39 +109,3 @@ class World:
             action()
         self.now = max(self.now, limit_ms) if not until() else self.now
         return until()
-
-
-def _once(check: Callable[..., None]) -> Callable[..., None]:
-    """`check(chain_id, validators, signed)`, once for each set and signed thing of one world."""
-    verdicts: dict[tuple[int, object], VerifyError | None] = {}
-    sets: list[object] = []  # kept alive: their ids stand for them
-
-    def remembered(chain_id: object, validators: object, signed: object) -> None:
-        key = (id(validators), signed)
-        if key not in verdicts:
-            sets.append(validators)
-            try:
-                check(chain_id, validators, signed)
-                verdicts[key] = None
-            except VerifyError as error:
-                verdicts[key] = error
-        found = verdicts[key]
-        if found is not None:
-            raise VerifyError(str(found))
-
-    return remembered
-
-
-@contextmanager
-def remembered_verdicts() -> Iterator[None]:
-    """Verify and encode each thing once: the same, faster, since all nodes share a process."""
-    encoded = functools.lru_cache(1 << 14)(encode)
-    with ExitStack() as stack:
-        for owner, name in ((certificates, "verify"), (reference, "signed")):
-            memory = functools.lru_cache(1 << 16)(getattr(owner, name))
-            stack.enter_context(patch.object(owner, name, memory))
-        for owner in (outbox, replica, proposals):
-            stack.enter_context(patch.object(owner, "encode", encoded))
-        for name in ("verify_vote", "verify_seal", "verify_certificate"):
-            stack.enter_context(patch.object(witness, name, _once(getattr(witness, name))))
-        yield

@@ -11,9 +11,10 @@ from node.net.info import PeerInfo
 from node.net.links.info import LinkInfo
 from node.services.delta_floor import LOOK_S, DeltaFloor
 from tests.sim.ledger import Law, name
+from tests.sim.memory import remembered_verdicts
 from tests.sim.node import Habits, SimNode
 from tests.sim.oracle import Oracle
-from tests.sim.world import Weather, World, remembered_verdicts
+from tests.sim.world import Weather, World
 
 ONE_WAY_MS = 400
 
