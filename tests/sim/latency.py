@@ -31,9 +31,10 @@ from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
 from tests.sim.disk import Crash
 from tests.sim.ledger import Law
+from tests.sim.memory import remembered_verdicts
 from tests.sim.node import Habits, SimNode
 from tests.sim.oracle import Oracle, Violation
-from tests.sim.world import Weather, World, remembered_verdicts
+from tests.sim.world import Weather, World
 
 LEAST_MS, MOST_MS = 50, 150
 ONE_WAY_MS = (LEAST_MS + MOST_MS) // 2
