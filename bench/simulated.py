@@ -41,8 +41,8 @@ def finalities(amount: Amount) -> Iterator[Row]:
 
 
 def crashes(amount: Amount) -> Iterator[Row]:
-    """A leader dies at many points of its view: while transactions wait, and while there are none;
-    and, told apart, in the middle of sending its proposal, while transactions wait."""
+    """A leader dies at many points of its view, also in the middle of sending its proposal: while
+    transactions wait, and while there are none."""
     for size, seeds in zip((4, amount.size), amount.crash_seeds, strict=True):
         if not seeds:
             continue
@@ -57,9 +57,7 @@ def crashes(amount: Amount) -> Iterator[Row]:
         )
         lost = max(cost.lost_views for cost in (*busy, *idle))
         yield at_most(f"crash_{size}_views", float(lost), "views", 1.0)
-        whole = [cost for cost in busy if not 0 < cost.told < size - 1]
-        part = [cost for cost in busy if 0 < cost.told < size - 1]
-        for what, costs in (("", whole), ("_idle", idle), ("_midway", part)):
+        for what, costs in (("", busy), ("_idle", idle)):
             yield _worst(f"crash_{size}{what}", costs)
 
 

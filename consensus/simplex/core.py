@@ -48,7 +48,8 @@ class Simplex(Witness):
     each epoch; view 0 is its root, the last block of the epoch before. The rules (DESIGN 6):
 
     R1  On entering view v start two timers: 2Δ for the leader's proposal, 3Δ to advance. Both are
-        longer by the interval for which a leader without work may wait.
+        longer by the interval for which a leader without work may wait; once its proposal is
+        here, 2Δ from then are enough to advance.
     R2  The leader extends the highest notarized parent p that it has executed and shows
         nullifications of every view between p and v. What it lacks it fetches; it nullifies its
         own view only at 2Δ.
@@ -258,6 +259,7 @@ class Simplex(Witness):
             self._proposals[view] = (sender, proposal)
             while len(self._proposals) > MAX_PROPOSALS:
                 del self._proposals[min(self._proposals)]
+            self._hurry()
         if self._fetch.wants(seal.block_hash):
             self._add_block(proposal.block, seal.block_hash)
         self._advance()

@@ -143,8 +143,11 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class StartTimer:
+    """`at_most`: only if the timer runs and would ring later."""
+
     timer: Timer
     delay_ms: int
+    at_most: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,15 @@ class Replica:
                 timer = Timer(kind, self.epoch, self._view)
                 self._timers.append(timer)
                 self._out.effect(StartTimer(timer, deltas * self._pace.delta_ms + wait_ms))
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """R1: who proposes is not idle any more. A leader that dies while it sends its proposal
+        should not cost the others the time for which it might have had no work."""
+        if self._votes and self._view in self._proposals:
+            self._did(Rule.R1_HURRY)
+            timer = Timer(TimerKind.ADVANCE, self.epoch, self._view)
+            self._out.effect(StartTimer(timer, 2 * self._pace.delta_ms, at_most=True))
 
     def _seal(self, view: View, block: Block, block_hash: Hash32, ground: Ground) -> bool:
         """R2: propose a block, unless another one of the view was. Whether it was."""
@@ -214,6 +223,7 @@ class Replica:
         proposal = Proposal(sealed[0], block, ground.proof, ground.nullifications)
         self._seals[view] = sealed[0]
         self._proposals[view] = ("", proposal)
+        self._hurry()
         self._out.say(proposal)
         return True
 

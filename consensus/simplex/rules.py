@@ -12,6 +12,7 @@ class Rule(Enum):
     """The value says when: the rule, then the branch."""
 
     R1_TIMERS = "R1 a view is entered: both timers start"
+    R1_HURRY = "R1 a proposal is here: 2Δ to advance"
     R2_PROPOSE = "R2 the leader extends a parent"
     R2_LACK = "R2 the leader asks for certificates it lacks"
     R3_NOTARIZE = "R3 notarize"

@@ -46,6 +46,9 @@ class Timers:
         return list(self._running)
 
     def start(self, effect: StartTimer) -> None:
+        if effect.at_most:
+            self._hasten(effect)
+            return
         self.cancel(effect.timer)
         loop, timer, delay_s = asyncio.get_running_loop(), effect.timer, effect.delay_ms / 1000
         now = loop.time()
@@ -57,6 +60,13 @@ class Timers:
         if self._is_gone(timer):
             due = min(due, now + GONE_S)
         self._set(timer, running, due)
+
+    def _hasten(self, effect: StartTimer) -> None:
+        running = self._running.get(effect.timer)
+        if running is not None:
+            due = asyncio.get_running_loop().time() + effect.delay_ms / 1000
+            running.due = min(running.due, due)
+            self._set(effect.timer, running, min(due, running.handle.when()))
 
     def cancel(self, timer: Timer) -> None:
         old = self._running.pop(timer, None)

@@ -88,7 +88,7 @@ class SimNode:
         self._clock = self._new_clock()
         self._on_disk: set[Vote | ProposalSeal] = set()
         self._round_trips: dict[int, int] = {}
-        self._timers: dict[m.Timer, int] = {}
+        self._timers: dict[m.Timer, tuple[int, int]] = {}  # which start, and when it rings
         self._effects: deque[m.Effect] = deque()
         self._busy = self._may_rotate = False
         self._syncing = False
@@ -353,16 +353,20 @@ class SimNode:
         self.oracle.accused(self.index, signer)
 
     def _start_timer(self, effect: m.StartTimer) -> None:
+        delay_ms = round(effect.delay_ms / self.rate)
+        due = self.world.now + delay_ms
+        if effect.at_most and due >= self._timers.get(effect.timer, (0, 0))[1]:
+            return
         self.world.counts["timers"] += 1
-        token = self._timers[effect.timer] = self.world.counts["timers"]
+        running = self._timers[effect.timer] = (self.world.counts["timers"], due)
 
         def fire(core: Simplex) -> None:
-            if self._timers.get(effect.timer) == token:
+            if self._timers.get(effect.timer) == running:
                 del self._timers[effect.timer]
                 self.world.counts[f"timer {effect.timer.kind.name.lower()}"] += 1
                 self.perform(core.timer(effect.timer))
 
-        self._later(round(effect.delay_ms / self.rate), fire)
+        self._later(delay_ms, fire)
 
     # --- execution and storage --------------------------------------------------
 

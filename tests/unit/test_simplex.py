@@ -33,6 +33,23 @@ def test_r1_timers_allow_for_an_idle_leader() -> None:
     }
 
 
+def test_r1_a_proposal_leaves_two_delta_to_advance() -> None:
+    """In whichever order the view and its proposal come, and once."""
+    hurry = m.StartTimer(m.Timer(m.TimerKind.ADVANCE, Epoch(1), View(1)), 200, at_most=True)
+    bench = Bench()
+    proposal = bench.proposal(bench.block(bench.genesis.header, 1), 1, None)
+    assert find(bench.hear(proposal), m.StartTimer) == [hurry]
+    assert find(bench.hear(proposal, sender=2), m.StartTimer) == []
+
+    early = Bench()
+    second = early.proposal(early.block(early.genesis.header, 2), 2, None)
+    assert find(early.hear(second), m.StartTimer) == []  # not its view's turn
+    started = find(early.hear(early.certificate(VoteKind.NULLIFY, 1)), m.StartTimer)
+    hurry = replace(hurry, timer=m.Timer(m.TimerKind.ADVANCE, Epoch(1), View(2)))
+    doubled = [e for e in started if e.at_most]
+    assert [e.timer for e in doubled] == [hurry.timer]
+
+
 def test_r3_a_vote_follows_execution_and_its_record() -> None:
     bench = Bench()
     block = bench.block(bench.genesis.header, 1)

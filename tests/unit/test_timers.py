@@ -141,3 +141,29 @@ def test_a_cancelled_timer_does_not_ring() -> None:
         bench.timers.start(StartTimer(RETRANSMIT, 2 * DELTA_MS))  # again: it rings once, later
 
     assert run(cancelled) == pytest.approx({PROPOSAL: 1.5, RETRANSMIT: 0.5})
+
+
+def test_a_timer_is_hastened_and_never_delayed() -> None:
+    """R1: with the proposal the advance timer has 2Δ left, unless it had less."""
+
+    async def early(bench: Bench) -> None:
+        bench.begin()
+        await passes(0.1)
+        bench.timers.start(StartTimer(ADVANCE, 2 * DELTA_MS, at_most=True))
+
+    assert run(early)[ADVANCE] == pytest.approx(0.6)
+
+    async def late(bench: Bench) -> None:
+        bench.begin()
+        await passes(1.5)
+        bench.timers.start(StartTimer(ADVANCE, 2 * DELTA_MS, at_most=True))
+
+    assert run(late)[ADVANCE] == pytest.approx(1.75)
+
+
+def test_a_timer_that_does_not_run_is_not_hastened() -> None:
+    async def over(bench: Bench) -> None:
+        bench.timers.start(StartTimer(ADVANCE, 2 * DELTA_MS, at_most=True))
+        assert not bench.timers.running
+
+    assert run(over) == {}
