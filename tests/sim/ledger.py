@@ -127,6 +127,17 @@ class Law:
     def execute(self, state_root: Hash32, txs: tuple[bytes, ...]) -> Hash32:
         return BLOCK.hash(state_root, *txs)
 
+    def root_after(self, state_root: Hash32, block: Block) -> Hash32:
+        """The state root that `block` gives on its parent's."""
+        return self.execute(state_root, block.txs)
+
+    def transactions(self, dice: random.Random) -> tuple[bytes, ...]:
+        """What a block that carries work carries."""
+        return tuple(dice.randbytes(4) for _ in range(dice.randint(1, 3)))
+
+    def committed(self, block: Block) -> None:
+        """A block has become final somewhere for the first time."""
+
 
 def body_matches(block: Block) -> bool:
     return tx_root(block.txs) == block.header.tx_root and block.evidence == ()

@@ -1,5 +1,5 @@
 """Scenarios with a name: what random seeds would reach too seldom. Each returns what it showed, or
-raises `Violation`. Not here: jailing, which is a matter of the chain's state machine."""
+raises `Violation`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from chain.codec import decode
 from chain.hashes import Hash32
 from chain.types import Certificate, Proposal, Vote, VoteKind
 from consensus.simplex.messages import Message, Record
+from tests.sim import jailing
 from tests.sim.byzantine import Byzantine, Equivocator
 from tests.sim.memory import remembered_verdicts
 from tests.sim.node import Habits
@@ -225,4 +226,5 @@ SCENARIOS: Mapping[str, Callable[[], str]] = {
     "epoch-fork": _remembering(epoch_fork),
     "finalize-fsync": _remembering(finalize_fsync),
     "slow-network": _remembering(slow_network),
+    "jailing-down-to-four": _remembering(jailing.down_to_four),
 }

@@ -375,7 +375,7 @@ class SimNode:
         wait_ms = self.dice.randint(0, 5) if works else self.habits.empty_interval_ms
         txs: tuple[bytes, ...] = ()
         if works and not build.empty:
-            txs = tuple(self.dice.randbytes(4) for _ in range(self.dice.randint(1, 3)))
+            txs = self.law.transactions(self.dice)
         signer = self.signer
         if signer is None:
             raise AssertionError("a follower was asked to build")
@@ -390,7 +390,7 @@ class SimNode:
 
     def _validate(self, effect: m.Validate) -> None:
         header = effect.block.header
-        root = self.law.execute(effect.parent.state_root, effect.block.txs)
+        root = self.law.root_after(effect.parent.state_root, effect.block)
         ok = root == header.state_root
 
         def validated(core: Simplex) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from chain.codec import decode
+from chain.hashes import Hash32
 from chain.types import Block, Certificate, Proposal, ProposalSeal, Vote
 from consensus.simplex.messages import Record, SignFloor
 from tests.reference import consensus as reference
@@ -24,7 +25,7 @@ class Oracle:
     def __init__(self, law: Law, honest: frozenset[int]) -> None:
         self._law, self._honest = law, honest
         self._chain: dict[int, bytes] = {0: law.genesis().hash()}
-        self._root: dict[int, bytes] = {0: bytes(32)}
+        self._root: dict[int, Hash32] = {0: law.genesis().header.state_root}
         self._signed: dict[int, dict[tuple[int, int], dict[str, bytes]]] = {}
         self._holds: dict[Certificate, bool] = {}
         self._times: dict[int, int] = {0: 0}
@@ -44,18 +45,21 @@ class Oracle:
             height += 1
             if header.height != height or header.parent != self._chain.get(height - 1):
                 raise Violation(f"node {node}: height {header.height} does not follow {height - 1}")
+            is_new = height not in self._chain
             found = self._chain.setdefault(height, block.hash())
             if found != block.hash():
                 raise Violation(f"fork: two blocks are final at height {height} (node {node})")
-            root = self._law.execute(header_root := self._root[height - 1], block.txs)  # type: ignore[arg-type]
+            root = self._law.root_after(before := self._root[height - 1], block)
             if header.state_root != root:
-                raise Violation(f"height {height}: wrong state root after {header_root.hex()}")
+                raise Violation(f"height {height}: wrong state root after {before.hex()}")
             self._root[height] = root
             if header.time_ms <= self._times[height - 1]:
                 raise Violation(f"height {height}: its time is not after its parent's")
             self._times[height] = header.time_ms
             if header.epoch != self._law.epoch_of(height):
                 raise Violation(f"height {height} was agreed in epoch {header.epoch}")
+            if is_new:
+                self._law.committed(block)
         self.seen["delivered"] += len(blocks)
 
     def certificate(self, certificate: Certificate) -> None:

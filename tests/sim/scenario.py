@@ -39,6 +39,7 @@ class Plan:
     thirds: bool | None = None  # liars with exactly a third: agreement is promised, progress is not
     habits: Habits | None = None
     exile: bool | None = None  # one node is away for so long that it must sync
+    law: Law | None = None  # of as many validators as `size`; a toy of them is made otherwise
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Scenario:
         epoch_blocks = (
             1000 if self.exile else plan.epoch_blocks or dice.choice((3, 5, 10, 1000, 1000))
         )
-        self.law = Law(plan.seed, size, epoch_blocks, equal=self.thirds)
+        self.law = plan.law or Law(plan.seed, size, epoch_blocks, equal=self.thirds)
         self.world = World(plan.seed)
         self._faulty: set[int] = set()
         idle = dice.choice((0, 0, 1, 9)) if plan.down is None else plan.down

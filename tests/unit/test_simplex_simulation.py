@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from chain import attendance
 from tests.sim import coverage, mutants, named
 from tests.sim.__main__ import main
 from tests.sim.byzantine import KINDS, Byzantine, Silent
@@ -41,6 +42,15 @@ def test_a_failure_prints_the_line_that_replays_it(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("scenario", named.SCENARIOS)
 def test_a_named_scenario(scenario: str) -> None:
     assert named.SCENARIOS[scenario]()
+
+
+@pytest.mark.parametrize(("limit", "wrong"), [("JAIL_SHARE", 2), ("MIN_SET", 3)])
+def test_the_jailing_scenario_sees_a_limit_that_does_not_hold(
+    limit: str, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attendance, limit, wrong)
+    with pytest.raises(Violation, match=r"in one epoch|only 3 stay"):
+        named.SCENARIOS["jailing-down-to-four"]()
 
 
 def test_coverage_tells_what_was_never_reached() -> None:
