@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,27 @@ from tests.kit.local_chain import LocalChain
 from tests.kit.waiting import reached
 
 TIMEOUT_S = 30.0  # generous: two busy cores
+REFUSING = "/ip4/127.0.0.1/tcp/1"  # nobody listens there
 
 
 class Member:
     """One validator: everything of a node that agreeing on blocks needs, and nothing else."""
 
-    def __init__(self, directory: Path, index: int, count: int, **params: Any) -> None:
+    def __init__(
+        self, directory: Path, index: int, count: int, *, behind_nat: bool = False, **params: Any
+    ) -> None:
+        """`behind_nat`: it dials, and what it announces leads nowhere: the others are told an
+        address at which every connection is refused, of libp2p and of links alike, since it
+        listens at an address of its own that nobody learns (Linux has all of 127/8)."""
         directory.mkdir()
         self.directory = directory
         self.local = LocalChain(directory, validators=count, **params)
         self.keys = self.local.validators[index]
-        self.net = Network(self.keys.node.seed, chain_id=self.local.genesis.chain_id, link_port=0)
+        places: dict[str, Any] = {}
+        if behind_nat:
+            places = {"listen": "/ip4/127.0.0.2/tcp/0", "announce": (REFUSING,)}
+        chain_id = self.local.genesis.chain_id
+        self.net = Network(self.keys.node.seed, chain_id=chain_id, link_port=0, **places)
         self.mesh = Mesh(self.local.chain, self.net)
         self.local.chain.finalized(lambda block, done: self.local.pool.committed(done.receipts))
         self.synced: list[tuple[str, int]] = []
@@ -56,6 +66,12 @@ class Member:
     def connected(self) -> set[str]:
         return {p.peer_id for p in self.net.peers() if p.connected}
 
+    def blocks_of(self, proposer: Member) -> int:
+        """How many of the blocks that are final here another proposed."""
+        store, key = self.local.chain.store, proposer.keys.consensus.public
+        found = (store.block(height) for height in range(1, self.height + 1))
+        return sum(1 for b in found if b is not None and b.header.proposer == key)
+
     def shun(self, other: Member) -> None:
         """Have no connection with another from now on, whoever dials: as if both were behind a
         NAT. (It is refused like a peer that was banned, which is how a node refuses.)"""
@@ -70,11 +86,16 @@ async def validators(
     prepare: Callable[[list[Member]], None] = lambda members: None,
     mesh: bool = True,
     start: bool = True,
+    behind_nat: Collection[int] = (),
     **params: Any,
 ) -> AsyncIterator[list[Member]]:
     """Started networks, each told of the last alone; with `mesh` they find each other, and with
-    `start` they agree on blocks. `params`: of the genesis."""
-    made = [Member(directory / f"v{i}", i, count, **params) for i in range(count)]
+    `start` they agree on blocks. `behind_nat`: indices of those whom nobody can dial. `params`: of
+    the genesis."""
+    made = [
+        Member(directory / f"v{i}", i, count, behind_nat=i in behind_nat, **params)
+        for i in range(count)
+    ]
     tasks: list[asyncio.Task[None]] = []
     try:
         prepare(made)

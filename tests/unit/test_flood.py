@@ -20,14 +20,6 @@ from tests.kit.waiting import reached
 from tests.sim.ledger import CHAIN_ID, body_matches
 
 
-def blocks_of(proposer: Member, member: Member) -> int:
-    """How many final blocks on `member` were proposed by `proposer`."""
-    store = member.local.chain.store
-    found = (store.block(height) for height in range(1, member.height + 1))
-    key = proposer.keys.consensus.public
-    return sum(1 for block in found if block is not None and block.header.proposer == key)
-
-
 def part(members: list[Member]) -> None:
     """The first two, without either of whom there is no quorum for the other's block, have no
     connection with each other."""
@@ -44,7 +36,7 @@ def test_two_of_four_that_cannot_reach_each_other_agree(tmp_path: Path) -> None:
             await until_height(members, 1)
             before = members[1].height
             await reached(
-                lambda: all(blocks_of(members[1], m) >= 3 for m in members), 60, "its blocks"
+                lambda: all(m.blocks_of(members[1]) >= 3 for m in members), 60, "its blocks"
             )
             await until_height(members, before + 3)
             one, other = members[:2]
@@ -66,7 +58,7 @@ def test_without_flooding_they_would_not(tmp_path: Path, monkeypatch: pytest.Mon
     async def main() -> None:
         async with validators(tmp_path, prepare=part, empty_interval_ms=20) as members:
             await until_height(members, 8)
-            assert blocks_of(members[1], members[2]) == 0
+            assert members[2].blocks_of(members[1]) == 0
 
     asyncio.run(main())
 
