@@ -36,7 +36,6 @@ from chain.types import (
     EvidenceItem,
     Header,
     Height,
-    PubKey,
     TimeMs,
     View,
     tx_root,
@@ -202,7 +201,8 @@ class ConsensusService:
             return
         for message in envelope.messages:
             if isinstance(message, EvidenceItem):
-                self._judge(peer, message)
+                if not self._judge(peer, message):
+                    return
                 continue
             effects = self._core.receive(peer, message)
             refused = any(isinstance(effect, Refuse) for effect in effects)
@@ -210,18 +210,32 @@ class ConsensusService:
             if refused:
                 return  # an honest peer sends nothing wrong: the rest is not worth its signatures
 
-    def _judge(self, peer: str, item: EvidenceItem) -> None:
-        """What is new goes on to all validators, once, so that any leader can include it."""
+    def _judge(self, peer: str, item: EvidenceItem) -> bool:
+        """What is new goes on to all validators, once, so that any leader can include it. False if
+        it does not hold, or if its sender says too much that is not new."""
         try:
-            if self._evidence.judge(self._chain.state(), item):
-                self._broadcast((item,))
+            if self._evidence.hear(peer, self._chain.state(), item):
+                self._tell(item)
         except VerifyError as error:
             self._refuse(peer, str(error))
+            return False
+        return True
 
-    def _from_flood(self, peer: str, message: Message) -> bool:
-        """A message that came by gossip. It was verified there: here nobody is charged."""
+    def _tell(self, item: EvidenceItem) -> None:
+        """To all validators; and a leader that waits for work has some."""
+        self._broadcast((item,))
+        if self._build is not None and self._is_running:
+            self._try_build()
+
+    def _from_flood(self, peer: str, message: Message | EvidenceItem) -> bool:
+        """A message that came by gossip. It was verified there, or evidence is here (VerifyError if
+        it does not hold); here nobody is charged."""
         if not self._is_running:
             return False
+        if isinstance(message, EvidenceItem):
+            if is_new := self._evidence.judge(self._chain.state(), message):
+                self._tell(message)
+            return is_new
         effects = self._core.receive(peer, message)
         kept = [effect for effect in effects if not isinstance(effect, Refuse)]
         self._perform(kept)
@@ -301,7 +315,7 @@ class ConsensusService:
                 self._on_sync(effect.peer, effect.height)
             case Evidence():
                 if self._evidence.keep(effect.item):
-                    self._broadcast((effect.item,))
+                    self._tell(effect.item)
             case Refuse():
                 self._refuse(effect.peer, effect.reason)
             case Rejected():
@@ -449,14 +463,14 @@ class ConsensusService:
         self._perform(self._core.validated(effect.block_hash, True, timely=timely))
 
     def _check_leader(self, header: Header) -> None:
-        leader: PubKey = self._core.leader(header.view)
-        if header.epoch != self._core.epoch or header.proposer != leader:
+        if header.epoch != self._core.epoch or header.proposer != self._core.leader(header.view):
             raise BlockError("the proposer is not the leader of the block's view")
 
     def _deliver(self, effect: Deliver) -> None:
         last = effect.blocks[-1]
         self._chain.commit(effect.blocks, effect.certificate)
-        self._evidence.committed(self._chain.state())
+        for item in self._evidence.committed(self._chain.state()):
+            self._broadcast((item,))
         self._flood.finalized()
         self._timers.work_done()
         members = self._chain.validators(self._core.epoch).members

@@ -1,13 +1,15 @@
-"""Proofs against validators that wait for a block of this node."""
+"""Proofs against validators that wait for a block, and what of them the others must be told."""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 
 from chain import limits
 from chain import records as r
 from chain.codec import encode
-from chain.errors import BlockError
+from chain.errors import BlockError, VerifyError
 from chain.execute import Execution
 from chain.hashes import EVIDENCE
 from chain.ledger import convictable
@@ -15,18 +17,27 @@ from chain.params import Params
 from chain.state import State
 from chain.types import ChainId, ConflictingCertificates, EvidenceItem, accused
 from consensus.evidence import check_evidence
+from node.net.kademlia import Rate
 
 log = logging.getLogger("blyan.consensus")
 MAX_HELD = 64
+AGAIN_S = 10.0  # what is not in a final block by then is said again: somebody may not have heard it
+# What one peer may say that is of no use here. An honest one says an item when it is new there,
+# at most one a key and epoch, and again what a block has room for, every AGAIN_S.
+STALE_PER_S, STALE_BURST = 8.0, float(limits.MAX_VALIDATORS)
 
 
 class EvidencePool:
     """One proof a key and epoch, since more would change nothing (a key is slashed once an epoch),
     and proofs against many at once."""
 
-    def __init__(self, chain_id: ChainId, params: Params) -> None:
-        self._chain_id, self._params = chain_id, params
+    def __init__(
+        self, chain_id: ChainId, params: Params, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._chain_id, self._params, self._clock = chain_id, params, clock
         self._items: dict[bytes, EvidenceItem] = {}
+        self._said: dict[bytes, float] = {}  # when each of them was
+        self._stale = Rate(STALE_PER_S, STALE_BURST)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -36,11 +47,21 @@ class EvidencePool:
         if not self._has_room(item):
             return False
         self._items[_key(item)] = item
+        self._said[_key(item)] = self._clock()  # whoever keeps it says it
         if isinstance(item, ConflictingCertificates):
             log.critical("evidence of a light-client attack in epoch %d", item.first.epoch)
         else:
             log.warning("evidence against validator %s", item.first.signer.hex())
         return True
+
+    def hear(self, peer: str, state: State, item: EvidenceItem) -> bool:
+        """`judge` what a peer says. VerifyError also if it says more that is not new than an
+        honest one has reason to."""
+        if self.judge(state, item):
+            return True
+        if not self._stale.take(peer, self._clock()):
+            raise VerifyError("evidence that is known, used or expired, again and again")
+        return False
 
     def judge(self, state: State, item: EvidenceItem) -> bool:
         """Verify and keep what someone shows; whether it is new. VerifyError if it does not hold.
@@ -84,10 +105,15 @@ class EvidencePool:
             room -= size
         return tuple(taken)
 
-    def committed(self, state: State) -> None:
-        """Forget what the final `state` has punished, or cannot any more."""
-        useful = {k: item for k, item in self._items.items() if self._useful(state, item)}
-        self._items = useful
+    def committed(self, state: State) -> tuple[EvidenceItem, ...]:
+        """Forget what the final `state` has punished, or cannot any more; what is still held and
+        should be said again, at most as much as one block takes."""
+        now = self._clock()
+        self._items = {k: item for k, item in self._items.items() if self._useful(state, item)}
+        self._said = {k: at for k, at in self._said.items() if k in self._items}
+        due = [k for k, at in self._said.items() if now - at >= AGAIN_S][: limits.MAX_EVIDENCE]
+        self._said |= dict.fromkeys(due, now)
+        return tuple(self._items[key] for key in due)
 
 
 def _key(item: EvidenceItem) -> bytes:

@@ -21,6 +21,7 @@ from chain.types import (
     Block,
     Certificate,
     ChainId,
+    ConflictingCertificates,
     Epoch,
     EvidenceItem,
     Proposal,
@@ -46,6 +47,7 @@ AGAIN_S = 1.0  # one vote, certificate or proposal is passed on once within this
 MAX_SEEN = 16_384  # of these remembered: 100 validators, 3 votes, 16 views ahead, three times
 OLD_VIEWS = 2 * WINDOW_VIEWS  # behind this node's view: of no use to anybody any more
 
+Said = Vote | Certificate | Proposal | EvidenceItem
 Seen = tuple[int | str | bytes, ...]
 
 
@@ -69,7 +71,8 @@ class Place(Protocol):
 
 class Flood:
     """`context(epoch)`: its validators, None if they are not known here. `take(peer, message)`: a
-    verified message goes into the core; False if that refuses it. `body_matches`: as the core's."""
+    verified message goes into the core, evidence is verified and kept; False if that refuses it or
+    knows it, VerifyError if evidence does not hold. `body_matches`: as the core's."""
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Flood:
         chain_id: ChainId,
         place: Place,
         context: Callable[[Epoch], EpochContext | None],
-        take: Callable[[str, Message], bool],
+        take: Callable[[str, Message | EvidenceItem], bool],
         body_matches: Callable[[Block], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,9 +121,9 @@ class Flood:
             return
         if not self._rate.take("", now):
             return
-        messages = [m for m in messages if isinstance(m, Vote | Certificate | Proposal)]
+        messages = [m for m in messages if isinstance(m, Said)]
         if not messages:
-            return  # evidence waits until its finder leads, or reaches the one who does
+            return
         data = encode(Envelope(tuple(messages)))
         if len(data) > net_limits.MAX_GOSSIP_BYTES:  # who lacks the block asks for it by its hash
             small = tuple(m for m in messages if not isinstance(m, Proposal))
@@ -151,7 +154,7 @@ class Flood:
             envelope: Envelope = decode(Envelope, data)
         except DecodeError:
             return False
-        messages = [m for m in envelope.messages if isinstance(m, Vote | Certificate | Proposal)]
+        messages = [m for m in envelope.messages if isinstance(m, Said)]
         if len(messages) < len(envelope.messages):
             return False  # questions and their answers are between two
         now = self._clock()
@@ -163,9 +166,9 @@ class Flood:
         try:
             for message in known:
                 self._verify(message)
+            taken = [self._take(peer, message) for message in messages]
         except VerifyError:
             return False
-        taken = [self._take(peer, message) for message in messages]
         if len(known) < len(messages) or not all(taken) or 2 * len(fresh) < len(names):
             return None
         for name in fresh:
@@ -176,9 +179,11 @@ class Flood:
         self.passed_on += 1
         return True
 
-    def _is_of_use(self, message: Vote | Certificate | Proposal) -> bool:
+    def _is_of_use(self, message: Said) -> bool:
         """Of this epoch and about now; or a certificate of the epoch before, which others need to
-        end that. Only what is can be verified, and bounded."""
+        end that. Only what is can be verified, and bounded. Of evidence the taker knows."""
+        if isinstance(message, EvidenceItem):
+            return True
         about = message.seal if isinstance(message, Proposal) else message
         if self._context(about.epoch) is None:
             return False
@@ -200,8 +205,11 @@ class Flood:
             self._contexts = {**kept, epoch: found}
         return self._contexts[epoch]
 
-    def _verify(self, message: Vote | Certificate | Proposal) -> None:
-        """Raises VerifyError if anything in a message is wrong, also what no seal covers."""
+    def _verify(self, message: Said) -> None:
+        """Raises VerifyError if anything in a message is wrong, also what no seal covers. Evidence
+        is verified by its taker, against a set that may be of long ago."""
+        if isinstance(message, EvidenceItem):
+            return
         if isinstance(message, Proposal):
             self._verify_proposal(message)
             return
@@ -240,11 +248,15 @@ class Flood:
             verify_certificate(self._chain_id, context.validators, shown)
 
 
-def _name(message: Vote | Certificate | Proposal) -> Seen:
+def _name(message: Said) -> Seen:
     """What counts as said already. Not by hash or signature: who signs two things at once, or
     assembles a certificate in many ways, gets no more passed on than others."""
     if isinstance(message, Vote):
         return "vote", message.kind, message.epoch, message.view, message.signer
     if isinstance(message, Certificate):
         return "certificate", message.kind, message.epoch, message.view
+    if isinstance(message, ConflictingCertificates):
+        return "attack", message.first.epoch, message.first.view
+    if isinstance(message, EvidenceItem):
+        return "evidence", message.first.epoch, message.first.signer
     return "proposal", message.seal.epoch, message.seal.view

@@ -15,7 +15,7 @@ from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import UnreachableError
 from chain.hashes import Hash32
-from chain.types import DoubleVote, Epoch, EvidenceItem, Height, View, Vote, VoteKind
+from chain.types import DoubleVote, Epoch, EvidenceItem, Grains, Height, View, Vote, VoteKind
 from consensus.evidence import double_vote
 from consensus.simplex.messages import BlockRequest, Envelope, Evidence, Record, SignFloor
 from node.config import Config, load_genesis
@@ -24,6 +24,7 @@ from node.founding import found_home, founding_genesis, write_genesis
 from node.genesis import build_genesis
 from node.home import Home
 from node.services.consensus import ConsensusService
+from node.services.evidence_pool import AGAIN_S, EvidencePool
 from node.services.signing import LAST_VIEW
 from tests.kit.local_chain import LocalChain
 from tests.kit.waiting import reached
@@ -177,6 +178,39 @@ def test_evidence_is_verified_and_passed_on_once(tmp_path: Path) -> None:
         node.stop()
 
     with LocalChain(tmp_path, validators=4) as local:
+        asyncio.run(main(local))
+
+
+def test_evidence_that_is_not_used_is_said_again(local: LocalChain, tmp_path: Path) -> None:
+    """What this node found while nobody heard it."""
+    now = [100.0]
+    pool = EvidencePool(local.genesis.chain_id, local.genesis.params, lambda: now[0])
+    items = [evidence(local), evidence(local, epoch=1)]
+    assert all(pool.judge(local.state, item) for item in items)
+    assert pool.committed(local.state) == ()
+    now[0] += AGAIN_S
+    assert set(pool.committed(local.state)) == set(items)
+    assert pool.committed(local.state) == ()
+    now[0] += AGAIN_S
+    state = local.state
+    used = r.EvidenceRecord(local.validators[0].account.public, Grains(1), Height(1))
+    state.put(r.evidence_key(items[0].first.signer, Epoch(0)), used)
+    assert pool.committed(state) == (items[1],)
+
+
+def test_evidence_does_not_wait_out_the_empty_interval(tmp_path: Path) -> None:
+    """A leader that has nothing to propose is waiting when it comes."""
+
+    async def main(local: LocalChain) -> None:
+        node = service(local, tmp_path / "wal")
+        node.start()
+        await reached(lambda: node._build is not None, QUICK_S, "a leader that waits")
+        assert local.chain.tip.height == 0
+        node._received("peer", encode(Envelope((evidence(local),))))
+        assert local.chain.tip.height == 1
+        node.stop()
+
+    with LocalChain(tmp_path, validators=1, empty_interval_ms=10**6) as local:
         asyncio.run(main(local))
 
 

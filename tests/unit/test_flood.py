@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 from chain.codec import decode, encode
+from chain.errors import VerifyError
 from chain.hashes import Hash32
-from chain.types import Certificate, Epoch, View, VoteKind
+from chain.records import evidence_key
+from chain.types import Certificate, Epoch, EvidenceItem, Height, View, VoteKind
 from consensus.certificates import assemble
+from consensus.evidence import double_vote
 from consensus.simplex import messages as m
-from node.services import flood
+from node.services import evidence_pool, flood
 from tests.kit.core_bench import Bench
 from tests.kit.validators import Member, until_height, until_met, validators
 from tests.kit.waiting import reached
 from tests.sim.ledger import CHAIN_ID, body_matches
+from wallet.signing import sign_vote
 
 
 def part(members: list[Member]) -> None:
@@ -75,6 +79,45 @@ def test_a_full_mesh_floods_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
+def test_evidence_found_alone_is_soon_in_anothers_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the one with the least stake, whose blocks carry none, before it is connected with
+    anybody: it is said again, and whoever leads has it."""
+    monkeypatch.setattr(evidence_pool, "AGAIN_S", 0.5)
+
+    async def main() -> None:
+        async with validators(tmp_path, start=False, empty_interval_ms=50) as members:
+            finder, offender = members[3], members[2].keys
+            pair = (
+                sign_vote(
+                    offender.consensus,
+                    chain_id=finder.local.genesis.chain_id,
+                    kind=VoteKind.NOTARIZE,
+                    epoch=Epoch(0),
+                    view=View(1),
+                    block_hash=Hash32(letter * 32),
+                )
+                for letter in (b"a", b"b")
+            )
+            monkeypatch.setattr(finder.consensus._evidence, "fill", lambda *_: ())
+            assert not finder.connected
+            finder.consensus._is_running = True
+            finder.consensus._one(m.Evidence(double_vote(*pair)))
+            for member in members:
+                member.consensus.start()
+            used = evidence_key(offender.consensus.public, Epoch(0))
+            await reached(
+                lambda: all(o.local.state.raw(used) is not None for o in members), 60, "a verdict"
+            )
+            store = members[0].local.chain.store
+            blocks = [store.block(Height(h)) for h in range(1, members[0].height + 1)]
+            (guilty,) = (b for b in blocks if b is not None and b.evidence)
+            assert guilty.header.proposer != finder.keys.consensus.public
+
+    asyncio.run(main())
+
+
 # --- what is passed on ------------------------------------------------------------------------
 
 
@@ -84,7 +127,8 @@ class Station:
     def __init__(self) -> None:
         self.bench = Bench()
         self.now = 100.0
-        self.taken: list[m.Message] = []
+        self.taken: list[m.Message | EvidenceItem] = []
+        self.verdict: bool | VerifyError = True
         self.sent: list[bytes] = []
         self.flood = flood.Flood(
             self,  # type: ignore[arg-type]
@@ -101,14 +145,16 @@ class Station:
     async def publish(self, topic: str, data: bytes) -> None:
         self.sent.append(data)
 
-    def take(self, peer: str, message: m.Message) -> bool:
+    def take(self, peer: str, message: m.Message | EvidenceItem) -> bool:
         self.taken.append(message)
-        return True
+        if isinstance(self.verdict, VerifyError):
+            raise self.verdict
+        return self.verdict
 
-    def judge(self, *messages: m.Message) -> bool | None:
+    def judge(self, *messages: m.Message | EvidenceItem) -> bool | None:
         return asyncio.run(self.flood.judge("peer", encode(m.Envelope(messages))))
 
-    def say(self, *messages: m.Message, heard: bool = True, unsent: int = 1) -> int:
+    def say(self, *messages: m.Message | EvidenceItem, heard: bool = True, unsent: int = 1) -> int:
         """What was published when this was said to all but the first `unsent`."""
         before = len(self.sent)
         members = self.bench.context(1).validators.members[:unsent]
@@ -190,6 +236,21 @@ def test_a_proposal_must_hold_in_all_its_parts() -> None:
     assert station.judge(good) is True
 
 
+def test_evidence_is_passed_on_when_its_taker_has_verified_it_and_it_is_new() -> None:
+    station = Station()
+    one, two = (station.bench.vote(1, VoteKind.NOTARIZE, 1, x * 32) for x in (b"a", b"b"))
+    item = double_vote(one, two)
+    assert station.judge(item) is True
+    assert station.judge(item) is None
+    station.now += flood.AGAIN_S
+    station.verdict = False  # known, used or expired
+    assert station.judge(item) is None
+    station.now += flood.AGAIN_S
+    station.verdict = VerifyError("it does not hold")
+    assert station.judge(item) is False
+    assert station.taken == [item, item, item]
+
+
 # --- when it is said --------------------------------------------------------------------------
 
 
@@ -201,6 +262,7 @@ def test_it_is_said_for_members_who_take_part_unreached() -> None:
     station.now += flood.UNREACHED_S
     assert station.say(vote, heard=False) == 0, "it has crashed, and blocks are final without it"
     assert station.say(vote) == 1
+    assert station.say(double_vote(vote, station.bench.vote(0, VoteKind.FINALIZE, 1))) == 1
     assert station.say(vote, unsent=0) == 0
     assert station.say(vote) == 0, "it was connected meanwhile"
     station.now += flood.STALLED_S
