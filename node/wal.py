@@ -1,10 +1,11 @@
 """The write-ahead log of consensus: what was signed and certified, on disk before it leaves
 (docs/spec/consensus.md, DESIGN 6).
 
-File: the 12 bytes `BLYAN-WAL-1\\n`, then frames. Frame: 4 bytes `FRAM`, payload length (4 bytes
-big-endian), BLAKE3 checksum over offset and payload (32 bytes), payload. Payload: for each
-record its length (4 bytes big-endian) and its bytes. One append is one frame, so an append is
-there as a whole or not at all.
+File: the 12 bytes `BLYAN-WAL-2\\n`, then frames. Frame: 4 bytes `FRAM`, payload length (4 bytes
+big-endian), BLAKE3 checksum over offset and length (its first 8 bytes), BLAKE3 checksum over offset
+and payload (32 bytes), payload. Payload: for each record its length (4 bytes big-endian) and its
+bytes. One append is one frame, so an append is there as a whole or not at all. Version 1 had no
+checksum of the length; such a log is read, and written anew.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from node.wal_files import DirectoryFiles, LogFiles
 _log = logging.getLogger(__name__)
 
 LOG_NAME = "consensus.log"
+BEGUN_NAME = "consensus.begun"  # says that the log has held something
 _NEW_NAME = LOG_NAME + ".new"  # a rotation writes here first
-_MAGIC = b"BLYAN-WAL-1\n"
+_MAGIC, _MAGIC_1 = b"BLYAN-WAL-2\n", b"BLYAN-WAL-1\n"
 _FRAME = b"FRAM"
-_HEAD_BYTES = len(_FRAME) + 4 + 32
-_CHECKSUM = Context("wal-frame")
+_SIZED_BYTES = len(_FRAME) + 4 + 8  # what tells where a frame ends
+_HEAD_BYTES = _SIZED_BYTES + 32
+_HEAD_BYTES_1 = len(_FRAME) + 4 + 32
+_SIZE_CHECKSUM, _CHECKSUM = Context("wal-frame-size"), Context("wal-frame")
 _MAX_FRAME_BYTES = 512 * limits.MAX_MESSAGE_BYTES  # a rotation writes all that is not final
 
 
@@ -42,7 +46,9 @@ class WriteAheadLog:
 
     Where an append that did return may be forgotten, `abstain`, the records that forbid to sign,
     are added by one atomic write: if records are `expected` and there are none, or if the last
-    frame was written to its end and does not hold. `loss` then says which.
+    frame was written to its end and does not hold. `loss` then says which. Records are expected in
+    any case once there have been some: a file beside the log, there before the first append
+    returns, keeps that in mind, also of a chain at genesis.
     """
 
     def __init__(
@@ -60,21 +66,27 @@ class WriteAheadLog:
         with self._reported("open"):
             self._files = DirectoryFiles(directory) if files is None else files
             data = self._files.read(LOG_NAME) if self._files.exists(LOG_NAME) else _MAGIC
+            self._has_begun = self._files.exists(BEGUN_NAME)
         self._records, self._end = self._parse(data)
         cut = len(data) - self._end
-        if cut and _is_torn(data, self._end):
+        is_old = data.startswith(_MAGIC_1)
+        if cut and (_is_torn_1 if is_old else _is_torn)(data, self._end):
             _log.warning("%s: cut %d bytes of an append that a crash interrupted", LOG_NAME, cut)
         elif cut:
             _log.warning("%s: cut %d bytes that are no interrupted append", LOG_NAME, cut)
             self.loss = "has lost its last entry"
-        if expected and not self._records:
+        if (expected or self._has_begun) and not self._records:
             self.loss = "is missing or empty"
         with self._reported("open"):
             if self.loss and abstain:
                 self._records = (*self._records, *abstain)
                 self._rewrite(self._records)
+            elif is_old:
+                self._rewrite(self._records)
             else:
                 self._replace(data[len(_MAGIC) : self._end])
+            if self._records:
+                self._begin()
             self._file = self._files.open(LOG_NAME)
 
     def records(self) -> tuple[bytes, ...]:
@@ -94,6 +106,7 @@ class WriteAheadLog:
         with self._reported("write"):
             self._files.write(self._file, self._end, frame)
             self._files.sync(self._file)
+            self._begin()
         self._end += len(frame)
 
     def rotate(self, records: Iterable[bytes]) -> None:
@@ -139,24 +152,41 @@ class WriteAheadLog:
         self._files.rename(_NEW_NAME, LOG_NAME)
         self._files.sync_directory()
 
+    def _begin(self) -> None:
+        """Keep in mind that there were records. Only once they are on disk: a crash before leaves a
+        new home, which has signed nothing that left."""
+        if self._has_begun:
+            return
+        file = self._files.create(BEGUN_NAME)
+        try:
+            self._files.sync(file)
+        finally:
+            self._files.close(file)
+        self._files.sync_directory()
+        self._has_begun = True
+
     def _parse(self, data: bytes) -> tuple[tuple[bytes, ...], int]:
         """(records, where the valid part ends)."""
-        if not data.startswith(_MAGIC):
+        if not data.startswith((_MAGIC, _MAGIC_1)):
             raise self._damage(0)
+        is_old = data.startswith(_MAGIC_1)
+        payload_at, head_bytes = _payload_at, _HEAD_BYTES
+        if is_old:
+            payload_at, head_bytes = _payload_at_1, _HEAD_BYTES_1
         records: list[bytes] = []
         at = len(_MAGIC)
         while at < len(data):
-            payload = _payload_at(data, at)
+            payload = payload_at(data, at)
             if payload is None:
                 # Only the last frame can be torn: each was synced before the next was written.
-                if _any_frame_after(data, at + 1):
+                if (_any_frame_after_1 if is_old else _any_after)(data, at):
                     raise self._damage(at)
                 break
             found = _split(payload)
             if found is None:
                 raise self._damage(at)
             records += found
-            at += _HEAD_BYTES + len(payload)
+            at += head_bytes + len(payload)
         return tuple(records), at
 
     def _damage(self, at: int) -> StorageError:
@@ -171,7 +201,14 @@ def _frame(records: list[bytes], at: int) -> bytes:
     payload = b"".join(len(r).to_bytes(4, "big") + r for r in records)
     if len(payload) > _MAX_FRAME_BYTES:
         raise StorageError(f"{len(payload)} bytes for one log entry, at most {_MAX_FRAME_BYTES}")
-    return _FRAME + len(payload).to_bytes(4, "big") + _checksum(at, payload) + payload
+    size = len(payload)
+    return _sized(at, size) + _checksum(at, payload) + payload
+
+
+def _sized(at: int, size: int) -> bytes:
+    """The first part of a head: by it alone one knows where the frame ends."""
+    check = _SIZE_CHECKSUM.hash(u64_be(at), u64_be(size))[:8]
+    return _FRAME + size.to_bytes(4, "big") + check
 
 
 def _checksum(at: int, payload: bytes) -> bytes:
@@ -179,37 +216,40 @@ def _checksum(at: int, payload: bytes) -> bytes:
     return _CHECKSUM.hash(u64_be(at), payload)
 
 
+def _size_at(data: bytes, at: int) -> int | None:
+    """How long the payload of a frame at `at` is, or None if none begins there."""
+    size = int.from_bytes(data[at + 4 : at + 8], "big")
+    return size if data[at : at + _SIZED_BYTES] == _sized(at, size) else None
+
+
 def _payload_at(data: bytes, at: int) -> bytes | None:
     """The payload of a valid frame at `at`, or None."""
-    if data[at : at + 4] != _FRAME or len(data) < at + _HEAD_BYTES:
+    size, start = _size_at(data, at), at + _HEAD_BYTES
+    if size is None or start + size > len(data):
         return None
-    start = at + _HEAD_BYTES
-    end = start + int.from_bytes(data[at + 4 : at + 8], "big")
-    if end > len(data) or _checksum(at, data[start:end]) != data[at + 8 : start]:
-        return None
-    return data[start:end]
+    payload = data[start : start + size]
+    return payload if data[at + _SIZED_BYTES : start] == _checksum(at, payload) else None
+
+
+def _any_after(data: bytes, at: int) -> bool:
+    """Whether something comes after the frame at `at`, which does not hold."""
+    size = _size_at(data, at)
+    if size is not None:
+        return at + _HEAD_BYTES + size < len(data)
+    while (at := data.find(_FRAME, at + 1)) >= 0:
+        if _size_at(data, at) is not None:
+            return True
+    return False
 
 
 def _is_torn(data: bytes, at: int) -> bool:
     """Whether the bytes from `at` begin a frame and end before it does: its write was interrupted,
-    so its sync did not return. Anything else may be a synced frame that has rotted, its length
-    field included."""
+    so its sync did not return. Anything else may be a synced frame that has rotted."""
     tail = data[at:]
-    if tail[:4] != _FRAME[: len(tail)]:
-        return False
-    size, payload = int.from_bytes(tail[4:8], "big"), tail[_HEAD_BYTES:]
-    if len(tail) < _HEAD_BYTES:
-        return len(tail) < 8 or size <= _MAX_FRAME_BYTES
-    whole = _checksum(at, payload) == tail[8:_HEAD_BYTES]
-    return len(payload) < size <= _MAX_FRAME_BYTES and not whole
-
-
-def _any_frame_after(data: bytes, at: int) -> bool:
-    while (at := data.find(_FRAME, at)) >= 0:
-        if _payload_at(data, at) is not None:
-            return True
-        at += 1
-    return False
+    if len(tail) < _SIZED_BYTES:
+        return tail[:4] == _FRAME[: len(tail)]
+    size = _size_at(data, at)
+    return size is not None and len(tail) < _HEAD_BYTES + size
 
 
 def _split(payload: bytes) -> list[bytes] | None:
@@ -221,3 +261,34 @@ def _split(payload: bytes) -> list[bytes] | None:
         records.append(payload[at + 4 : end])
         at = end
     return records
+
+
+# --- version 1: the length of a frame is only as good as the payload that it leads to -------------
+
+
+def _payload_at_1(data: bytes, at: int) -> bytes | None:
+    if data[at : at + 4] != _FRAME or len(data) < at + _HEAD_BYTES_1:
+        return None
+    start = at + _HEAD_BYTES_1
+    end = start + int.from_bytes(data[at + 4 : at + 8], "big")
+    if end > len(data) or _checksum(at, data[start:end]) != data[at + 8 : start]:
+        return None
+    return data[start:end]
+
+
+def _any_frame_after_1(data: bytes, at: int) -> bool:
+    while (at := data.find(_FRAME, at + 1)) >= 0:
+        if _payload_at_1(data, at) is not None:
+            return True
+    return False
+
+
+def _is_torn_1(data: bytes, at: int) -> bool:
+    tail = data[at:]
+    if tail[:4] != _FRAME[: len(tail)]:
+        return False
+    size, payload = int.from_bytes(tail[4:8], "big"), tail[_HEAD_BYTES_1:]
+    if len(tail) < _HEAD_BYTES_1:
+        return len(tail) < 8 or size <= _MAX_FRAME_BYTES
+    whole = _checksum(at, payload) == tail[8:_HEAD_BYTES_1]
+    return len(payload) < size <= _MAX_FRAME_BYTES and not whole

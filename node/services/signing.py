@@ -50,8 +50,8 @@ def open_log(path: Path, chain: ChainService, key: PubKey) -> WriteAheadLog:
 
     Nobody knows how far the votes went that are gone, since one certificate may move a node by any
     number of views; but none is of a later epoch than the store's, which begins with a commit. A
-    chain at genesis without a log is a new home, which has signed nothing. A node that does not
-    validate loses nothing by abstaining.
+    chain at genesis without a log is a new home, which has signed nothing, unless its directory
+    remembers one. A node that does not validate loses nothing by abstaining.
     """
     epoch = epoch_of(chain.genesis, chain.tip.height + 1)
     abstain = [encode(SignFloor(epoch, LAST_VIEW))]

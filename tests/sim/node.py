@@ -206,7 +206,7 @@ class SimNode:
             self.world.after(self.dice.randint(200, 2000), self.start)
             return
         self.oracle.refused_to_start(self.index, str(error), rotten=self.is_rotten)
-        if self.height > 0 and self.dice.random() < 0.5:
+        if self.dice.random() < 0.5:
             self.disk.remove(LOG_NAME)
             self.world.counts["damaged logs moved away"] += 1
             self.world.after(1000, self.start)

@@ -170,9 +170,8 @@ class Storm:
         self._world.after(self._dice.randint(1, 1500), fail)
 
     def _lose_log(self) -> None:
-        """Not before its first final block: a home without any has no past to forget."""
         node = self._dice.choice(self._frail)
-        if node.core is not None and node.height > 0:
+        if node.core is not None:
             node.lose_log()
 
 

@@ -18,6 +18,7 @@ from chain.hashes import Hash32
 from chain.types import DoubleVote, Epoch, EvidenceItem, Grains, Height, View, Vote, VoteKind
 from consensus.evidence import double_vote
 from consensus.simplex.messages import BlockRequest, Envelope, Evidence, Record, SignFloor
+from node import wal
 from node.config import Config, load_genesis
 from node.daemon import Node
 from node.founding import found_home, founding_genesis, write_genesis
@@ -310,6 +311,26 @@ def test_a_home_without_its_log_signs_nothing_in_this_epoch(
     assert local.chain.tip.height == height
 
 
+def test_a_log_that_is_moved_away_at_genesis_is_missed_as_well(tmp_path: Path) -> None:
+    """A vote has left before the first block is final, and the key must not contradict it."""
+
+    async def main(local: LocalChain) -> None:
+        node = service(local, tmp_path / "wal")
+        node.start()
+        for timer in node._timers.running:
+            node._fire(timer)
+        node.stop()
+        assert local.chain.tip.height == 0
+        (tmp_path / "wal" / "consensus.log").rename(tmp_path / "damaged.log")
+        again = service(local, tmp_path / "wal")
+        again.stop()
+        records = [decode(Record, raw) for raw in again._wal.records()]
+        assert records == [SignFloor(Epoch(0), LAST_VIEW)]
+
+    with LocalChain(tmp_path, validators=4) as local:
+        asyncio.run(main(local))
+
+
 def test_a_log_whose_last_entry_rotted_signs_nothing_in_this_epoch(
     local: LocalChain, tmp_path: Path
 ) -> None:
@@ -330,6 +351,6 @@ def test_a_log_with_a_torn_tail_signs_on(local: LocalChain, tmp_path: Path) -> N
     run(local, tmp_path / "wal")
     path = tmp_path / "wal" / "consensus.log"
     with path.open("ab") as file:
-        file.write(b"FRAM\x00\x00\x10\x00" + bytes(32) + b"the beginning")
+        file.write(wal._frame([bytes(4096)], path.stat().st_size)[:77])
     records = run(local, tmp_path / "wal")
     assert not any(isinstance(r, SignFloor) and r.view == LAST_VIEW for r in records)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chain.errors import StorageError
-from node.wal import WriteAheadLog
+from node.wal import LOG_NAME, WriteAheadLog
 from tests.sim.disk import POINTS, Crash, FaultyDisk
 from tests.sim.ledger import Law
 
@@ -68,6 +68,28 @@ def test_no_crash_point_loses_what_was_promised(power: bool) -> None:
                 machine.check()
             reached += machine.counts
     assert {f"crash {p}" for p in POINTS if "commit" not in p} <= set(reached)
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_at_no_crash_point_a_log_that_is_moved_away_is_forgotten(power: bool) -> None:
+    """What was promised had left, so the home is not a new one, whatever its chain's height. What
+    was not promised had not, so no crash by itself silences a new home (`check`)."""
+    missed = 0
+    for point in range(60):
+        for seed in range(8 if power else 1):
+            machine = Machine(seed)
+            machine.disk.fuse = point
+            try:
+                machine.work()
+            except Crash:
+                machine.disk.die(power=power)
+            machine.disk.remove(LOG_NAME)
+            log = WriteAheadLog(Path(), abstain=[ABSTAIN], files=machine.disk)
+            if machine.promised:
+                missed += 1
+                assert log.records() == (ABSTAIN,)
+                assert log.loss == "is missing or empty"
+    assert missed > 30
 
 
 def test_what_was_read_after_a_failed_sync_is_durable() -> None:
