@@ -49,6 +49,7 @@ def main() -> None:
     while True:
         request = requests.get()
         try:
+            emit({"event": "begun"})
             emit({"result": run_job(request, profile, emit)})
         except BlyanError as error:
             emit({"error": type(error).__name__, "text": str(error)})

@@ -1,12 +1,14 @@
 """The node's side of its worker: starts it when there is work, ends it when there is none.
 
 One job at a time; callers wait in line. Whatever happens to the process (killed, out of memory,
-stuck), the caller gets a WorkerError and the next job a fresh process.
+stuck), the caller gets a WorkerError and the next job a fresh process. A job that finds its process
+dead, killed while it was idle, gets a fresh one, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -33,6 +35,7 @@ TIMEOUT_S = 300.0  # of one job, its process's start included
 IDLE_S = 60.0  # then the process ends and its memory is free
 MAX_WAITING = 64  # jobs in line
 _ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our packages
+_DEATH_S = 5.0  # for a process whose pipe has ended to say how it ended
 _LOG_LINES = 20  # kept to explain a death
 _LOG_LINE_BYTES = 64 * 1024
 
@@ -237,12 +240,13 @@ class Worker:
         finished = False
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._exchange(await self._start(), frame, on_event)
+                answer = await self._answer(frame, on_event)
             finished = True
         except TimeoutError:
             raise WorkerError(f"the worker took more than {self._timeout_s:g} s") from None
         except (asyncio.IncompleteReadError, OSError, DecodeError) as error:
-            raise WorkerError(f"the worker died ({self._last_words(error)})") from None
+            words = await self._last_words(error)
+            raise WorkerError(f"the worker died ({words})") from None
         finally:
             if finished:
                 loop = asyncio.get_running_loop()
@@ -254,26 +258,57 @@ class Worker:
             return result
         raise _error_of(answer)
 
+    async def _answer(self, frame: bytes, on_event: Callable[[Message], None] | None) -> Message:
+        """Of the process that there is, or of a fresh one if that has died before it took up the
+        job: nobody may have noticed yet."""
+        used = self._process
+        process = await self._start()
+        try:
+            await self._begin(process, frame)
+        except (asyncio.IncompleteReadError, OSError):
+            if process is not used:
+                raise
+            log.warning("the worker died while it was idle; starting another")
+            await self._kill(self._take())
+            process = await self._start()
+            await self._begin(process, frame)
+        return await self._exchange(process, on_event)
+
+    async def _begin(self, process: asyncio.subprocess.Process, frame: bytes) -> None:
+        """Hand over a job, until the process says that it has taken it up."""
+        if process.stdin is None:
+            raise WorkerError("the worker has no pipes")
+        if process.stdin.is_closing():  # uvloop would raise RuntimeError
+            raise BrokenPipeError
+        process.stdin.write(frame)
+        await process.stdin.drain()
+        await self._message(process)
+
+    async def _message(self, process: asyncio.subprocess.Process) -> Message:
+        if process.stdout is None:
+            raise WorkerError("the worker has no pipes")
+        prefix = await process.stdout.readexactly(LENGTH_BYTES)
+        return unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
+
     async def _exchange(
         self,
         process: asyncio.subprocess.Process,
-        frame: bytes,
         on_event: Callable[[Message], None] | None,
     ) -> Message:
-        if process.stdin is None or process.stdout is None:
-            raise WorkerError("the worker has no pipes")
-        process.stdin.write(frame)
-        await process.stdin.drain()
-        while True:
-            prefix = await process.stdout.readexactly(LENGTH_BYTES)
-            message = unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
-            if "event" not in message:
-                return message
+        while "event" in (message := await self._message(process)):
             if on_event is not None:
                 on_event(message)
+        return message
 
-    def _last_words(self, error: Exception) -> str:
-        return self._log[-1] if self._log else f"{type(error).__name__}, nothing in its log"
+    async def _last_words(self, error: Exception) -> str:
+        """Why the process died, as far as it can be told."""
+        process, words = self._process, type(error).__name__
+        if process is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DEATH_S):
+                    code = await process.wait()
+                    words = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return f"{words}: {self._log[-1]}" if self._log else f"{words}, nothing in its log"
 
     # --- the process ---------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Frames between a node and its worker: 8 bytes of length, big-endian, then MessagePack.
 
 Both ends are ours and on one machine, so maps and floats are allowed here; nothing of this is
-ever hashed or stored. A request is a map with "job"; an answer has one of "event" (more will
-follow), "result" or "error" (the name of its class in chain/errors.py, "" for a bug) with "text".
+ever hashed or stored. A request is a map with "job"; "event": "begun" answers it when it is taken
+up, and then maps that have one of "event" (more will follow), "result" or "error" (the name of its
+class in chain/errors.py, "" for a bug) with "text".
 """
 
 from __future__ import annotations

@@ -138,6 +138,37 @@ def test_losses_and_what_the_caller_got_wrong(monkeypatch: pytest.MonkeyPatch) -
     with_worker(body, idle_s=2)
 
 
+def test_a_process_that_was_killed_while_idle_costs_no_job() -> None:
+    """Out of memory takes the largest, which is often an idle worker; nobody notices at once."""
+
+    async def body(worker: Worker) -> None:
+        profile = await worker.profile()
+        for _ in range(2):
+            killed = worker.pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+            assert await worker.profile() == profile
+            assert worker.pid not in (None, killed)
+
+    with_worker(body)
+
+
+def test_a_death_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(worker: Worker) -> None:
+        monkeypatch.setattr(client.sys, "executable", "/bin/false")
+        with pytest.raises(WorkerError, match=r"the worker died \(exit status 1, nothing"):
+            await worker.profile()
+        monkeypatch.undo()
+
+        def kill(done: int, loss: float) -> None:
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+        with pytest.raises(WorkerError, match=r"the worker died \(signal 9"):
+            await worker.train(JOB, kill)
+
+    with_worker(body)
+
+
 def test_time_runs_out() -> None:
     async def body(worker: Worker) -> None:
         with pytest.raises(WorkerError, match=r"took more than 0\.01 s"):
