@@ -179,7 +179,8 @@ class NodeSeam(Protocol):
 
     @property
     def consensus(self) -> InfoSeam:
-        """`info`: epoch, view, delta_ms, halted, index (of this validator, or None)."""
+        """`info`: epoch, view, delta_ms, halted, abstains (why and until when a validator
+        signs nothing, or None), index (of this validator, or None)."""
 
     @property
     def sync(self) -> InfoSeam:

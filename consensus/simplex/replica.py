@@ -37,7 +37,7 @@ from consensus.simplex.outbox import Outbox
 from consensus.simplex.pace import Attendance, Pace
 from consensus.simplex.proposals import Chamber, Ground
 from consensus.simplex.rules import Rule
-from consensus.simplex.sign_state import SignState
+from consensus.simplex.sign_state import LAST_VIEW, SignState
 from consensus.simplex.tree import BlockTree
 
 MAX_EARLY = 64  # messages of the next epoch kept until it begins
@@ -133,6 +133,12 @@ class Replica:
     @property
     def is_voter(self) -> bool:
         return self._votes
+
+    @property
+    def is_silenced(self) -> bool:
+        """Whether this node's key is in the set and yet signs nothing more in this epoch: its log
+        was lost, and nobody knows what it has signed."""
+        return self._votes and self._signs.abstains(self.epoch, LAST_VIEW)
 
     @property
     def is_ended(self) -> bool:

@@ -9,6 +9,7 @@ from chain.hashes import Hash32
 from chain.types import Epoch, ProposalSeal, PubKey, View, Vote, VoteKind
 from consensus.simplex.messages import Signer, SignFloor
 
+LAST_VIEW = View(2**64 - 1)
 _EXCLUDES = {VoteKind.FINALIZE: VoteKind.NULLIFY, VoteKind.NULLIFY: VoteKind.FINALIZE}
 
 

@@ -58,6 +58,12 @@ class TilesHere(Resource):
     no_room: str | None
 
 
+class Abstains(Resource):
+    reason: str
+    epoch: int
+    until_height: int
+
+
 class Status(Resource):
     network: str
     chain_id: str
@@ -74,6 +80,7 @@ class Status(Resource):
     epoch: int
     view: int
     halted: str | None
+    abstains: Abstains | None
     round: int
     phase: str
     loss: Loss | None

@@ -54,6 +54,7 @@ class NetworkQueries(Reader):
             "epoch": consensus.get("epoch", header.epoch),
             "view": consensus.get("view", header.view),
             "halted": consensus.get("halted") or None,
+            "abstains": consensus.get("abstains"),
             "round": current.number,
             "phase": phase_name(current.phase),
             "loss": self._latest_loss(current),

@@ -74,7 +74,7 @@ from node.services.delta_floor import DeltaFloor
 from node.services.evidence_pool import EvidencePool
 from node.services.flood import Flood
 from node.services.followers import Followers
-from node.services.signing import ConsensusSigner, open_log
+from node.services.signing import ConsensusSigner, abstention, open_log
 from node.services.timers import Timers
 from wallet.keys import Keys
 
@@ -183,6 +183,7 @@ class ConsensusService:
             "delta_ms": self._core.delta_ms,
             "index": index,
             "leader": self._core.leader(self._core.view).hex(),
+            "abstains": abstention(self._core, self._wal, self._params.epoch_blocks),
             "halted": self.halted,
             "flooded": self._flood.published,
             "flooded_for_others": self._flood.passed_on,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from chain.codec import encode
 from chain.execute import epoch_of
 from chain.hashes import Hash32
 from chain.types import ChainId, Epoch, ProposalSeal, PubKey, View, Vote, VoteKind
+from consensus.simplex.core import Simplex
 from consensus.simplex.messages import SignFloor
+from consensus.simplex.sign_state import LAST_VIEW
 from node.services.chain import ChainService
 from node.wal import WriteAheadLog
 from wallet.keys import KeyPair
 from wallet.signing import sign_proposal, sign_vote
 
 log = logging.getLogger("blyan.consensus")
-LAST_VIEW = View(2**64 - 1)
 
 
 class ConsensusSigner:
@@ -67,3 +69,16 @@ def open_log(path: Path, chain: ChainService, key: PubKey) -> WriteAheadLog:
             epoch + 1,
         )
     return opened
+
+
+def abstention(core: Simplex, opened: WriteAheadLog, epoch_blocks: int) -> dict[str, Any] | None:
+    """Why a validator signs nothing, and the first block of the epoch in which it does again; None
+    if it signs, or is no validator."""
+    if not core.is_silenced:
+        return None
+    why = opened.loss or "was lost before it was started last"
+    return {
+        "reason": f"the log of what its key has signed {why}",
+        "epoch": core.epoch,
+        "until_height": (core.epoch + 1) * epoch_blocks + 1,
+    }

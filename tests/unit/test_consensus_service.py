@@ -18,6 +18,7 @@ from chain.hashes import Hash32
 from chain.types import DoubleVote, Epoch, EvidenceItem, Grains, Height, View, Vote, VoteKind
 from consensus.evidence import double_vote
 from consensus.simplex.messages import BlockRequest, Envelope, Evidence, Record, SignFloor
+from consensus.simplex.sign_state import LAST_VIEW
 from node import wal
 from node.config import Config, load_genesis
 from node.daemon import Node
@@ -26,7 +27,6 @@ from node.genesis import build_genesis
 from node.home import Home
 from node.services.consensus import ConsensusService
 from node.services.evidence_pool import AGAIN_S, EvidencePool
-from node.services.signing import LAST_VIEW
 from tests.kit.local_chain import LocalChain
 from tests.kit.waiting import reached
 from wallet.signing import sign_vote
@@ -286,7 +286,9 @@ def test_a_new_home_signs(local: LocalChain, tmp_path: Path) -> None:
 def test_a_home_without_its_log_signs_nothing_in_this_epoch(
     local: LocalChain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(local, tmp_path / "wal")
+    signs: list[object] = []
+    run(local, tmp_path / "wal", started=lambda node: signs.append(node.info()["abstains"]))
+    assert signs == [None]
     (tmp_path / "wal" / "consensus.log").unlink()
     height = local.chain.tip.height
 
@@ -297,6 +299,7 @@ def test_a_home_without_its_log_signs_nothing_in_this_epoch(
         for timer in node._timers.running:  # every timeout at once: it nullifies nothing either
             node._fire(timer)
         node._try_build()
+        signs.append(node.info()["abstains"])
         node.stop()
 
     with caplog.at_level(logging.WARNING):
@@ -305,6 +308,11 @@ def test_a_home_without_its_log_signs_nothing_in_this_epoch(
     assert "signs nothing in epoch 0 and goes on in epoch 1" in caplog.text
     again = service(local, tmp_path / "wal")  # also after another start
     again.stop()
+    said = {"epoch": 0, "until_height": 129}
+    for found, why in ((signs[1], "is missing or empty"), (again.info()["abstains"], "was lost")):
+        assert isinstance(found, dict)
+        assert why in found.pop("reason")
+        assert found == said
     records = [decode(Record, raw) for raw in again._wal.records()]
     assert records[0] == SignFloor(Epoch(0), LAST_VIEW)
     assert votes(records, 0) == []

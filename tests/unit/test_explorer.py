@@ -98,7 +98,10 @@ def test_a_node_that_is_behind_or_halted_says_so(app: FastAPI) -> None:
     node = app.state.node
     sync, consensus = node.sync.info, node.consensus.info
     node.sync.info = lambda: {"synced": False, "target": 12345}
-    node.consensus.info = lambda: {"epoch": 0, "view": 1, "halted": "two roots at height 7"}
+    abstains = {"reason": "the log is missing", "epoch": 3, "until_height": 5121}
+    node.consensus.info = lambda: {
+        "epoch": 0, "view": 1, "halted": "two roots at height 7", "abstains": abstains,
+    }  # fmt: skip
     try:
         (page,) = gets(app, ["/"])
     finally:
@@ -106,6 +109,8 @@ def test_a_node_that_is_behind_or_halted_says_so(app: FastAPI) -> None:
     assert "catching up" in page.text
     assert "12,345" in page.text
     assert "two roots at height 7" in page.text
+    assert "signs nothing before block 5,121" in page.text
+    assert "epoch 3: the log is missing" in page.text
 
 
 def test_a_search_with_one_hit_goes_there(app: FastAPI) -> None:
