@@ -12,6 +12,7 @@ from node.cli.session import Group, run_program
 _COMMANDS = {
     "wallet": ("node.cli.wallet:wallet", "Keys, balances, transfers."),
     "stake": ("node.cli.stake:stake", "Stake of a validator: bond, unbond, unjail."),
+    "announce": ("node.cli.announce:announce", "Roles, capacity and addresses of one's node."),
     "query": ("node.cli.query:query", "What the chain says."),
     "train": ("node.cli.train:train", "Take part in learning rounds."),
     "delta": ("node.cli.delta:delta", "Submit a delta trained elsewhere."),
