@@ -62,7 +62,8 @@ def crashes(amount: Amount) -> Iterator[Row]:
 
 
 def _worst(name: str, costs: list[Cost]) -> Row:
-    """In parts of 3Δ and a round trip. Floor: 2Δ, before which nobody gives up a silent leader."""
+    """In parts of 3Δ and a round trip. Floor: 2Δ and one message, before which nobody gives up a
+    silent leader, less what an uneventful view takes."""
     worst = max(costs, key=lambda cost: cost.extra_ms / cost.limit_ms)
-    floor = 2 * worst.delta_ms / worst.limit_ms
+    floor = worst.least_ms / worst.limit_ms
     return at_most(name, worst.extra_ms / worst.limit_ms, "of 3Δ+rtt", 1.0, floor)

@@ -191,6 +191,9 @@ class Cost:
     lost_views: int
     extra_ms: int  # the worst of the survivors
     delta_ms: int  # the largest of theirs as the view began: a quorum gives it up, not one node
+    least_ms: (
+        int  # 2Δ, the smallest of theirs, and one message: nobody gives up a silent one before
+    )
     told: int  # how many its proposal had been sent to
 
     @property
@@ -217,9 +220,10 @@ def crash(seed: int, size: int, point: Point, *, busy: bool) -> Cost | None:
     round_it = range(view - AFTERWARDS_VIEWS, view + AFTERWARDS_VIEWS + 1)
     turns = [v for v in round_it if v == view or net.nodes[leader_of(View(v))] is not victim]
     extras = [_stay(n, view) - _even(n, view) for n in living]
-    delta_ms = max(n.entered[view][1] for n in living)
+    deltas_ms = [n.entered[view][1] for n in living]
+    least_ms = 2 * min(deltas_ms) + ONE_WAY_MS - max(_even(n, view) for n in living)
     lost = sum(v not in final for v in turns)
-    return Cost(point, lost, max(extras), delta_ms, victim.told)
+    return Cost(point, lost, max(extras), max(deltas_ms), max(0, least_ms), victim.told)
 
 
 def _stay(node: TimedNode, view: int) -> int:
