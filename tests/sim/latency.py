@@ -191,9 +191,7 @@ class Cost:
     lost_views: int
     extra_ms: int  # the worst of the survivors
     delta_ms: int  # the largest of theirs as the view began: a quorum gives it up, not one node
-    least_ms: (
-        int  # 2Δ, the smallest of theirs, and one message: nobody gives up a silent one before
-    )
+    least_ms: int  # the proposal timer at its shortest, and one message: nobody can give up before
     told: int  # how many its proposal had been sent to
 
     @property
@@ -221,7 +219,8 @@ def crash(seed: int, size: int, point: Point, *, busy: bool) -> Cost | None:
     turns = [v for v in round_it if v == view or net.nodes[leader_of(View(v))] is not victim]
     extras = [_stay(n, view) - _even(n, view) for n in living]
     deltas_ms = [n.entered[view][1] for n in living]
-    least_ms = 2 * min(deltas_ms) + ONE_WAY_MS - max(_even(n, view) for n in living)
+    wait_ms = 2 * min(deltas_ms) + (0 if busy else habits.empty_interval_ms)
+    least_ms = wait_ms + ONE_WAY_MS - max(_even(n, view) for n in living)
     lost = sum(v not in final for v in turns)
     return Cost(point, lost, max(extras), max(deltas_ms), max(0, least_ms), victim.told)
 
