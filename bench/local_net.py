@@ -24,7 +24,7 @@ from wallet.keys import KeyPair
 
 FIRST_PORT, LAST_PORT, P2P_OFFSET = 28645, 29545, 1000
 NODE_PROGRAM = "node.cli.node"  # or a module that does the same and more
-START_S, END_S = 30.0, 10.0
+START_S, END_S = 120.0, 10.0  # on a machine that does much else
 FUNDS_GRAINS = 1000 * 10**8
 
 
