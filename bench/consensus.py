@@ -94,7 +94,7 @@ async def _restarts(kills: int) -> tuple[list[float], list[float]]:
                     await answers(net.clients[victim])
                     await _voting(net.nodes[victim], net.clients[(victim + 1) % len(net.nodes)])
                     taken.append(time.perf_counter() - began)
-                    cpu.append(throughput.cpu_s(net.processes[victim].pid))
+                    cpu.append(net.cpu_s(victim))
             finally:
                 pace.cancel()
     return taken, cpu

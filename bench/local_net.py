@@ -43,6 +43,12 @@ class LocalNet:
     def start(self, index: int) -> None:
         self.processes[index] = start(self.nodes[index])
 
+    def cpu_s(self, index: int) -> float:
+        """Processor time of a node's process so far."""
+        stat = Path(f"/proc/{self.processes[index].pid}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def check(self) -> None:
         """Raise if a process has ended, with the last that it said."""
         for node, process in zip(self.nodes, self.processes, strict=True):
