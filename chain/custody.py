@@ -353,8 +353,7 @@ def _draw(state: State, params: Params, rules: Rules, event: c.CustodyEvent) -> 
     places = []
     for shard, number in _named(state, seed):
         tile, subtile = divmod(number, _SUBTILES)
-        able, most = epoch.validators.members, params.custody_replicas
-        custodians = rules.ranks(epoch.seed, shard.index, tile, able, most)
+        custodians = rules.ranks(epoch, shard.index, tile, params.custody_replicas)
         roots = state.need(r.TileRoots, r.tiles_key(shard.index)).roots
         places.append(
             c.CustodyPlace(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chain import attendance, custody, datasets, jail, ledger, limits, phases, rounds
+from chain import attendance, custody, datasets, jail, ledger, limits, phases, rounds, standings
 from chain import records as r
 from chain.codec import encode
 from chain.crypto import verify
@@ -143,15 +143,14 @@ def genesis_tree(
         state.put_account(v.account, bonded=v.stake)
         state.put(
             r.node_key(v.account),
-            r.NodeRecord(
-                v.account, 2, 2**16, v.node_key, v.consensus_key, v.vrf_key, v.node_id, ()
-            ),
+            r.NodeRecord(v.account, 2, 0, v.node_key, v.consensus_key, v.vrf_key, v.node_id, ()),
         )
         state.put(r.consensus_key(v.consensus_key), r.KeyOwner(v.account))
     validators = genesis.validator_set
     for number in (0, 1):
         seed = EVENT_SEED.hash(genesis.chain_id, bytes([number]))
-        state.put(r.epoch_key(number), r.EpochRecord(Epoch(number), validators, seed, TimeMs(0)))
+        standings.put_frozen(state, genesis.params, Epoch(number), validators, seed)
+    standings.put_cutoffs(state, genesis.params, rules, Epoch(0))
     tree = state.commit()
     header = Header(
         1,
@@ -282,7 +281,7 @@ class Execution:
         """Close the block: epochs, unbonding, the round; then the root."""
         state, params = self._state, self._genesis.params
         ledger.release_unbonded(state, params, custody.at_stake(state))
-        ledger.turn_epoch(state, params, self._vrf)
+        ledger.turn_epoch(state, params, self._rules, self._vrf)
         custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)
         epoch = self._ctx.epoch

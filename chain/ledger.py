@@ -11,10 +11,11 @@ from chain.address import peer_id_of
 from chain.codec import decode
 from chain.crypto import is_prime_order_point, verify
 from chain.errors import TxError
-from chain.hashes import EPOCH_SEED, Hash32
+from chain.hashes import EPOCH_SEED, ZERO_HASH, Hash32
 from chain.jail import JailReason, jail
 from chain.params import Params
 from chain.rules import Rules
+from chain.standings import put_cutoffs, put_frozen
 from chain.state import CUSTODY_BONDS, REWARD_POOL, State
 from chain.transactions import Announce, Bond, Transfer, Unbond, announce_digest
 from chain.types import (
@@ -206,9 +207,9 @@ def release_unbonded(state: State, params: Params, held: Collection[PubKey] = ()
         state.put_account(account, balance=state.account(account).balance + waiting.amount)
 
 
-def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:
+def turn_epoch(state: State, params: Params, rules: Rules, vrf: Hash32) -> None:
     """At an epoch's first block jail who was absent and freeze the set of e+2; at its last draw the
-    seed of e+2."""
+    seed of e+2 and say who is full in e+1."""
     head = state.head
     first = (head.height - 1) % params.epoch_blocks == 0
     last = head.height % params.epoch_blocks == 0
@@ -216,8 +217,7 @@ def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:
         ahead = Epoch(head.epoch + 2)
         attendance.judge(state, params)
         frozen = freeze_set(state, params, ahead)
-        record = r.EpochRecord(ahead, frozen, Hash32(bytes(32)), TimeMs(0))
-        state.put(r.epoch_key(ahead), record)
+        put_frozen(state, params, ahead, frozen, ZERO_HASH)
         _forget_epochs(state, params)
     if last:
         ahead = Epoch(head.epoch + 2)
@@ -225,6 +225,7 @@ def turn_epoch(state: State, params: Params, vrf: Hash32) -> None:
         state.put(r.epoch_key(ahead), replace(state.epoch(ahead), seed=seed))
         ended = replace(state.epoch(head.epoch), ended_ms=head.time_ms)
         state.put(r.epoch_key(head.epoch), ended)
+        put_cutoffs(state, params, rules, Epoch(head.epoch + 1))
 
 
 def _forget_epochs(state: State, params: Params) -> None:

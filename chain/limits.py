@@ -52,6 +52,7 @@ MAX_FINDINGS = 64  # findings in one audit report
 MAX_DATASET_DOCUMENTS = 65_536  # documents in one dataset manifest
 MAX_DATASET_CHUNKS = 65_536  # chunks in one dataset manifest
 MAX_SUBTILES_PER_CHALLENGE = 16  # subtiles named by one custody event
+DEFAULT_CAPACITY_TILES = 65_536  # of a node that announces none (0): 256 GiB
 MAX_SUBTILE_SIBLINGS = 14  # of a subtile's path to its tile's root: two levels of 16 leaves
 MAX_REPLICAS = 16  # custodians of one tile that a custody event asks
 MAX_CUSTODY_DISPUTES = 8  # open at once: all can be answered in time with one or two a block

@@ -64,6 +64,7 @@ class Params:
     custody_open: Window
     custody_slash_permille: int
     custody_bond_grains: int
+    custody_tile_bond_grains: int
 
 
 # What execution can bear: outside of these a block could not be executed at all.
@@ -87,6 +88,7 @@ _BOUNDS = {
     "custody_replicas": (1, MAX_REPLICAS),
     "custody_slash_permille": (0, 1000),
     "custody_bond_grains": (1, MAX_GRAINS),
+    "custody_tile_bond_grains": (1, MAX_GRAINS),
 }
 
 

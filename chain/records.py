@@ -20,6 +20,7 @@ from chain.types import (
     Height,
     PubKey,
     ShardIndex,
+    TileIndex,
     TimeMs,
     TxId,
     ValidatorSet,
@@ -118,7 +119,25 @@ class Head:
     recent_parents: Annotated[tuple[Hash32, ...], Seq(256)]  # hash of the block at height-1, …
 
 
-@wire(156)
+@wire(160)
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What counts beside its stake when a member of a set is elected to keep tiles."""
+
+    capacity_tiles: U32  # at most so many, while others have room
+
+
+@wire(161)
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """The first tile, in the order of lots, that a full custodian refused."""
+
+    member: U16  # its number in the set
+    shard: ShardIndex
+    tile: TileIndex
+
+
+@wire(162)
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
     """Validator set and seed of one epoch; the set of e+2 is frozen at the first block of e. It is
@@ -126,7 +145,10 @@ class EpochRecord:
 
     epoch: Epoch
     validators: ValidatorSet
+    standings: Annotated[tuple[Standing, ...], Seq(limits.MAX_VALIDATORS)]  # frozen with the set
     seed: Hash32
+    # Of those that are full, in the set's order; written at the end of the epoch before.
+    cutoffs: Annotated[tuple[Cutoff, ...], Seq(limits.MAX_VALIDATORS)]
     ended_ms: TimeMs  # time of the epoch's last block, 0 until then
 
 
@@ -142,6 +164,10 @@ class ShardRecord:
     version: U64  # rounds that changed it
     height: Height  # of the last change
     first_subtile: U64  # subtiles of the shards before this one: a place is found by number
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.data_bytes // limits.TILE_BYTES)
 
 
 @wire(134)

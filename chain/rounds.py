@@ -270,9 +270,7 @@ def tile_ranks(
     state: State, rules: Rules, shard: int, tile: int, most: int | None = None
 ) -> tuple[PubKey, ...]:
     """The first `most` (by default all) of a tile's custody order in the epoch in progress."""
-    epoch = state.epoch(state.head.epoch)
-    members = epoch.validators.members
-    return rules.ranks(epoch.seed, shard, tile, members, len(members) if most is None else most)
+    return rules.ranks(state.epoch(state.head.epoch), shard, tile, most)
 
 
 def _committee(state: State, primary: PubKey) -> tuple[Validator, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chain.hashes import Hash32
+from chain.records import Cutoff, EpochRecord
 from chain.transactions import LossSlice, TileChange
 from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet, View
 
@@ -19,9 +20,14 @@ class Rules(Protocol):
         """The index of the leader of a view in its epoch's set."""
 
     def ranks(
-        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator], most: int
+        self, epoch: EpochRecord, shard: int, tile: int, most: int | None = None
     ) -> tuple[PubKey, ...]:
-        """The first `most` accounts in custody order for a tile; the first is its primary."""
+        """The first `most` (by default all) accounts in an epoch's custody order for a tile; the
+        first is its primary."""
+
+    def cutoffs(self, epoch: EpochRecord, tiles: Sequence[int], depth: int) -> tuple[Cutoff, ...]:
+        """The cutoffs of the members that are full when each tile of the model has `depth`
+        custodians; `tiles`: how many each shard has."""
 
     def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
         """(verdict, mean gain in nano-nats per byte) of the screen's paired test."""

@@ -2,9 +2,9 @@
 
 Every tile wants its first `depth` ranks, and no candidate takes more tiles than its capacity. The
 rule: tiles choose one after another in the order of their lots, each the first `depth` of its
-order that have room left. This is the one stable assignment (Gale and Shapley, 1962, with the lots
-as every candidate's preference), so it may be worked out in any order: `Assignment` lets all tiles
-apply at once and candidates refuse, until nobody has more than fits.
+first REACH ranks that have room left. This is the one stable assignment (Gale and Shapley, 1962,
+with the lots as every candidate's preference), so it may be worked out in any order: `Assignment`
+lets all tiles apply at once and candidates refuse, until nobody has more than fits.
 
 What is final in it is one number for each full candidate: the **cutoff**, the first lot that it
 refused. With them anybody knows a tile's custodians from its own order alone: the first `depth`
@@ -31,7 +31,9 @@ from chain.types import PubKey
 from consensus.ranking import Indices, Layout
 
 SPARE = 4  # candidates of each tile that are worked out beyond its depth; more when asked for
+REACH = 32  # ranks that a tile asks for room: bounds what it costs when nobody has any
 NEVER = np.iinfo(np.int64).max  # the cutoff of whoever refuses nobody
+TOGETHER = 32  # tiles whose further ranks are worked out at once rather than one by one
 VACANT = -2  # an entry that looks for another custodian
 
 
@@ -53,7 +55,8 @@ class Assignment:
         invariant(len(room) == count and min(room, default=0) >= 0, "each has its capacity")
         self._room = np.array(room, np.int64)
         binds = bool((self._room < len(subjects)).any())
-        self._orders, lots = layout.leading(subjects, depth + SPARE * binds)
+        invariant(depth <= REACH, "custodians are within reach")
+        self._orders, lots = layout.leading(subjects, min(REACH, depth + SPARE * binds))
         self._longer: dict[int, list[int]] = {}
         self._row_at = _by_lot(lots, subjects)
         self._place = np.empty(len(subjects), np.int64)
@@ -84,7 +87,7 @@ class Assignment:
         }
 
     def ranks(self, row: int) -> tuple[PubKey, ...]:
-        """The custodians of one tile, the primary first."""
+        """The custodians of one tile that have room for it, the primary first."""
         pairs = sorted(zip(self._at[row].tolist(), self._chosen[row].tolist(), strict=True))
         return tuple(self.layout.accounts[i] for _, i in pairs if i >= 0)
 
@@ -127,6 +130,10 @@ class Assignment:
 
     def _apply(self, entries: NDArray[np.intp]) -> None:
         """Let each of these (row * depth + rank) go on to the next that may still take it."""
+        vain = self._place[entries // self.depth] >= self._cutoff.max()  # all are full by then
+        self._chosen.reshape(-1)[entries[vain]] = -1
+        self._at.reshape(-1)[entries[vain]] = REACH
+        entries = entries[~vain]
         while len(entries):
             rows = entries // self.depth
             first = np.append(True, rows[1:] != rows[:-1])  # one of each tile at a time
@@ -134,6 +141,7 @@ class Assignment:
             while len(now):
                 rows, at = now // self.depth, self._next[now // self.depth]
                 end = at >= self._orders.shape[1]
+                self._lengthen(rows[end])
                 for entry in now[end].tolist():
                     self._apply_beyond(entry)
                 now, rows, at = now[~end], rows[~end], at[~end]
@@ -155,13 +163,22 @@ class Assignment:
         self._next[row] = at
         self._chosen.reshape(-1)[entry], self._at.reshape(-1)[entry] = owner, at - 1
 
+    def _lengthen(self, rows: NDArray[np.intp]) -> None:
+        """Work out all that is in reach of these tiles: together it takes a fifth of the time."""
+        new = [row for row in rows.tolist() if row not in self._longer]
+        if len(new) >= TOGETHER:
+            found, _ = self.layout.leading([self.subjects[row] for row in new], REACH)
+            self._longer.update(zip(new, found.tolist(), strict=True))
+
     def _in_order(self, row: int, at: int) -> int:
-        """Who is at a place of a tile's order; -1 behind its end."""
+        """Who is at a place of a tile's order; -1 behind its end, and out of its reach."""
+        if at >= REACH:
+            return -1
         if at < self._orders.shape[1]:
             return int(self._orders[row, at])
         known = self._longer.get(row, [])
         if at >= len(known):
-            most = max(2 * at, self.depth + SPARE)
+            most = min(REACH, max(2 * at, self.depth + SPARE))
             known = list(islice(self.layout.order(self.subjects[row]), most))
             known += [-1] * (most - len(known))
             self._longer[row] = known

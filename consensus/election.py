@@ -85,6 +85,14 @@ def tile_subject(shard: ShardIndex, tile: TileIndex) -> bytes:
     return shard.to_bytes(4, "big") + tile.to_bytes(4, "big")
 
 
+def named_by(subject: bytes) -> tuple[ShardIndex, TileIndex]:
+    """The tile that `tile_subject` has named so."""
+    return (
+        ShardIndex(int.from_bytes(subject[:4], "big")),
+        TileIndex(int.from_bytes(subject[4:], "big")),
+    )
+
+
 def log2_fixed(n: int) -> int:
     """floor-like log2(n) * 2**LOG_BITS for n > 0, in integers only.
 

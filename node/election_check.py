@@ -16,9 +16,8 @@ from chain.errors import InputError, VerifyError
 from chain.params import Genesis
 from chain.types import ShardIndex, TileIndex
 from consensus.election import tile_subject
-from consensus.ranking import layout_of
 from learning.spec import ModelSpec
-from node.rules import custodians
+from node.rules import custodians, custody_order
 from node.verified import check_proof
 
 Json = dict[str, Any]
@@ -27,13 +26,31 @@ MOST_MEETINGS = 16  # probes that are shown; a tile's first ranks take about one
 
 def drawn(epoch: r.EpochRecord, shard: int, tile: int) -> Json:
     """What lies between an epoch's record and a tile's ranks."""
-    candidates = custodians(epoch.validators.members)
-    layout = layout_of(epoch.seed, candidates)
+    candidates, order = custodians(epoch), custody_order(epoch)
+    layout = order.layout
     subject = tile_subject(ShardIndex(shard), TileIndex(tile))
+    lot = layout.lot(subject)
     return {
         "scale": layout.scale,
-        "lot": f"{layout.lot(subject):016x}",
-        "weights": [{"account": address(c.account), "weight": str(c.weight)} for c in candidates],
+        "lot": f"{lot:016x}",
+        "weights": [
+            {
+                "account": address(candidate.account),
+                "weight": str(candidate.weight),
+                "capacity_tiles": standing.capacity_tiles,
+            }
+            for candidate, standing in zip(candidates, epoch.standings, strict=True)
+        ],
+        "full": [
+            {
+                "account": address(layout.accounts[cutoff.member]),
+                "shard": cutoff.shard,
+                "tile": cutoff.tile,
+                "lot": f"{layout.lot(tile_subject(cutoff.shard, cutoff.tile)):016x}",
+                "refuses": order.refuses(cutoff.member, (lot, subject)),
+            }
+            for cutoff in epoch.cutoffs
+        ],
         "meetings": [
             {"probe": number, "accounts": [address(layout.accounts[i]) for i in met]}
             for number, met in islice(layout.meetings(subject), MOST_MEETINGS)
@@ -66,9 +83,8 @@ def check_election(answer: Json, genesis: Genesis) -> Json:
     epoch: r.EpochRecord = decode(r.EpochRecord, proven.value)
     found = drawn(epoch, shard, tile)
     subject = tile_subject(ShardIndex(shard), TileIndex(tile))
-    candidates = custodians(epoch.validators.members)
     members = {v.account: v for v in epoch.validators.members}
-    order = layout_of(epoch.seed, candidates).ranks(subject)
+    order = custody_order(epoch).ranks(subject)
     ranks = [address(a) for a in order]
     if [row.get("account") for row in said] != ranks:
         raise VerifyError(
@@ -95,6 +111,7 @@ def check_election(answer: Json, genesis: Genesis) -> Json:
         "checked": [
             f"epoch record → state root of block {proven.header.height}",
             f"block {proven.header.height}: {proven.finality.value}",
-            f"seed and {len(candidates)} weights → {len(ranks)} ranks, computed here",
+            f"seed, {len(members)} weights and {len(epoch.cutoffs)} cutoffs → {len(ranks)} ranks, "
+            "computed here",
         ],
     }

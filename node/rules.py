@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from chain.errors import VerifyError
 from chain.hashes import Hash32
+from chain.records import Cutoff, EpochRecord
 from chain.transactions import GRAM_BYTES, LossSlice, TileChange
 from chain.types import (
     ChainId,
@@ -19,6 +20,8 @@ from chain.types import (
     View,
 )
 from consensus import election, pol, ranking
+from consensus.bounded import Assignment
+from consensus.custodians import CustodyOrder
 from consensus.election import Candidate
 from consensus.evidence import check_evidence
 from tiles import aggregate, merkle
@@ -34,9 +37,13 @@ class ProtocolRules:
         return election.leader(seed, view, validators)
 
     def ranks(
-        self, seed: Hash32, shard: int, tile: int, candidates: Sequence[Validator], most: int
+        self, epoch: EpochRecord, shard: int, tile: int, most: int | None = None
     ) -> tuple[PubKey, ...]:
-        return _ranks(seed, shard, tile, custodians(candidates), most)
+        return _ranks(epoch.seed, custodians(epoch), _named(epoch), shard, tile, most)
+
+    def cutoffs(self, epoch: EpochRecord, tiles: Sequence[int], depth: int) -> tuple[Cutoff, ...]:
+        room = tuple(standing.capacity_tiles for standing in epoch.standings)
+        return _cutoffs(epoch.seed, custodians(epoch), room, tuple(tiles), depth)
 
     def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
         decision = pol.verdict(
@@ -78,16 +85,65 @@ class ProtocolRules:
         return check_evidence(chain_id, validators, item)
 
 
+def custodians(epoch: EpochRecord) -> tuple[Candidate, ...]:
+    """Who may be elected to keep tiles, and what each weighs. Every reputation is still 1, and
+    nobody's latency is known on chain."""
+    return tuple(Candidate(v.account, election.weight(v.stake)) for v in epoch.validators.members)
+
+
+def custody_order(epoch: EpochRecord) -> CustodyOrder:
+    """The orders of an epoch whose record has its cutoffs."""
+    return _order(epoch.seed, custodians(epoch), _named(epoch))
+
+
+# Members of the set that are full, by number, and the tile that each refused first.
+_Cutoffs = tuple[tuple[int, bytes], ...]
+
+
+def _named(epoch: EpochRecord) -> _Cutoffs:
+    return tuple((c.member, election.tile_subject(c.shard, c.tile)) for c in epoch.cutoffs)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: Hash32, candidates: tuple[Candidate, ...], cutoffs: _Cutoffs) -> CustodyOrder:
+    return CustodyOrder(ranking.layout_of(seed, candidates), dict(cutoffs))
+
+
 @lru_cache(maxsize=65_536)
 def _ranks(
-    seed: Hash32, shard: int, tile: int, candidates: tuple[Candidate, ...], most: int
+    seed: Hash32,
+    candidates: tuple[Candidate, ...],
+    cutoffs: _Cutoffs,
+    shard: int,
+    tile: int,
+    most: int | None,
 ) -> tuple[PubKey, ...]:
     """Ranks hold for a whole epoch and are asked for at every block: worth remembering."""
     subject = election.tile_subject(ShardIndex(shard), TileIndex(tile))
-    return ranking.layout_of(seed, candidates).ranks(subject, most)
+    return _order(seed, candidates, cutoffs).ranks(subject, most)
 
 
-def custodians(members: Sequence[Validator]) -> tuple[Candidate, ...]:
-    """Who may be elected to keep tiles, and what each weighs. Every reputation is still 1, and
-    nobody's latency is known on chain."""
-    return tuple(Candidate(v.account, election.weight(v.stake)) for v in members)
+@lru_cache(maxsize=4)
+def _cutoffs(
+    seed: Hash32,
+    candidates: tuple[Candidate, ...],
+    room: tuple[int, ...],
+    tiles: tuple[int, ...],
+    depth: int,
+) -> tuple[Cutoff, ...]:
+    """An election of the whole model, unless everyone has room for all of it. Remembered: whoever
+    plans for an epoch asks for them long before the chain does."""
+    if min(room) >= sum(tiles):
+        return ()
+    subjects = [
+        election.tile_subject(ShardIndex(shard), TileIndex(tile))
+        for shard, count in enumerate(tiles)
+        for tile in range(count)
+    ]
+    refused = Assignment(ranking.layout_of(seed, candidates), subjects, depth, room).cutoffs
+    found = []
+    for member, candidate in enumerate(candidates):
+        name = refused.get(candidate.account)
+        if name is not None:
+            found.append(Cutoff(member, *election.named_by(name)))
+    return tuple(found)

@@ -187,6 +187,18 @@ class Tile(Resource):
 class CustodianWeight(Resource):
     account: str
     weight: str  # an integer, in decimal digits
+    capacity_tiles: int
+
+
+class FullCustodian(Resource):
+    """A custodian without room for all that would fall to it, and the first tile that it refused:
+    it refuses those from there on in the order of lots."""
+
+    account: str
+    shard: int
+    tile: int
+    lot: str
+    refuses: bool  # this tile, too
 
 
 class Meeting(Resource):
@@ -206,6 +218,7 @@ class Election(Resource):
     scale: int
     lot: str
     weights: list[CustodianWeight]
+    full: list[FullCustodian]
     meetings: list[Meeting]
     state: StateProof
 

@@ -198,18 +198,22 @@ def election(session: Session, shard: str, tile: int) -> None:
 
 
 def _election(found: dict[str, Any]) -> str:
-    """Ranks, each with the first probe that meets it: `-` for those that none of the shown does."""
+    """Ranks, each with the first probe that meets it, `-` for those that none of the shown does,
+    and with its capacity: `full` for those that have no room left for this tile."""
     why = ("shard", "name", "tile", "epoch", "seed", "scale", "lot")
     head = listing({name: found[name] for name in why if name in found})
     probes: dict[str, int] = {}
     for met in found.get("meetings", ()):
         for account in met["accounts"]:
             probes.setdefault(account, met["probe"])
+    room = {w["account"]: w.get("capacity_tiles", "-") for w in found.get("weights", ())}
+    room |= {f["account"]: "full" for f in found.get("full", ()) if f["refuses"]}
     ranks = _columns(
         rank=lambda r: r["rank"],
         account=lambda r: r["account"],
         stake=lambda r: bly(r["stake"]),
         probe=lambda r: probes[r["account"]],
+        capacity=lambda r: room[r["account"]],
     )
     return f"{head}\n\n{ranks(found['ranks'])}"
 

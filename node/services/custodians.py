@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from chain.records import EpochRecord
-from chain.types import Epoch, PubKey
-from node.rules import custodians
+from chain.rules import Rules
+from chain.types import Epoch, PubKey, TimeMs
+from node.rules import custody_order
 from node.services.placement_plan import Ahead, Tile, standing
 
 GRACE_S = 60.0  # unseen for so long: others take its tiles
@@ -105,9 +107,13 @@ class Lacking:
 class Standings:
     """Who stands before us at each tile, by epoch: computed once, some 10 µs a tile."""
 
-    def __init__(self, account: PubKey, model: Sequence[Tile], target: int) -> None:
-        self._account, self._model, self._target = account, model, target
+    def __init__(self, account: PubKey, model: Sequence[Tile], target: int, rules: Rules) -> None:
+        self._account, self._model, self._target, self._rules = account, model, target, rules
         self._known: dict[Epoch, tuple[EpochRecord, int, Ahead]] = {}
+        shards = max((shard for shard, _ in model), default=-1) + 1
+        self._tiles = [0] * shards  # of each shard
+        for shard, _ in model:
+            self._tiles[shard] += 1
 
     async def of(self, epochs: Sequence[EpochRecord], gone: int) -> tuple[Ahead, ...]:
         """Of each epoch, as deep as it must be with so many gone: deeper in steps, or each
@@ -116,21 +122,29 @@ class Standings:
         while spare < gone:
             spare *= 2
         found = []
-        for epoch in epochs:
+        for epoch in (*epochs[:1], *await self.ahead(epochs[1:])):
+            same = replace(epoch, ended_ms=TimeMs(0))
             known = self._known.get(epoch.epoch)
-            if known is None or known[:2] != (epoch, spare):
-                known = epoch, spare, await self._elect(epoch, self._target + spare)
+            if known is None or known[:2] != (same, spare):
+                known = same, spare, await self._elect(epoch, self._target + spare)
             found.append(known)
         self._known = {entry[0].epoch: entry for entry in found}
         return tuple(ahead for *_, ahead in found)
 
+    async def ahead(self, epochs: Sequence[EpochRecord]) -> list[EpochRecord]:
+        """Epochs to come with the cutoffs that the chain will write for them. It then need not work
+        them out in the middle of a block: the rules remember them."""
+        found = []
+        for epoch in epochs:
+            cutoffs = await asyncio.to_thread(self._rules.cutoffs, epoch, self._tiles, self._target)
+            found.append(replace(epoch, cutoffs=cutoffs))
+        return found
+
     async def _elect(self, epoch: EpochRecord, depth: int) -> Ahead:
         """In slices in a thread: the node goes on meanwhile."""
-        candidates = custodians(epoch.validators.members)
+        order = await asyncio.to_thread(custody_order, epoch)
         found: dict[Tile, tuple[PubKey, ...]] = {}
         for start in range(0, len(self._model), SLICE):
             part = self._model[start : start + SLICE]
-            found |= await asyncio.to_thread(
-                standing, epoch.seed, candidates, self._account, part, depth
-            )
+            found |= await asyncio.to_thread(standing, order, self._account, part, depth)
         return found

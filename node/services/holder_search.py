@@ -87,8 +87,7 @@ class HolderSearch:
         names = {v.account: v.node_id for v in epoch.validators.members}
         known = self._connected()
         found: dict[str, tuple[str, ...]] = {}
-        members = epoch.validators.members
-        for account in self._chain.rules.ranks(epoch.seed, *tile, members, len(members)):
+        for account in self._chain.rules.ranks(epoch, *tile):
             if account != self._account and names[account] not in known:
                 announced = state.get(r.NodeRecord, r.node_key(account))
                 found[names[account]] = announced.addresses if announced else ()

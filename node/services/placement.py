@@ -19,6 +19,7 @@ from chain import custody
 from chain import records as r
 from chain.errors import QuotaError, UnreachableError
 from chain.hashes import ZERO_HASH, Hash32
+from chain.limits import DEFAULT_CAPACITY_TILES
 from chain.params import Genesis
 from chain.state import State
 from chain.types import Certificate, Height, PubKey
@@ -41,7 +42,6 @@ from node.services.tiles import TileService
 
 log = logging.getLogger("blyan.placement")
 
-DEFAULT_CAPACITY = 65_536  # tiles, 256 GiB, for an account that has announced nothing
 TICK_S = 5.0  # how often the plan is looked at again
 CHUNK = 32  # tiles ordered by rarity and fetched together
 URGENT = 1024  # shards of which something is missing that every look asks about
@@ -88,7 +88,7 @@ class Placement:
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`capacity_tiles`: 0 for what the account has announced, else DEFAULT_CAPACITY."""
+        """`capacity_tiles`: 0 for what the account has announced, else the default."""
         self._chain_id, self._target = genesis.chain_id, genesis.params.custody_replicas
         self._account, self._chain, self._store = account, chain, store
         self._tiles, self._net, self.cache, self._clock = tiles, net, cache, clock
@@ -97,7 +97,7 @@ class Placement:
         self._custodians = Custodians(account, clock(), grace_s)
         self.presence = Presence(net, tiles.store, tiles.specs, self._of_interest)
         self._plan = _Plan()
-        self._standings = Standings(account, self._model, self._target)
+        self._standings = Standings(account, self._model, self._target, chain.rules)
         self._lacking = Lacking()
         self._looked = self._full_since = -1e9
         self._model_roots: tuple[Hash32, dict[int, Hash32]] | None = None
@@ -305,6 +305,7 @@ class Placement:
         self._custodians.connected([a for a, n in members.items() if n in connected], now)
         gone = self._custodians.gone(members, now)
         if self.capacity(state) >= len(self._model):
+            await self._standings.ahead(epochs[1:])
             plan = self._whole(state)
         else:
             plan = await self._elected(state, epochs, gone)
@@ -492,8 +493,8 @@ class Placement:
 
 
 def capacity_of(state: State, account: PubKey, configured: int) -> int:
-    """Tiles that a node offers to keep: as configured, else announced, else DEFAULT_CAPACITY."""
+    """Tiles that a node offers to keep: as configured, else announced, else the default."""
     if configured:
         return configured
     announced = state.get(r.NodeRecord, r.node_key(account))
-    return (announced.capacity_tiles if announced else 0) or DEFAULT_CAPACITY
+    return (announced.capacity_tiles if announced else 0) or DEFAULT_CAPACITY_TILES

@@ -1,9 +1,9 @@
 """Which tiles a node keeps, fetches first and throws away first, as pure functions
 (docs/spec/placement.md).
 
-The custody order of a tile is the election's (consensus/ranking.py). Everyone knows it, so nobody
-has to agree with anybody: a node keeps a tile if fewer than the replication target of those that
-stand before it are there. When one of them goes, exactly the next in the order steps in.
+The custody order of a tile is the election's (consensus/custodians.py). Everyone knows it, so
+nobody has to agree with anybody: a node keeps a tile if fewer than the replication target of those
+that stand before it are there. When one of them goes, exactly the next in the order steps in.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from chain.hashes import Context, Hash32
 from chain.types import ChainId, PubKey, ShardIndex, TileIndex
-from consensus.election import Candidate, tile_subject
-from consensus.ranking import layout_of
+from consensus.custodians import CustodyOrder
+from consensus.election import tile_subject
 
 GROUP_TILES = 64  # consecutive tiles of a shard that share one provider record
 Tile = tuple[int, int]  # shard, tile
@@ -28,26 +28,21 @@ _PROVIDE = Context("provide")
 
 
 def standing(
-    seed: Hash32,
-    candidates: Sequence[Candidate],
-    account: PubKey,
-    tiles: Iterable[Tile],
-    depth: int,
+    order: CustodyOrder, account: PubKey, tiles: Iterable[Tile], depth: int
 ) -> dict[Tile, tuple[PubKey, ...]]:
     """The tiles before which fewer than `depth` others stand, and who they are.
 
     With as many candidates gone as `depth` exceeds the replication target, no other tile can
     fall to us.
     """
-    layout, listed = layout_of(seed, tuple(candidates)), list(tiles)
-    own = next((i for i, c in enumerate(candidates) if c.account == account), None)
-    if own is None or depth <= 0:
+    accounts, listed = order.layout.accounts, list(tiles)
+    if account not in accounts or depth <= 0:
         return {}
     subjects = [tile_subject(ShardIndex(shard), TileIndex(tile)) for shard, tile in listed]
-    leading, _ = layout.leading(subjects, depth)
-    rows, ranks = (leading == own).nonzero()
+    leading = order.leading(subjects, depth)
+    rows, ranks = (leading == accounts.index(account)).nonzero()
     return {
-        listed[row]: tuple(layout.accounts[i] for i in leading[row, :rank].tolist())
+        listed[row]: tuple(accounts[i] for i in leading[row, :rank].tolist())
         for row, rank in zip(rows.tolist(), ranks.tolist(), strict=True)
     }
 

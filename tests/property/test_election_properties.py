@@ -21,6 +21,7 @@ from chain.errors import InvariantError
 from chain.hashes import Hash32
 from chain.types import PubKey, ShardIndex, TileIndex
 from consensus.bounded import Assignment
+from consensus.custodians import CustodyOrder
 from consensus.election import Candidate, tile_subject
 from consensus.ranking import PROBES, Layout
 from tests.reference import election as reference
@@ -235,6 +236,39 @@ def test_one_tile_s_custodians_follow_from_the_cutoffs(
             if a not in cutoffs or ((c := cutoffs[a]) is not None and lot < (layout.lot(c), c))
         ]
         assert kept.ranks(row) == tuple(may[:3])
+
+
+@pytest.mark.parametrize(("nodes", "most"), [(5, 9), (9, 0), (80, 1), (80, 4)])
+def test_the_full_stand_behind_those_with_room(nodes: int, most: int) -> None:
+    """Also where too few have any, and where more stand than a tile asks; against the reference."""
+    everyone, tiles = candidates([50 + i % 7 for i in range(nodes)]), subjects(30)
+    seed, depth = Hash32(hashlib.sha256(b"full %d" % nodes).digest()), 3
+    room = [most * (i % 3) for i in range(nodes)]
+    layout = Layout(seed, everyone)
+    by_name = dict(zip(layout.accounts, room, strict=True))
+    expected, full = reference.custody_orders(seed, tiles, dict(everyone), by_name, depth)
+    kept = Assignment(layout, tiles, depth, room)
+    assert {a: t for a, t in kept.cutoffs.items() if t is not None} == {
+        a: t for a, t in full.items() if by_name[a]
+    }
+    order = CustodyOrder(layout, {layout.accounts.index(a): t for a, t in full.items()})
+    for row, tile in enumerate(tiles):
+        assert order.ranks(tile) == tuple(expected[tile])
+        with_room = kept.ranks(row)
+        assert order.ranks(tile, depth)[: len(with_room)] == with_room
+    for ahead in (1, depth, 12, 70):
+        rows = order.leading(tiles, ahead).tolist()
+        found = [[layout.accounts[i] for i in row if i >= 0] for row in rows]
+        assert found == [expected[tile][:ahead] for tile in tiles]
+
+
+def test_nobody_asks_further_than_it_reaches() -> None:
+    """Tiles that find no room cost no more than their reach, however many stand."""
+    layout = Layout(Hash32(bytes(32)), candidates([7] * 300))
+    kept = Assignment(layout, subjects(200), 4, [1] * 300)
+    assert sum(kept.loads()) == 300
+    assert (kept.table < 0).any(axis=1).sum() >= 200 - 300 // 4
+    assert all(load <= 1 for load in kept.loads())
 
 
 def test_a_departure_moves_its_own_and_at_most_twice_that() -> None:

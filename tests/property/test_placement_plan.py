@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from chain.hashes import Hash32
 from chain.types import ChainId, PubKey, ShardIndex, TileIndex
+from consensus.custodians import CustodyOrder
 from consensus.election import Candidate, tile_subject
-from consensus.ranking import ranks
+from consensus.ranking import Layout, ranks
 from node.services.placement_plan import (
     GROUP_TILES,
     Cached,
@@ -107,7 +108,8 @@ class World:
 def test_what_standing_finds_is_the_beginning_of_each_order() -> None:
     world = World(12, 48, 3, stakes=(1, 2, 5))
     for who in (account(0), account(7)):
-        found = standing(SEED, world.candidates, who, world.model, 5)
+        order = CustodyOrder(Layout(SEED, world.candidates), {})
+        found = standing(order, who, world.model, 5)
         expected = {t: b for t, b in world.before[who].items() if len(b) < 5}
         assert {t: set(b) for t, b in found.items()} == {t: set(b) for t, b in expected.items()}
 

@@ -87,14 +87,53 @@ def bounded(
     depth: int,
 ) -> dict[bytes, list[bytes]]:
     """Tiles in the order of their lots; each takes the first of its order that have room left."""
-    table, left = claims(seed, candidates), dict(room)
-    found = {}
-    for subject in sorted(subjects, key=lambda s: (lot(seed, s), s)):
-        chosen = [a for a in order(seed, subject, candidates, table) if left[a] > 0][:depth]
-        for account in chosen:
-            left[account] -= 1
-        found[subject] = chosen
+    found, _ = choose(seed, subjects, candidates, room, depth)
     return {s: found[s] for s in subjects}
+
+
+def choose(
+    seed: bytes,
+    subjects: list[bytes],
+    candidates: dict[bytes, int],
+    room: dict[bytes, int],
+    depth: int,
+) -> tuple[dict[bytes, list[bytes]], dict[bytes, list[bytes]]]:
+    """(who keeps each tile, each candidate's list of tiles that it refused)"""
+    table, left = claims(seed, candidates), dict(room)
+    found: dict[bytes, list[bytes]] = {}
+    refused: dict[bytes, list[bytes]] = {}
+    for subject in sorted(subjects, key=lambda s: (lot(seed, s), s)):
+        found[subject] = []
+        for account in order(seed, subject, candidates, table)[:32]:
+            if len(found[subject]) == depth:
+                break
+            if left[account] > 0:
+                left[account] -= 1
+                found[subject].append(account)
+            else:
+                refused.setdefault(account, []).append(subject)
+    return found, refused
+
+
+def custody_orders(
+    seed: bytes,
+    subjects: list[bytes],
+    candidates: dict[bytes, int],
+    room: dict[bytes, int],
+    depth: int,
+) -> tuple[dict[bytes, list[bytes]], dict[bytes, bytes]]:
+    """(every tile's whole order, those with room before the full; what each full one refused
+    first)"""
+    table = claims(seed, candidates)
+    _, refused = choose(seed, subjects, candidates, room, depth)
+    orders = {}
+    for subject in subjects:
+        plain, place = order(seed, subject, candidates, table), (lot(seed, subject), subject)
+        full = [
+            a for a in plain[:32] if any((lot(seed, s), s) <= place for s in refused.get(a, []))
+        ]
+        orders[subject] = [a for a in plain[:32] if a not in full] + full + plain[32:]
+    return orders, {a: listed[0] for a, listed in refused.items()}
 
 
 # --- committees and leaders --------------------------------------------------------------
@@ -129,6 +168,7 @@ def vectors() -> list[dict[str, Any]]:
         table = claims(seed, candidates)
         room = {a: 2 + 72 // n if i % 3 else 40 // n for i, a in enumerate(accounts)}
         kept = bounded(seed, subjects, candidates, room, 3)
+        orders, full = custody_orders(seed, subjects, candidates, room, 3)
         cases.append(
             {
                 "seed": seed.hex(),
@@ -139,6 +179,8 @@ def vectors() -> list[dict[str, Any]]:
                 },
                 "capacities": [room[a] for a in accounts],
                 "bounded": {s.hex(): [a.hex() for a in kept[s]] for s in subjects},
+                "orders": {s.hex(): [a.hex() for a in orders[s]] for s in subjects},
+                "cutoffs": {a.hex(): s.hex() for a, s in sorted(full.items())},
                 "committee_of_5": [a.hex() for a in draw(seed, candidates, 5)],
                 "watchers": [a.hex() for a in draw(seed, candidates, 3, (accounts[0],), "watcher")],
                 "leaders": [leader(seed, view, weights) for view in range(16)],

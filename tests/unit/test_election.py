@@ -18,6 +18,7 @@ from chain.errors import InvariantError
 from chain.hashes import Hash32
 from chain.types import PubKey, ShardIndex, Stake, TileIndex, Validator, ValidatorSet, View
 from consensus.bounded import Assignment
+from consensus.custodians import CustodyOrder
 from consensus.election import (
     LATENCY_CLASSES,
     LOG_BITS,
@@ -76,6 +77,16 @@ def test_vectors(case: dict[str, Any]) -> None:
         for row, subject in enumerate(subjects[: len(listed)]):
             expected = listed[subject.hex()][:3]
             assert [a.hex() for a in kept.ranks(row)] == expected
+    refused = Assignment(layout, subjects, 3, case["capacities"]).cutoffs
+    cutoffs = {a.hex(): tile.hex() for a, tile in refused.items() if tile is not None}
+    assert cutoffs == case["cutoffs"]
+    full = {layout.accounts.index(a): tile for a, tile in refused.items() if tile is not None}
+    custody = CustodyOrder(layout, full)
+    assert [[a.hex() for a in custody.ranks(s)] for s in subjects] == list(case["orders"].values())
+    for depth in (1, 3, len(candidates) + 1):
+        rows = custody.leading(subjects, depth).tolist()
+        expected = [listed[:depth] for listed in case["orders"].values()]
+        assert [[layout.accounts[i].hex() for i in row if i >= 0] for row in rows] == expected
     assert [a.hex() for a in draw(seed, candidates, 5)] == case["committee_of_5"]
     judged = [candidates[0].account]
     assert [a.hex() for a in watchers(seed, candidates, 3, judged)] == case["watchers"]

@@ -63,8 +63,10 @@ def test_people_see_ranks_beside_the_probes_that_made_them(answer: Json) -> None
     shown = _election(answer)
     assert answer["seed"] in shown
     rows = [line.split() for line in shown.splitlines() if line.split()[:1] == ["0"]]
-    assert rows == [["0", answer["ranks"][0]["account"], rows[0][2], rows[0][3]]]
-    assert rows[0][3] == str(answer["meetings"][0]["probe"])
+    first, probe = answer["ranks"][0]["account"], str(answer["meetings"][0]["probe"])
+    assert rows == [["0", first, rows[0][2], probe, "65536"]]
+    full = [{"account": first, "refuses": True}]
+    assert _election(answer | {"full": full}).splitlines()[-4].split()[-2:] == [probe, "full"]
     older = {k: v for k, v in answer.items() if k != "meetings"}  # a node of before
     assert " -" in _election(older)
 

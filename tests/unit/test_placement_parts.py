@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
 from chain.errors import QuotaError
 from chain.hashes import Hash32
-from chain.records import EpochRecord
+from chain.records import EpochRecord, Standing
 from chain.types import Epoch, PubKey, Stake, TimeMs, Validator, ValidatorSet
+from node.rules import ProtocolRules
 from node.services.custodians import REMEMBERED, SPARE, Custodians, Lacking, Standings
 from node.services.placement_plan import Tile
 from node.services.tile_cache import RESERVE_BYTES, TileCache
@@ -84,11 +86,18 @@ def test_a_custodian_without_room_is_known_by_what_it_says_for_long() -> None:
 def test_the_election_is_computed_once_and_deeper_when_many_are_gone() -> None:
     members = tuple(Validator(account(i), account(i), account(i), "", Stake(1)) for i in range(20))
     epochs = [
-        EpochRecord(Epoch(e), ValidatorSet(members), Hash32(bytes([e]) * 32), TimeMs(0))
+        EpochRecord(
+            Epoch(e),
+            ValidatorSet(members),
+            (Standing(600),) * 20,
+            Hash32(bytes([e]) * 32),
+            (),
+            TimeMs(0),
+        )
         for e in range(3)
     ]
     model = [(0, tile) for tile in range(600)]
-    standings = Standings(A, model, 3)
+    standings = Standings(A, model, 3, ProtocolRules())
 
     async def scenario() -> None:
         first, second = await standings.of(epochs[:2], 0)
@@ -99,6 +108,29 @@ def test_the_election_is_computed_once_and_deeper_when_many_are_gone() -> None:
         (deeper,) = await standings.of(epochs[1:2], SPARE + 1)
         assert max(len(others) for others in deeper.values()) == 3 + 2 * SPARE - 1
         assert second.items() <= deeper.items()
+
+    asyncio.run(scenario())
+
+
+def test_an_epoch_to_come_is_elected_with_the_cutoffs_that_it_will_have() -> None:
+    """Whoever is full takes no more than it has room for, before the chain says who is; and what
+    the chain then writes changes nothing."""
+    members = tuple(Validator(account(i), account(i), account(i), "", Stake(1)) for i in range(8))
+    room = (*(Standing(3) for _ in range(2)), *(Standing(600) for _ in range(6)))
+    now, ahead = (
+        EpochRecord(Epoch(e), ValidatorSet(members), room, Hash32(bytes([e]) * 32), (), TimeMs(0))
+        for e in range(2)
+    )
+    model, rules = [(0, tile) for tile in range(60)], ProtocolRules()
+    standings = Standings(members[0].account, model, 3, rules)
+
+    async def scenario() -> None:
+        _, coming = await standings.of((now, ahead), 0)
+        assert sum(1 for others in coming.values() if len(others) < 3) == 3
+        written = replace(ahead, cutoffs=rules.cutoffs(ahead, [60], 3))
+        assert len(written.cutoffs) == 2
+        (begun,) = await standings.of((written,), 0)
+        assert begun is coming
 
     asyncio.run(scenario())
 
