@@ -138,6 +138,7 @@ def slash(
         account = accounts[key]
         lost = forfeit(state, account, params.slash_permille)
         jail(state, account, JailReason.EVIDENCE, params.evidence_jail)
+        state.put_account(account, merit=0)  # its word counts like a newcomer's
         state.put_account(REWARD_POOL, balance=state.account(REWARD_POOL).balance + lost)
         record = r.EvidenceRecord(account, Grains(lost), state.head.height)
         state.put(r.evidence_key(key, epoch.epoch), record)

@@ -125,6 +125,7 @@ class Standing:
     """What counts beside its stake when a member of a set is elected to keep tiles."""
 
     capacity_tiles: U32  # at most so many, while others have room
+    reputation: U32  # in units of 2**-16, from 1/2 to 1
 
 
 @wire(161)

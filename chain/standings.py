@@ -9,12 +9,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chain import records as r
+from chain.custody_records import CustodianRecord, custodian_key
 from chain.hashes import Hash32
 from chain.limits import DEFAULT_CAPACITY_TILES
 from chain.params import Params
 from chain.rules import Rules
 from chain.state import State
-from chain.types import Epoch, TimeMs, Validator, ValidatorSet
+from chain.types import Epoch, PubKey, TimeMs, Validator, ValidatorSet
+
+REPUTATION_ONE = 1 << 16  # fixed-point 1
+NEWCOMER = 64  # works done with which half of what can be earned is earned
+MISS_FAULTS = 8  # what silence in a custody event outweighs, in works done
+LIE_FAULTS = 64  # the same of a false commitment
 
 
 def put_frozen(
@@ -38,7 +44,24 @@ def put_cutoffs(state: State, params: Params, rules: Rules, epoch: Epoch) -> Non
 
 
 def _standing(state: State, params: Params, member: Validator) -> r.Standing:
-    return r.Standing(_capacity(state, params, member))
+    return r.Standing(_capacity(state, params, member), reputation(state, member.account))
+
+
+def reputation(state: State, account: PubKey) -> int:
+    """From 1/2, what anyone begins with, towards 1, by work that was done against what was not.
+
+    Nobody stands below a newcomer, so a new name is no way out of a bad one; and it grows with work
+    alone, so several names that share stake and work weigh no more together than one.
+    """
+    custody = state.get(CustodianRecord, custodian_key(account))
+    asked, missed, convicted = (
+        (custody.asked, custody.missed, custody.convicted) if custody is not None else (0, 0, 0)
+    )
+    turns = state.get(r.Attendance, r.attendance_key(account))
+    faults = MISS_FAULTS * missed + LIE_FAULTS * convicted + (turns.missed if turns else 0)
+    done = state.account(account).merit + asked - missed - convicted
+    earned = REPUTATION_ONE // 2 * done // (done + faults + NEWCOMER)
+    return REPUTATION_ONE // 2 + earned
 
 
 def _capacity(state: State, params: Params, member: Validator) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from chain.errors import InvariantError, invariant
 from chain.hashes import COMMITTEE, Context, Hash32
+from chain.standings import REPUTATION_ONE
 from chain.types import PubKey, ShardIndex, TileIndex, ValidatorSet, View, u64_be
 
 LEADER = Context("leader")
@@ -22,7 +23,6 @@ LOG_BITS = 48  # fractional bits of a logarithm; see `log2_fixed` for its error
 _UNIFORM_BITS = 128  # of each candidate's hash
 _WAIT_SHIFT = 128  # fractional bits of a wait, above any weight's size
 
-REPUTATION_ONE = 1 << 16  # fixed-point 1: an ordinary reputation
 LATENCY_CLASSES = 5  # 0 is the nearest; class k counts (16 - k) / 16, so 3/4 at the least
 
 

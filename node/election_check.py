@@ -38,6 +38,7 @@ def drawn(epoch: r.EpochRecord, shard: int, tile: int) -> Json:
                 "account": address(candidate.account),
                 "weight": str(candidate.weight),
                 "capacity_tiles": standing.capacity_tiles,
+                "reputation": standing.reputation,
             }
             for candidate, standing in zip(candidates, epoch.standings, strict=True)
         ],

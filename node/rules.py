@@ -86,9 +86,10 @@ class ProtocolRules:
 
 
 def custodians(epoch: EpochRecord) -> tuple[Candidate, ...]:
-    """Who may be elected to keep tiles, and what each weighs. Every reputation is still 1, and
-    nobody's latency is known on chain."""
-    return tuple(Candidate(v.account, election.weight(v.stake)) for v in epoch.validators.members)
+    """Who may be elected to keep tiles, and what each weighs. Nobody's latency is known on
+    chain."""
+    members = zip(epoch.validators.members, epoch.standings, strict=True)
+    return tuple(Candidate(v.account, election.weight(v.stake, s.reputation)) for v, s in members)
 
 
 def custody_order(epoch: EpochRecord) -> CustodyOrder:

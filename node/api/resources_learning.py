@@ -188,6 +188,7 @@ class CustodianWeight(Resource):
     account: str
     weight: str  # an integer, in decimal digits
     capacity_tiles: int
+    reputation: int  # in units of 2**-16
 
 
 class FullCustodian(Resource):

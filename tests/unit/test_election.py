@@ -16,13 +16,13 @@ import pytest
 
 from chain.errors import InvariantError
 from chain.hashes import Hash32
+from chain.standings import REPUTATION_ONE
 from chain.types import PubKey, ShardIndex, Stake, TileIndex, Validator, ValidatorSet, View
 from consensus.bounded import Assignment
 from consensus.custodians import CustodyOrder
 from consensus.election import (
     LATENCY_CLASSES,
     LOG_BITS,
-    REPUTATION_ONE,
     Candidate,
     draw,
     leader,

@@ -49,11 +49,14 @@ def submit(machine: Machine, first: Vote, second: Vote) -> str:
 
 def test_a_double_vote_is_slashed_once_and_jails() -> None:
     machine = Machine(funded=("ann",))
+    state = machine.state
+    state.put_account(machine.validators[1].account.public, merit=99)
+    machine.tree = state.commit()
     total, pool = machine.grains(), machine.state.account(REWARD_POOL).balance
     assert submit(machine, vote(machine, 1, 7, b"a"), vote(machine, 1, 7, b"b")) == "ok"
     guilty = machine.state.account(machine.validators[1].account.public)
     lost = STAKE * machine.genesis.params.slash_permille // 1000
-    assert (guilty.bonded, guilty.jailed) == (STAKE - lost, 1)
+    assert (guilty.bonded, guilty.jailed, guilty.merit) == (STAKE - lost, 1, 0)
     assert machine.state.account(REWARD_POOL).balance == pool + lost
     assert machine.grains() == total
     again = submit(machine, vote(machine, 1, 8, b"a"), vote(machine, 1, 8, b"c"))
