@@ -43,6 +43,7 @@ MAX_SHARDS = 65_536  # shards of one model
 MAX_TILES_PER_SHARD = 4096  # 16 GiB a shard
 MAX_DELTAS = 64  # deltas aggregated into one tile (DESIGN 7.6)
 MAX_LEARNERS = 256  # declared for one round
+WATCHERS = 19  # of an update: with 1/3 of the stake all are liars once in 10**9 draws
 MAX_COMMITTEE = 64  # members drawn for one committee
 MAX_STATE_HASHES = 1024  # state hashes in one manifest
 MAX_DATASETS = 256  # datasets named by one manifest

@@ -12,7 +12,7 @@ from dataclasses import replace
 from chain import datasets, rounds
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
-from chain.limits import MAX_DELTAS
+from chain.limits import MAX_DELTAS, WATCHERS
 from chain.params import Params, Window
 from chain.records import DeltaStatus, RoundPhase
 from chain.rules import Rules
@@ -52,6 +52,7 @@ def _opened(number: int, base_root: Hash32, version: int, height: Height) -> r.R
         accepted=(),
         rank=0,
         tiles_open=0,
+        watchers=(),
         result_root=ZERO_HASH,
         loss_before=0,
         loss_after=0,
@@ -85,8 +86,10 @@ def advance(state: State, params: Params, rules: Rules) -> None:
 
 def waits_for_blocks(state: State) -> bool:
     """Whether a seed is pending, so that leaders propose without delay."""
-    phase = state.round().phase
-    return phase in (RoundPhase.SEED, RoundPhase.JURY) or bool(datasets.waiting(state))
+    current = state.round()
+    if current.phase in (RoundPhase.SEED, RoundPhase.JURY) or datasets.waiting(state):
+        return True
+    return current.phase == RoundPhase.AGGREGATE and rounds.lacks_watchers(state, current)
 
 
 # --- helpers of the transitions ---------------------------------------------------------
@@ -283,6 +286,13 @@ def _stands(current: r.RoundRecord, delta: TxId) -> bool:
 
 
 def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecord) -> None:
+    due = current.phase_height + params.seed_blocks  # later the head may not know the outputs
+    if state.head.height == due and rounds.lacks_watchers(state, current):
+        event = b"watch" + u64_be(current.number)
+        seed = datasets.event_seed(state, params, event, current.phase_height)
+        drawn = rules.watchers(seed, state.validators(), WATCHERS + 1)
+        current = replace(current, watchers=drawn)
+        rounds.put_round(state, current)
     if current.tiles_open and not _passed(state, current):
         return
     if current.tiles_open and current.rank + 1 < params.ranks:

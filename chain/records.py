@@ -219,6 +219,7 @@ class RoundRecord:
     accepted: Annotated[tuple[TxId, ...], Seq(limits.MAX_DELTAS)]
     rank: U8  # whose turn it is to aggregate
     tiles_open: U32  # tiles without a provisional update
+    watchers: Annotated[tuple[PubKey, ...], Seq(limits.WATCHERS + 1)]  # none if all check
     result_root: Hash32  # model root after the round, zero until then
     loss_before: I64  # nano-nats per byte on the holdout; 0 unknown
     loss_after: I64

@@ -10,7 +10,8 @@ from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import TxError
 from chain.hashes import MANIFEST, ZERO_HASH, Hash32
-from chain.limits import MAX_DELTAS, MAX_LEARNERS
+from chain.limits import MAX_DELTAS, MAX_LEARNERS, WATCHERS
+from chain.params import Params
 from chain.records import DeltaStatus, RoundPhase
 from chain.rules import Rules
 from chain.state import State
@@ -278,6 +279,36 @@ def _committee(state: State, primary: PubKey) -> tuple[Validator, ...]:
     return tuple(v for v in state.validators() if v.account != primary)
 
 
+def lacks_watchers(state: State, current: r.RoundRecord) -> bool:
+    """Whether watchers are still to be drawn: where there are no more than they are, all check."""
+    return not current.watchers and len(state.validators()) > WATCHERS + 1
+
+
+def watchers(current: r.RoundRecord, primary: PubKey) -> tuple[PubKey, ...]:
+    """Who is asked first whether an update is right; none if everyone is, or nobody yet."""
+    return tuple(a for a in current.watchers if a != primary)[:WATCHERS]
+
+
+def is_asked(
+    state: State, params: Params, current: r.RoundRecord, record: r.UpdateRecord, account: PubKey
+) -> bool:
+    """Whether a validator should check an update. In a large set a watcher should; everyone as soon
+    as anyone has not found it right, or half of the window has passed and it is still open."""
+    if account in (record.primary, *record.yes, *record.no):
+        return False
+    if len(state.validators()) <= WATCHERS + 1:
+        return True
+    if record.provisional or record.no:
+        return not record.provisional
+    head = state.head
+    half = params.aggregate.blocks // 2, params.aggregate.ms // 2
+    late = (
+        head.height >= current.deadline_height - half[0]
+        and head.time_ms >= current.deadline_ms - half[1]
+    )
+    return late or account in watchers(current, record.primary)
+
+
 def slots(state: State, number: int) -> list[tuple[int, int, r.TileSlot]]:
     """(shard, tile, slot) of every tile that has an update in this round, in order."""
     prefix = b"slot/" + number.to_bytes(8, "big")
@@ -333,10 +364,19 @@ def _attest_update(state: State, sender: PubKey, tx: Attest) -> None:
     else:
         record = replace(record, no=(*record.no, sender))
     state.put(r.update_key(record.id), record)
+    if not record.provisional and _is_attested(state, record):
+        _make_provisional(state, record)
+
+
+def _is_attested(state: State, record: r.UpdateRecord) -> bool:
+    """By all of its watchers, of whom one who is honest and looks suffices; or by more than half of
+    all others' stake."""
+    drawn = watchers(state.round(), record.primary)
+    if drawn and all(account in record.yes for account in drawn):
+        return True
     committee = _committee(state, record.primary)
     agreed = sum(v.stake for v in committee if v.account in record.yes)
-    if not record.provisional and 2 * agreed > sum(v.stake for v in committee):
-        _make_provisional(state, record)
+    return 2 * agreed > sum(v.stake for v in committee)
 
 
 def _attest_replay(state: State, sender: PubKey, tx: Attest) -> None:

@@ -16,6 +16,11 @@ class Rules(Protocol):
     def draw(self, seed: Hash32, candidates: Sequence[Validator], size: int) -> tuple[PubKey, ...]:
         """A committee of accounts drawn by stake without replacement; all when there are fewer."""
 
+    def watchers(
+        self, seed: Hash32, candidates: Sequence[Validator], size: int
+    ) -> tuple[PubKey, ...]:
+        """Who looks after others' work; drawn as a committee, but not the same one."""
+
     def leader(self, seed: Hash32, view: View, validators: ValidatorSet) -> int:
         """The index of the leader of a view in its epoch's set."""
 

@@ -33,6 +33,12 @@ class ProtocolRules:
     def draw(self, seed: Hash32, candidates: Sequence[Validator], size: int) -> tuple[PubKey, ...]:
         return election.draw(seed, [Candidate(v.account, v.stake) for v in candidates], size)
 
+    def watchers(
+        self, seed: Hash32, candidates: Sequence[Validator], size: int
+    ) -> tuple[PubKey, ...]:
+        stakes = [Candidate(v.account, v.stake) for v in candidates]
+        return election.watchers(seed, stakes, size, ())
+
     def leader(self, seed: Hash32, view: View, validators: ValidatorSet) -> int:
         return election.leader(seed, view, validators)
 

@@ -320,6 +320,7 @@ class Round(RoundRow):
     accepted: list[str]
     rank: int
     tiles_open: int
+    watchers: list[str]
     finished: bool
     current: bool
     phases: list[PhaseMark]
@@ -369,6 +370,7 @@ class TileChange(Resource):
 
 class Update(UpdateRow):
     deltas: list[str]
+    watchers: list[str]  # none: everyone checks, or they are not drawn yet
     changes: list[TileChange]
 
 

@@ -21,7 +21,8 @@ NANO = 1_000_000_000  # nano-nats in a nat
 ACCOUNTS = frozenset(
     (
         *("account", "sender", "to", "learner", "submitter", "primary", "juror", "auditor"),
-        *("validator", "joined", "jurors", "auditors", "yes", "no", "custodian", "disputer"),
+        *("validator", "joined", "jurors", "auditors", "watchers", "yes", "no"),
+        *("custodian", "disputer"),
     )
 )
 _EXCEPTIONS: dict[type, str] = {SubmitEvidence: "evidence", GovernanceVote: "vote"}

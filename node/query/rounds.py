@@ -11,6 +11,7 @@ from chain.codec import decode
 from chain.errors import TxError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import DeltaStatus, RoundPhase
+from chain.rounds import watchers
 from chain.transactions import TileUpdate, Transaction
 from chain.types import PubKey, TxId
 from node.query.base import Json, NotFound, Reader, natural, unhex
@@ -179,10 +180,11 @@ class RoundQueries(Reader):
             raise NotFound(
                 f"there is no update {text}; an update's id is that of its tile_update transaction"
             )
-        accepted = state.round(record.round).accepted
+        current = state.round(record.round)
         return {
             **self._update_row(record),
-            "deltas": [d.hex() for d in accepted],
+            "deltas": [d.hex() for d in current.accepted],
+            "watchers": [address(a) for a in watchers(current, record.primary)],
             "changes": list(self._changes(record)),
         }
 

@@ -118,7 +118,14 @@ class Duties:
         """Start what is owed and not in hand; cancel what is in hand and not owed."""
         state = self._context.state()
         context = self._context
-        owed = plan(state, context.rules, context.account, context.holds, context.custody.found)
+        owed = plan(
+            state,
+            context.node.genesis.params,
+            context.rules,
+            context.account,
+            context.holds,
+            context.custody.found,
+        )
         if state.head.round != self._round:
             self._round = state.head.round
             self._context.files.forget_before(self._round - 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from chain import datasets, rounds
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
+from chain.params import Params
 from chain.records import DatasetStatus, DeltaStatus, RoundPhase
 from chain.rules import Rules
 from chain.state import State
@@ -103,7 +104,12 @@ Duty = (
 
 
 def plan(
-    state: State, rules: Rules, account: PubKey, holds: Holds, checked: Checked = unchecked
+    state: State,
+    params: Params,
+    rules: Rules,
+    account: PubKey,
+    holds: Holds,
+    checked: Checked = unchecked,
 ) -> list[Duty]:
     """Everything `account` owes in this state, what is quick and urgent first."""
     duties: list[Duty] = []
@@ -116,7 +122,7 @@ def plan(
     current = state.round()
     duties += _jury(state, current, account)
     if current.phase == RoundPhase.AGGREGATE:
-        duties += _aggregation(state, rules, current, account)
+        duties += _aggregation(state, params, rules, current, account)
     duties += _audits(state, account)
     if not missing:
         duties += _evaluations(state, current, account)
@@ -172,14 +178,14 @@ def _jury(state: State, current: r.RoundRecord, account: PubKey) -> Iterator[Dut
 
 
 def _aggregation(
-    state: State, rules: Rules, current: r.RoundRecord, account: PubKey
+    state: State, params: Params, rules: Rules, current: r.RoundRecord, account: PubKey
 ) -> Iterator[Duty]:
     if tiles_to_update(state, rules, current, account):
         yield Aggregate(current.number, current.rank)
     updates = {slot.update: None for _, _, slot in rounds.slots(state, current.number)}
     for update in updates:
         record = state.need(r.UpdateRecord, r.update_key(update))
-        if account not in (record.primary, *record.yes, *record.no):
+        if rounds.is_asked(state, params, current, record, account):
             yield CheckUpdate(current.number, update)
 
 

@@ -35,7 +35,7 @@ from tiles import merkle
 
 def kinds(chain: LocalChain, index: int) -> list[str]:
     account = chain.validators[index].account.public
-    found = plan(chain.state, chain.rules, account, lambda shard, root: True)
+    found = plan(chain.state, chain.genesis.params, chain.rules, account, lambda shard, root: True)
     return [type(duty).__name__ for duty in found]
 
 
@@ -76,10 +76,14 @@ def test_a_pending_dataset_is_audited_by_every_validator_once(tmp_path: Path) ->
         state.put(b"data/" + dataset, pending)
         reported = pending.reports[0].auditor
         for validator in chain.validators:
-            found = plan(state, chain.rules, validator.account.public, lambda *_: True)
+            found = plan(
+                state, chain.genesis.params, chain.rules, validator.account.public, lambda *_: True
+            )
             expected = [] if validator.account.public == reported else [AuditDataset(dataset)]
             assert found == expected
-        missing = plan(state, chain.rules, account, lambda shard, root: shard != 2)
+        missing = plan(
+            state, chain.genesis.params, chain.rules, account, lambda shard, root: shard != 2
+        )
         assert missing[0] == HoldModel(state.model.root)
 
 
@@ -87,8 +91,8 @@ def test_who_is_no_validator_only_holds_the_model(tmp_path: Path) -> None:
     with LocalChain(tmp_path) as chain:
         chain.learn(stop_in=RoundPhase.SCREEN_COMMIT)
         stranger = chain.learners[0].public
-        assert plan(chain.state, chain.rules, stranger, lambda *_: True) == []
-        found = plan(chain.state, chain.rules, stranger, lambda *_: False)
+        assert plan(chain.state, chain.genesis.params, chain.rules, stranger, lambda *_: True) == []
+        found = plan(chain.state, chain.genesis.params, chain.rules, stranger, lambda *_: False)
         assert found == [HoldModel(chain.state.model.root)]
 
 
