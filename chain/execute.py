@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chain import attendance, custody, datasets, jail, ledger, limits, phases, rounds, standings
+from chain import (
+    attendance,
+    custody,
+    datasets,
+    jail,
+    latency,
+    ledger,
+    limits,
+    phases,
+    rounds,
+    standings,
+)
 from chain import records as r
 from chain.codec import encode
 from chain.crypto import verify
@@ -33,6 +44,7 @@ from chain.transactions import (
     DeltaReveal,
     FraudProof,
     JoinRound,
+    LatencyReport,
     Payload,
     PodlManifest,
     PolVote,
@@ -61,7 +73,10 @@ from chain.types import (
     tx_root,
 )
 
-DUTIES = (PolVote, TileUpdate, Attest, AuditReport, Custody, CustodyOpening, FraudProof)
+DUTIES = (
+    *(PolVote, TileUpdate, Attest, AuditReport, FraudProof),
+    *(Custody, CustodyOpening, LatencyReport),
+)
 # What an opening costs who owes none, and evidence of a light-client attack anyone, in ordinary
 # transactions: both are large, and the latter has up to 1,024 signatures to verify.
 LARGE_WEIGHT = 8
@@ -349,6 +364,8 @@ class Execution:
                 custody.dispute(state, params, sender, p)
             case CustodyOpening() as p:
                 custody.opening(state, params, rules, sender, p)
+            case LatencyReport() as p:
+                latency.report(state, sender, p)
             case SubmitEvidence() as p:
                 ledger.slash(state, params, chain_id, rules, p.evidence)
             case other:

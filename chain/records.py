@@ -126,6 +126,7 @@ class Standing:
 
     capacity_tiles: U32  # at most so many, while others have room
     reputation: U32  # in units of 2**-16, from 1/2 to 1
+    latency_class: U8  # 0, the nearest, to 4
 
 
 @wire(161)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from chain import records as r
 from chain.custody_records import CustodianRecord, custodian_key
 from chain.hashes import Hash32
+from chain.latency import FARTHEST, take_classes
 from chain.limits import DEFAULT_CAPACITY_TILES
 from chain.params import Params
 from chain.rules import Rules
@@ -27,7 +28,15 @@ def put_frozen(
     state: State, params: Params, epoch: Epoch, validators: ValidatorSet, seed: Hash32
 ) -> None:
     """The record of an epoch to come, with its members' standings as they are now."""
-    found = tuple(_standing(state, params, member) for member in validators.members)
+    classes = take_classes(state)
+    found = tuple(
+        r.Standing(
+            _capacity(state, params, member),
+            reputation(state, member.account),
+            classes.get(member.account, FARTHEST),
+        )
+        for member in validators.members
+    )
     record = r.EpochRecord(epoch, validators, found, seed, (), TimeMs(0))
     state.put(r.epoch_key(epoch), record)
 
@@ -41,10 +50,6 @@ def put_cutoffs(state: State, params: Params, rules: Rules, epoch: Epoch) -> Non
     cutoffs = rules.cutoffs(record, tiles, params.custody_replicas)
     if cutoffs:
         state.put(r.epoch_key(epoch), replace(record, cutoffs=cutoffs))
-
-
-def _standing(state: State, params: Params, member: Validator) -> r.Standing:
-    return r.Standing(_capacity(state, params, member), reputation(state, member.account))
 
 
 def reputation(state: State, account: PubKey) -> int:

@@ -17,6 +17,7 @@ from chain.hashes import ANNOUNCE, DELTA_COMMIT, POL_COMMIT, STAMP, TX, TX_SIGN,
 from chain.types import (
     BlobId,
     ChainId,
+    Epoch,
     EvidenceItem,
     Grains,
     Height,
@@ -297,6 +298,16 @@ class CustodyOpening:
 # --- datasets -----------------------------------------------------------------------
 
 
+@wire(54)
+@dataclass(frozen=True, slots=True)
+class LatencyReport:
+    """How far a validator finds the members of an epoch's set: a class each, in the set's order;
+    its own does not count (docs/spec/election.md)."""
+
+    epoch: Epoch
+    classes: Annotated[bytes, Bytes(limits.MAX_VALIDATORS)]
+
+
 @wire(56)
 @dataclass(frozen=True, slots=True)
 class DatasetSubmit:
@@ -375,6 +386,7 @@ Payload = (
     | Custody
     | CustodyDispute
     | CustodyOpening
+    | LatencyReport
     | DatasetSubmit
     | AuditReport
     | DatasetVote

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from chain.errors import InvariantError, invariant
 from chain.hashes import COMMITTEE, Context, Hash32
+from chain.latency import FARTHEST
 from chain.standings import REPUTATION_ONE
 from chain.types import PubKey, ShardIndex, TileIndex, ValidatorSet, View, u64_be
 
@@ -23,7 +24,7 @@ LOG_BITS = 48  # fractional bits of a logarithm; see `log2_fixed` for its error
 _UNIFORM_BITS = 128  # of each candidate's hash
 _WAIT_SHIFT = 128  # fractional bits of a wait, above any weight's size
 
-LATENCY_CLASSES = 5  # 0 is the nearest; class k counts (16 - k) / 16, so 3/4 at the least
+LATENCY_CLASSES = FARTHEST + 1  # class k counts (16 - k) / 16, so 3/4 at the least
 
 
 class Candidate(NamedTuple):

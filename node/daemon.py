@@ -35,6 +35,7 @@ from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService
+from node.services.delta_floor import round_trips
 from node.services.duties import Duties
 from node.services.mesh import Mesh
 from node.services.new_versions import NewVersions, NoTiles, local_payloads
@@ -203,6 +204,10 @@ class Node:
     async def submit_duty(self, payload: Payload) -> Receipt:
         """Send a validator's duty, signed by the node key; the receipt of the final block."""
         return await self._sender.submit(payload)
+
+    def round_trips(self) -> Mapping[str, float]:
+        """Milliseconds to each connected peer and back, by peer id."""
+        return round_trips(self.net)
 
     def metrics(self) -> Mapping[str, int | float]:
         info = self.consensus.info()

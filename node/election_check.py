@@ -39,6 +39,7 @@ def drawn(epoch: r.EpochRecord, shard: int, tile: int) -> Json:
                 "weight": str(candidate.weight),
                 "capacity_tiles": standing.capacity_tiles,
                 "reputation": standing.reputation,
+                "latency_class": standing.latency_class,
             }
             for candidate, standing in zip(candidates, epoch.standings, strict=True)
         ],

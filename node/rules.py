@@ -92,10 +92,11 @@ class ProtocolRules:
 
 
 def custodians(epoch: EpochRecord) -> tuple[Candidate, ...]:
-    """Who may be elected to keep tiles, and what each weighs. Nobody's latency is known on
-    chain."""
-    members = zip(epoch.validators.members, epoch.standings, strict=True)
-    return tuple(Candidate(v.account, election.weight(v.stake, s.reputation)) for v, s in members)
+    """Who may be elected to keep tiles, and what each weighs."""
+    return tuple(
+        Candidate(v.account, election.weight(v.stake, s.reputation, s.latency_class))
+        for v, s in zip(epoch.validators.members, epoch.standings, strict=True)
+    )
 
 
 def custody_order(epoch: EpochRecord) -> CustodyOrder:
@@ -140,7 +141,7 @@ def _cutoffs(
 ) -> tuple[Cutoff, ...]:
     """An election of the whole model, unless everyone has room for all of it. Remembered: whoever
     plans for an epoch asks for them long before the chain does."""
-    if min(room) >= sum(tiles):
+    if min(room, default=sum(tiles)) >= sum(tiles):
         return ()
     subjects = [
         election.tile_subject(ShardIndex(shard), TileIndex(tile))

@@ -189,6 +189,7 @@ class CustodianWeight(Resource):
     weight: str  # an integer, in decimal digits
     capacity_tiles: int
     reputation: int  # in units of 2**-16
+    latency_class: int
 
 
 class FullCustodian(Resource):

@@ -30,6 +30,16 @@ class Pings(Protocol):
     def link_info(self) -> Sequence[LinkInfo]: ...
 
 
+def round_trips(net: Pings) -> dict[str, float]:
+    """Milliseconds to each connected peer and back, over the quicker way; 0 to this node."""
+    found = {p.peer_id: p.rtt_ms for p in net.peers() if p.connected and p.rtt_ms is not None}
+    for link in net.link_info():
+        if link.rtt_ms is not None:
+            found[link.peer_id] = min(link.rtt_ms, found.get(link.peer_id, link.rtt_ms))
+    found[net.peer_id] = 0.0
+    return found
+
+
 class DeltaFloor:
     def __init__(
         self, net: Pings, least_ms: int, clock: Callable[[], float] = time.monotonic
@@ -58,12 +68,7 @@ class DeltaFloor:
     def _round_trip_ms(self, members: Sequence[Validator]) -> float:
         """Within which a quorum of the stake answers, this node's own at once. What was last known
         while too few are connected."""
-        found = {p.peer_id: p.rtt_ms for p in self._net.peers() if p.connected}
-        for link in self._net.link_info():
-            if link.rtt_ms is not None:
-                slower = found.get(link.peer_id)
-                found[link.peer_id] = link.rtt_ms if slower is None else min(slower, link.rtt_ms)
-        found[self._net.peer_id] = 0.0
+        found = round_trips(self._net)
         answers = sorted(
             (rtt_ms, member.stake)
             for member in members

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from chain.errors import BlyanError, TxError
-from node.services import duty_aggregate, duty_custody, duty_dataset, duty_jury
+from node.services import duty_aggregate, duty_custody, duty_dataset, duty_jury, duty_latency
 from node.services.custody_plan import CheckCustody, CommitCustody, OpenCustody
 from node.services.duty_context import DutyContext, DutyNode
 from node.services.duty_plan import (
@@ -27,6 +27,7 @@ from node.services.duty_plan import (
     HoldModel,
     OpenVote,
     Replay,
+    ReportLatency,
     Screen,
     plan,
 )
@@ -42,7 +43,7 @@ AUDITS_AT_ONCE = 1  # an audit takes a core, and is never urgent
 _LATE = frozenset(
     (
         *("duplicate", "wrong_phase", "wrong_round", "decided", "unknown_update"),
-        *("unknown_event", "no_dispute"),
+        *("unknown_event", "no_dispute", "wrong_epoch"),
     )
 )
 
@@ -58,6 +59,7 @@ _HANDLERS: dict[type, Callable[[DutyContext, Any], Awaitable[None]]] = {
     CommitCustody: duty_custody.commit,
     CheckCustody: duty_custody.check,
     OpenCustody: duty_custody.open_subtile,
+    ReportLatency: duty_latency.report,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -112,6 +112,9 @@ class DutyNode(Protocol):
     def placement(self) -> PlacementPort: ...
 
     async def submit_duty(self, payload: Payload) -> Receipt: ...
+
+    def round_trips(self) -> Mapping[str, float]:
+        """Milliseconds to each connected peer and back, by peer id."""
 
 
 class DutyContext:

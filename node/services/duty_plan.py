@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chain import datasets, rounds
+from chain import datasets, latency, rounds
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
 from chain.params import Params
@@ -88,6 +88,13 @@ class CheckUpdate:
     update: TxId
 
 
+@dataclass(frozen=True, slots=True)
+class ReportLatency:
+    """Say how far the members of this epoch's set are."""
+
+    epoch: int
+
+
 Duty = (
     AuditDataset
     | HoldModel
@@ -100,6 +107,7 @@ Duty = (
     | CommitCustody
     | CheckCustody
     | OpenCustody
+    | ReportLatency
 )
 
 
@@ -119,6 +127,10 @@ def plan(
     duties += custody_plan.owed(state, account, checked)  # also after a custodian's epoch
     if state.validator(account) is None:
         return duties
+    over = (state.head.height - 1) % params.epoch_blocks + 1  # blocks of the epoch
+    late = 2 * over >= params.epoch_blocks > over  # much is measured, and another block can take it
+    if late and not latency.has_reported(state, account):
+        duties.append(ReportLatency(state.head.epoch))
     current = state.round()
     duties += _jury(state, current, account)
     if current.phase == RoundPhase.AGGREGATE:

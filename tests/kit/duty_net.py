@@ -134,6 +134,10 @@ class DutyNode:
         self.tiles = OwnTiles(net, directory / "tiles", net.local.tiles.specs)
         self.placement = WholeModel(self.tiles)
         self.sent: list[Payload] = []
+        self.far: dict[str, float] = {}  # peer ids, ms
+
+    def round_trips(self) -> dict[str, float]:
+        return self.far
 
     async def submit_duty(self, payload: Payload) -> Receipt:
         self.sent.append(payload)

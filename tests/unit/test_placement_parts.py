@@ -90,7 +90,7 @@ def test_the_election_is_computed_once_and_deeper_when_many_are_gone() -> None:
         EpochRecord(
             Epoch(e),
             ValidatorSet(members),
-            (Standing(600, REPUTATION_ONE),) * 20,
+            (Standing(600, REPUTATION_ONE, 0),) * 20,
             Hash32(bytes([e]) * 32),
             (),
             TimeMs(0),
@@ -117,7 +117,7 @@ def test_an_epoch_to_come_is_elected_with_the_cutoffs_that_it_will_have() -> Non
     """Whoever is full takes no more than it has room for, before the chain says who is; and what
     the chain then writes changes nothing."""
     members = tuple(Validator(account(i), account(i), account(i), "", Stake(1)) for i in range(8))
-    room = tuple(Standing(3 if i < 2 else 600, REPUTATION_ONE) for i in range(8))
+    room = tuple(Standing(3 if i < 2 else 600, REPUTATION_ONE, 0) for i in range(8))
     now, ahead = (
         EpochRecord(Epoch(e), ValidatorSet(members), room, Hash32(bytes([e]) * 32), (), TimeMs(0))
         for e in range(2)

@@ -16,6 +16,7 @@ from chain import custody_records as c
 from chain import records as r
 from chain.address import peer_id_of
 from chain.codec import encode
+from chain.latency import FARTHEST
 from chain.limits import DEFAULT_CAPACITY_TILES
 from chain.rounds import tile_ranks
 from chain.standings import REPUTATION_ONE, reputation
@@ -258,5 +259,5 @@ def test_reputation_freezes_with_the_set_and_moves_weights(machine: Machine) -> 
     assert by_account[worker.account.public].reputation == known
     assert by_account[silent.account.public].reputation < REPUTATION_ONE
     weights = dict(custodians_of(record))
-    assert weights[worker.account.public] == 16 * STAKE * known
+    assert weights[worker.account.public] == (16 - FARTHEST) * STAKE * known
     assert weights[silent.account.public] < weights[worker.account.public]
