@@ -18,6 +18,7 @@ from chain.transactions import (
     DeltaCommit,
     DeltaReveal,
     JoinRound,
+    LatencyReport,
     Payload,
     Transfer,
     Unbond,
@@ -53,6 +54,7 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
     st.builds(Custody, hashes, st.lists(hashes, max_size=2).map(tuple)),
     st.builds(CustodyDispute, hashes, keys, st.integers(0, 2), amounts),
     st.builds(CustodyOpening, hashes, keys, st.integers(0, 2), st.just(()), st.just(b"x")),
+    st.builds(LatencyReport, st.integers(0, 2), st.binary(max_size=5)),
     st.builds(
         DatasetSubmit,
         hashes,
