@@ -32,7 +32,8 @@ NOWHERE = "none"
     "--capacity",
     type=click.IntRange(0, 2**32 - 1),
     metavar="TILES",
-    help="Tiles that it keeps at most; 0: its configuration says. [default: as announced last]",
+    help="Tiles that it keeps at most, for which it is elected; 0: its configuration says, and it "
+    "is elected for 65536. [default: as announced last]",
 )
 @click.option(
     "--address",
