@@ -117,8 +117,8 @@ class Client:
         block: CertifiedBlock = decode(CertifiedBlock, raw)
         return block
 
-    async def txs(self, limit: int | None = None) -> Any:
-        return await self._json("txs", limit=limit)
+    async def txs(self, *, before: int | None = None, limit: int | None = None) -> Any:
+        return await self._json("txs", before=before, limit=limit)
 
     async def tx(self, tx_id: TxId) -> Json:
         return await self._object(f"txs/{tx_id.hex()}")

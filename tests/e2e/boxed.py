@@ -67,8 +67,8 @@ def divert(ways: Mapping[int, int]) -> None:
             return error.errno or errno.EIO
         return 0
 
-    socket.socket.connect = connect  # type: ignore[method-assign]
-    socket.socket.connect_ex = connect_ex  # type: ignore[method-assign]
+    socket.socket.connect = connect  # type: ignore
+    socket.socket.connect_ex = connect_ex  # type: ignore
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent.parent
 FIRST_PORT, LAST_PORT = 20_000, 28_000  # below those that the system gives to who dials
 ASK_S = 3.0  # the longest answer of a node that runs; one that is stopped gives none
 START_S, STOP_S = 90.0, 20.0
-LOOK_S = 0.1
+LOOK_S = 0.2
 FUNDS_GRAINS = 1000 * 10**8
 
 
@@ -80,10 +80,10 @@ class Machine:
         """What it has printed since it was made; the log goes there, too."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
-    async def ask(self, answer: Awaitable[T]) -> T | None:
+    async def ask(self, answer: Awaitable[T], within_s: float = ASK_S) -> T | None:
         """The answer of its API to a question of `client`; None if there is none in time."""
         with suppress(UnreachableError, TimeoutError):
-            async with asyncio.timeout(ASK_S):
+            async with asyncio.timeout(within_s):
                 return await answer
         return None
 
@@ -159,6 +159,9 @@ class Fleet:
             await machine.start()
         await asyncio.gather(*(self.wait_height(m, 2) for m in self.machines))
         await asyncio.gather(*(self.wait_connected(m) for m in self.machines))
+        for pair, size in self.wires.carried().items():
+            if not size:
+                raise Failure(f"nodes {sorted(pair)} are linked, but not over their wire")
 
     async def wait_height(self, machine: Machine, height: int, within_s: float = START_S) -> None:
         """Until it answers and is there."""

@@ -28,6 +28,7 @@ from wallet.signing import sign_transaction
 
 PAYERS = 4
 MOST_WAITING = 16  # of one payer, not final: nodes take nonces up to 32 ahead
+POST_S = 1.0  # a node that has not taken a transfer by then is given up
 AGAIN_S = 2.0  # what is not final after that is sent to another node
 TICK_S = 0.1
 # Right another time, or already there: sending again or waiting mends it.
@@ -51,6 +52,11 @@ class Told:
     height: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)  # replaced at each block
 
+    @property
+    def highest(self) -> int:
+        """Of anything that was told."""
+        return max([self.height, *(h for by in self.txs.values() for _, h in by)])
+
     def block(self, node: str, height: int, block_hash: str) -> None:
         self.blocks[height, block_hash].add(node)
         self.height = max(self.height, height)
@@ -64,6 +70,7 @@ class _Sent:
     payer: int
     node: int  # to which it was sent last
     at: float
+    times: int = 1
 
 
 class Load:
@@ -129,7 +136,7 @@ class Load:
         now, count = self._clock(), len(self._fleet.machines)
         for tx_id, sent in self._waiting.items():
             if now - sent.at > AGAIN_S:
-                sent.node, sent.at = (sent.node + 1) % count, now
+                sent.node, sent.at, sent.times = (sent.node + 1) % count, now, sent.times + 1
                 self._post(tx_id)
 
     def _post(self, tx_id: TxId) -> None:
@@ -139,11 +146,18 @@ class Load:
         """To one node; if that knows it already, what becomes of it."""
         machine = self._fleet.machines[sent.node]
         try:
-            if await machine.ask(machine.client.post_tx(sent.raw)) is None:
-                return
+            taken = await machine.ask(machine.client.post_tx(sent.raw), POST_S)
         except TxError as error:
             if error.code not in PASSING:
                 raise Failure(f"{machine.name} refused a transfer: {error.code}: {error}") from None
+            taken = tx_id
+        if taken is None:  # it is not there, or stopped: to the next one at once
+            sent.at = -AGAIN_S
+        elif sent.times > 1:
+            await self._look(machine, tx_id)
+
+    async def _look(self, machine: Machine, tx_id: TxId) -> None:
+        """Ask a node what has become of a transfer: nobody may have listened when it told."""
         with suppress(InputError):  # unknown there: it will be sent again
             found = await machine.ask(machine.client.tx(tx_id))
             if found is not None and found["status"] == "final":

@@ -5,11 +5,11 @@
     rate = 20                        # transfers a second, put in through the API
     [clock]                          # seconds that a node's clock is ahead from the start
     "3" = 2.5
-    [genesis]                        # parameters of the genesis that differ from the local network's
+    [genesis]                        # parameters that differ from the local network's
     epoch_blocks = 16
     [[perturb]]
     do = "kill"                      # and what the class `Perturbation` tells
-    nodes = [1]                      # by index; a number instead of a list: as many, drawn by the seed
+    nodes = [1]                      # by index; or how many: the seed draws them
     at_s = 1.0                       # seconds after the load has begun; or at_height, of the chain
     for_s = 2.0                      # until it is started again, connected, …
 
@@ -20,7 +20,7 @@ one before. Unknown keys and values that make no sense are refused.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Perturbation:
     clock       the wall clock of `nodes` is stepped to `offset_s` ahead, then back
 
     `how` (disconnect, partition): `reset`, connections break and none can be made; or `stall`,
-    nothing arrives and nobody is told. `meanwhile`: `goes_on`, it lasts until the chain has two more
-    blocks at nodes it does not touch; `stops`, nothing becomes final after its first second.
+    nothing arrives and nobody is told. `meanwhile`: `goes_on`, it lasts until the chain has two
+    more blocks at nodes it does not touch; `stops`, nothing becomes final after its first second.
     """
 
     do: str
@@ -246,8 +246,8 @@ def _number(
     whole: bool = False,
 ) -> Any:
     value = table.get(key, default)
-    good: Callable[[Any], bool] = lambda v: type(v) is int or (type(v) is float and not whole)
-    if not good(value) or not least <= value <= most:
+    is_number = type(value) is int or (type(value) is float and not whole)
+    if not is_number or not least <= value <= most:
         kind = "a whole number" if whole else "a number"
         raise ManifestError(
             f"{where}: {key}: expected {kind} from {least:g} to {most:g}, not {value!r}"

@@ -18,7 +18,7 @@ from tests.kit.waiting import paused
 JITTER_S = 0.5  # a perturbation comes up to so much later than its manifest says
 SETTLE_S = 1.0  # what was under way when a quorum broke is final by then, or only later
 GOES_ON_S = 60.0  # the longest that the rest of a network may take for two blocks
-TICK_S = 0.05
+TICK_S = 0.2
 
 
 class Perturber:
@@ -114,9 +114,9 @@ class Perturber:
         """`for_s`, and what the chain must do in it."""
         if what.meanwhile == "stops":
             await paused(SETTLE_S)
-            before = await self._highest(())
+            before = await self._highest(touched)
             await paused(what.for_s - SETTLE_S)
-            after = await self._highest(())
+            after = await self._highest(touched)
             if after != before:
                 raise Failure(
                     f"{what.do}: the chain went from {before} to {after} without a quorum"

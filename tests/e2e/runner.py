@@ -33,7 +33,7 @@ from tests.e2e.fleet import START_S, Failure, Fleet, deadline
 from tests.e2e.load import PAYERS, Load, all_of, payer
 from tests.e2e.manifest import Manifest, ManifestError
 from tests.e2e.perturb import Perturber
-from tests.e2e.verdict import Check, all_ok, judge, judge_logs, read
+from tests.e2e.verdict import Check, all_ok, judge, judge_logs, read, read_whole
 from tests.kit.waiting import paused
 
 DRAIN_S = 60.0  # from the end of the last perturbation until every transfer is final
@@ -98,19 +98,24 @@ async def _run(manifest: Manifest, result: Result, say: Callable[[str], None]) -
         say(f"{manifest.validators} nodes are up and linked")
         load = Load(fleet, manifest.rate, seed)
         perturber = Perturber(fleet, manifest, load.told, seed, say)
-        height = await _under_load(fleet, load, perturber)
+        await _under_load(fleet, load, perturber)
+        say("all is healed, and every transfer final")
+        height = max(load.told.highest, *await fleet.heights())
+        await _level(fleet, height)
         result.blocks, result.transfers = height, len(load.sent)
         found = await asyncio.gather(*(read(m, height) for m in fleet.machines))
         seen = {m.name: s for m, s in zip(fleet.machines, found, strict=True)}
-        result.checks += judge(seen, load.told, load.sent)
+        blocks = await read_whole(fleet.machines, height)
+        result.checks += judge(seen, blocks, load.told, load.sent)
+        say("judged")
         codes = await fleet.stop()
         result.checks += judge_logs({m.name: m.log() for m in fleet.machines}, codes)
     finally:
         await fleet.close()
 
 
-async def _under_load(fleet: Fleet, load: Load, perturber: Perturber) -> int:
-    """Perturb, heal, drain; the height that all nodes have in the end."""
+async def _under_load(fleet: Fleet, load: Load, perturber: Perturber) -> None:
+    """Perturb, heal, drain; nothing more is told afterwards."""
     watching = [asyncio.create_task(load.listen(m)) for m in fleet.machines]
     watching.append(asyncio.create_task(fleet.watch()))
     loading = asyncio.create_task(load.run())
@@ -121,14 +126,13 @@ async def _under_load(fleet: Fleet, load: Load, perturber: Perturber) -> int:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # a load or a node that has ended early is a failure
-        return acting.result()
     finally:
         await all_of([*watching, loading])
         acting.cancel()
         await asyncio.gather(acting, return_exceptions=True)
 
 
-async def _act(fleet: Fleet, load: Load, perturber: Perturber) -> int:
+async def _act(fleet: Fleet, load: Load, perturber: Perturber) -> None:
     await perturber.run()
     await _level(fleet, max(await fleet.heights()) + 1)
     await paused(QUIET_S)
@@ -136,9 +140,6 @@ async def _act(fleet: Fleet, load: Load, perturber: Perturber) -> int:
     async with deadline(DRAIN_S, f"{load.waiting} transfers were not final in {DRAIN_S:g} s"):
         while load.waiting:
             await load.told.news.wait()
-    height = max(load.told.height, *await fleet.heights())
-    await _level(fleet, height)
-    return height
 
 
 async def _level(fleet: Fleet, height: int) -> None:

@@ -1,7 +1,8 @@
-"""What must hold after a run, whatever was done to the network: judged from blocks alone.
+"""What must hold after a run, whatever was done to the network: judged from what nodes show.
 
-`read` takes every block of every node from its API and computes the hashes itself; `judge` is a
-function of what was read and what was told while it went on.
+`read` takes the list of blocks and of transactions of every node, and each block itself from one of
+them in turn, whose hash it computes. `judge` is a function of what was read, and of what was told
+while the run went on.
 """
 
 from __future__ import annotations
@@ -9,34 +10,50 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from chain.errors import BlyanError
 from chain.hashes import TX
 from chain.transactions import SubmitEvidence, decode_transaction
+from chain.types import CertifiedBlock
+from node.client import Json
 from tests.e2e.fleet import ASK_S, Failure, Machine
 from tests.e2e.load import Told
 
 SHOWN = 3  # examples in a failed check
 MAX_POINTS = 50.0  # of violations that a node may hold against an honest one; 100 part them
 READERS = 4  # questions to one node at a time
+PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A block as one node has it."""
+    """A block as one node lists it, and its transactions: id, sender and nonce."""
 
+    hash: str
+    txs: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(tx_id for tx_id, _, _ in self.txs)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A block itself, as one node handed it out; hashes computed here."""
+
+    by: str
     hash: str
     parent: str
     txs: tuple[str, ...] = ()
-    nonces: tuple[tuple[str, int], ...] = ()  # sender and nonce of each
     evidence: int = 0  # items, and transactions that carry some
 
 
 @dataclass(slots=True)
 class Seen:
-    """What one node shows after the run: its blocks from 1 on."""
+    """What one node lists after the run: its blocks from 1 on."""
 
     rows: list[Row]
     points: Mapping[str, float] = field(default_factory=dict)  # held against other nodes
@@ -64,57 +81,92 @@ class Check:
 
 
 async def read(machine: Machine, height: int) -> Seen:
-    """Its blocks from 1 to `height`, and what it holds against others."""
-    places = asyncio.Semaphore(READERS)
+    """Its lists of blocks from 1 to `height` and of their transactions, and whom it charges."""
+    client = machine.client
+    blocks = await _pages(machine, client.blocks, "blocks", height + 1)
+    rows = {int(b["height"]): Row(str(b["hash"])) for b in blocks}
+    for tx in await _pages(machine, client.txs, "txs", None):
+        at = int(tx["height"])
+        if at in rows:
+            one = (str(tx["id"]), str(tx["sender"]), int(tx["nonce"]))
+            rows[at] = replace(rows[at], txs=(one, *rows[at].txs))  # newest first in the list
+    peers = await _answer(machine, client.peers(), "its peers")
+    points = {str(p["peer_id"]): float(p["violations"]) for p in peers["peers"]}
+    return Seen([rows.get(h, Row("none")) for h in range(1, height + 1)], points)
 
-    async def row(number: int) -> Row:
-        async with places:
-            return await _row(machine, number)
 
-    rows = await asyncio.gather(*(row(n) for n in range(1, height + 1)))
-    found = await machine.ask(machine.client.peers())
-    if found is None:
-        raise Failure(f"{machine.name} does not answer after the run")
-    return Seen(list(rows), {p["peer_id"]: float(p["violations"]) for p in found["peers"]})
+async def read_whole(machines: Sequence[Machine], height: int) -> list[Whole]:
+    """Each block from 1 to `height`, from one node after the other."""
+    places = [asyncio.Semaphore(READERS) for _ in machines]
+
+    async def one(number: int) -> Whole:
+        which = number % len(machines)
+        async with places[which]:
+            machine = machines[which]
+            asked = machine.client.raw_block(number)
+            return _whole(machine.name, await _answer(machine, asked, f"block {number}"))
+
+    return list(await asyncio.gather(*(one(n) for n in range(1, height + 1))))
 
 
-async def _row(machine: Machine, height: int) -> Row:
-    try:
-        found = await machine.ask(machine.client.raw_block(height))
-    except BlyanError as error:
-        raise Failure(f"{machine.name} has no block {height}: {error}") from None
-    if found is None:
-        raise Failure(f"{machine.name} did not show block {height} within {ASK_S:g} s")
+def _whole(by: str, found: CertifiedBlock) -> Whole:
     block = found.block
-    txs = [decode_transaction(raw) for raw in block.txs]
-    return Row(
+    carriers = [isinstance(decode_transaction(raw).payload, SubmitEvidence) for raw in block.txs]
+    return Whole(
+        by,
         block.header.hash().hex(),
         block.header.parent.hex(),
         tuple(TX.hash(raw).hex() for raw in block.txs),
-        tuple((tx.sender.hex(), tx.nonce) for tx in txs),
-        len(block.evidence) + sum(isinstance(tx.payload, SubmitEvidence) for tx in txs),
+        len(block.evidence) + sum(carriers),
     )
+
+
+async def _pages(
+    machine: Machine, ask: Callable[..., Awaitable[Any]], name: str, before: int | None
+) -> list[Json]:
+    """All of a list, newest first."""
+    found: list[Json] = []
+    while True:
+        page = await _answer(machine, ask(before=before, limit=PAGE), name)
+        found += page[name]
+        before = page["next"]
+        if before is None:
+            return found
+
+
+async def _answer(machine: Machine, asked: Awaitable[Any], what: str) -> Any:
+    try:
+        found = await machine.ask(asked)
+    except BlyanError as error:
+        raise Failure(f"{machine.name} does not show {what}: {error}") from None
+    if found is None:
+        raise Failure(f"{machine.name} did not show {what} within {ASK_S:g} s")
+    return found
 
 
 # --- judging ------------------------------------------------------------------------------------
 
 
-def judge(seen: Mapping[str, Seen], told: Told, sent: Mapping[str, tuple[int, int]]) -> list[Check]:
-    """`seen` by node, all to one height; `sent`: the transfers put in. Each check names what is
-    wrong; none of them trusts another."""
-    return [
-        Check("blocks are the same on all nodes", *_counted(_differing(seen), _most(seen))),
-        Check("each block follows the one before", *_counted(_loose(seen), _most(seen))),
-        Check("blocks told to be final are there on all nodes", *_counted(
-            _lost_blocks(seen, told), len(told.blocks))),
-        Check("transactions told to be final are there on all nodes", *_counted(
-            _lost_txs(seen, told), len(told.txs))),
-        Check("every transfer is final, and took effect", *_counted(
-            _unpaid(seen, told, sent), len(sent))),
-        Check("no transaction is there twice", *_counted(_doubled(seen), _most(seen))),
-        Check("nobody is shown to have signed twice", *_counted(_accused(seen), _most(seen))),
-        Check("no node holds much against another", *_counted(_charged(seen), len(seen))),
-    ]  # fmt: skip
+def judge(
+    seen: Mapping[str, Seen],
+    blocks: Sequence[Whole],
+    told: Told,
+    sent: Mapping[str, tuple[int, int]],
+) -> list[Check]:
+    """`seen` by node and `blocks`, all to one height; `sent`: payer and nonce of the transfers put
+    in. None of the checks trusts another."""
+    most = max((len(s.rows) for s in seen.values()), default=0)
+    found: list[tuple[str, Iterator[str], int]] = [
+        ("blocks are the same on all nodes", _differing(seen, most), most),
+        ("each block is what is listed, on the one before", _unlike(seen, blocks), len(blocks)),
+        ("blocks told to be final are there", _lost_blocks(seen, told), len(told.blocks)),
+        ("transactions told to be final are there", _lost_txs(seen, told), len(told.txs)),
+        ("every transfer is final, and took effect", _unpaid(seen, told, sent), len(sent)),
+        ("no transaction is there twice", _doubled(seen), most),
+        ("nobody is shown to have signed twice", _accused(blocks), len(blocks)),
+        ("no node holds much against another", _charged(seen), len(seen)),
+    ]
+    return [Check(name, tuple(wrong), looked_at) for name, wrong, looked_at in found]
 
 
 def judge_logs(logs: Mapping[str, str], codes: Mapping[str, int]) -> list[Check]:
@@ -135,31 +187,25 @@ def _errors(logs: Mapping[str, str]) -> Iterator[str]:
             yield f"{node}: {found.group()[:300]}"
 
 
-def _counted(wrong: Iterator[str], looked_at: int) -> tuple[tuple[str, ...], int]:
-    return tuple(wrong), looked_at
-
-
-def _most(seen: Mapping[str, Seen]) -> int:
-    return max((len(s.rows) for s in seen.values()), default=0)
-
-
 def _row_at(node: Seen, height: int) -> Row | None:
     return node.rows[height - 1] if 1 <= height <= len(node.rows) else None
 
 
-def _differing(seen: Mapping[str, Seen]) -> Iterator[str]:
-    for height in range(1, _most(seen) + 1):
+def _differing(seen: Mapping[str, Seen], most: int) -> Iterator[str]:
+    for height in range(1, most + 1):
         rows = {name: _row_at(node, height) for name, node in seen.items()}
         if len(set(rows.values())) > 1:
-            shown = ", ".join(f"{n} {r.hash[:8] if r else 'none'}" for n, r in rows.items())
-            yield f"height {height}: {shown}"
+            shown = (f"{n} {r.hash[:8]} with {len(r.txs)}" for n, r in rows.items() if r)
+            yield f"height {height}: {', '.join(shown)} transactions"
 
 
-def _loose(seen: Mapping[str, Seen]) -> Iterator[str]:
-    for name, node in seen.items():
-        for height in range(2, len(node.rows) + 1):
-            if node.rows[height - 1].parent != node.rows[height - 2].hash:
-                yield f"{name} height {height}"
+def _unlike(seen: Mapping[str, Seen], blocks: Sequence[Whole]) -> Iterator[str]:
+    for height, block in enumerate(blocks, 1):
+        row = _row_at(seen[block.by], height)
+        if row is None or (row.hash, row.ids) != (block.hash, block.txs):
+            yield f"height {height} of {block.by} is not what it lists"
+        if height > 1 and block.parent != blocks[height - 2].hash:
+            yield f"height {height} of {block.by} has another parent"
 
 
 def _lost_blocks(seen: Mapping[str, Seen], told: Told) -> Iterator[str]:
@@ -175,7 +221,7 @@ def _lost_txs(seen: Mapping[str, Seen], told: Told) -> Iterator[str]:
         for said, height in sorted(by):
             for name, node in seen.items():
                 row = _row_at(node, height)
-                if row is None or tx not in row.txs:
+                if row is None or tx not in row.ids:
                     yield f"{tx[:8]} at {height}, told by {said}, is not there on {name}"
 
 
@@ -183,7 +229,7 @@ def _unpaid(
     seen: Mapping[str, Seen], told: Told, sent: Mapping[str, tuple[int, int]]
 ) -> Iterator[str]:
     for name, node in seen.items():
-        there = {tx for row in node.rows for tx in row.txs}
+        there = {tx for row in node.rows for tx in row.ids}
         for tx, (payer, nonce) in sent.items():
             if tx not in there:
                 yield f"{tx[:8]} (payer {payer}, nonce {nonce}) is not there on {name}"
@@ -193,19 +239,19 @@ def _unpaid(
 
 def _doubled(seen: Mapping[str, Seen]) -> Iterator[str]:
     for name, node in seen.items():
-        times = Counter(tx for row in node.rows for tx in row.txs)
-        yield from (f"{tx[:8]} {count} times on {name}" for tx, count in times.items() if count > 1)
-        uses = Counter(nonce for row in node.rows for nonce in row.nonces)
-        for (sender, nonce), count in uses.items():
+        txs = [tx for row in node.rows for tx in row.txs]
+        for tx_id, count in Counter(tx_id for tx_id, _, _ in txs).items():
             if count > 1:
-                yield f"nonce {nonce} of {sender[:8]} {count} times on {name}"
+                yield f"{tx_id[:8]} {count} times on {name}"
+        for (sender, nonce), count in Counter((who, nonce) for _, who, nonce in txs).items():
+            if count > 1:
+                yield f"nonce {nonce} of {sender} {count} times on {name}"
 
 
-def _accused(seen: Mapping[str, Seen]) -> Iterator[str]:
-    for name, node in seen.items():
-        for height, row in enumerate(node.rows, 1):
-            if row.evidence:
-                yield f"evidence in block {height} of {name}"
+def _accused(blocks: Sequence[Whole]) -> Iterator[str]:
+    for height, block in enumerate(blocks, 1):
+        if block.evidence:
+            yield f"evidence in block {height} of {block.by}"
 
 
 def _charged(seen: Mapping[str, Seen]) -> Iterator[str]:

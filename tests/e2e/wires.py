@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.kit.waiting import paused
 
@@ -151,9 +152,9 @@ class _Connection:
             writer.transport.abort()
 
 
-async def _all_or_none(*works: object) -> None:
+async def _all_or_none(*works: Coroutine[Any, Any, None]) -> None:
     """Both to their ends; if one fails, the other is not waited for."""
-    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[arg-type]
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.gather(*tasks)
     finally:
