@@ -93,6 +93,7 @@ class Machine:
         return -1 if status is None else int(status["height"])
 
     async def start(self) -> None:
+        assert self.process is None
         self.is_told_to_end = False
         command = [sys.executable, "-m", "tests.e2e.boxed", str(self.box)]
         with self.output.open("ab") as output:
@@ -114,11 +115,13 @@ class Machine:
         self.signal(number)
         try:
             async with asyncio.timeout(STOP_S):
-                return await self.process.wait()
+                code = await self.process.wait()
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await self.process.wait()
             raise Failure(f"{self.name} did not end within {STOP_S:g} s of {number.name}") from None
+        self.process = None
+        return code
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
