@@ -10,7 +10,8 @@
     [[perturb]]
     do = "kill"                      # and what the class `Perturbation` tells
     nodes = [1]                      # by index; or how many: the seed draws them
-    at_s = 1.0                       # seconds after the load has begun; or at_height, of the chain
+    at_s = 1.0                       # after the load has begun; or at_height of the chain; or
+                                     # after = 1: when the first perturbation is over
     for_s = 2.0                      # until it is started again, connected, …
 
 Perturbations begin on their own and may overlap; what ends or stops the same process waits for the
@@ -61,16 +62,13 @@ class Perturbation:
     groups: tuple[tuple[int, ...], ...] = ()
     at_s: float | None = None
     at_height: int | None = None
+    after: int | None = None  # of the manifest's perturbations, from 1
     for_s: float = 0.0
     how: str = "reset"
     delay_ms: int = 0
     bytes_per_s: int = 0
     offset_s: float = 0.0
     meanwhile: str = ""
-
-    @property
-    def when(self) -> str:
-        return f"{self.at_s:g} s" if self.at_s is not None else f"block {self.at_height}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,8 @@ class Manifest:
 # --- reading ------------------------------------------------------------------------------------
 
 _TOP = ("summary", "validators", "rate", "clock", "genesis", "perturb")
-_COMMON = ("do", "at_s", "at_height", "for_s", "meanwhile")
+_WHEN = ("at_s", "at_height", "after")
+_COMMON = ("do", *_WHEN, "for_s", "meanwhile")
 _KEYS = {
     "kill": ("nodes",),
     "restart": ("nodes",),
@@ -131,7 +130,7 @@ def parse(name: str, text: str) -> Manifest:
         _number(name, document, "rate", 20.0, 0.1, MAX_RATE),
         _clock(name, document, count),
         _genesis(name, document),
-        tuple(_perturbation(f"{name}: perturb {i}", p, count) for i, p in enumerate(listed, 1)),
+        tuple(_perturbation(name, i, p, count) for i, p in enumerate(listed, 1)),
     )
 
 
@@ -152,23 +151,27 @@ def _genesis(where: str, document: Mapping[str, Any]) -> dict[str, Any]:
     return dict(table)
 
 
-def _perturbation(where: str, table: Any, count: int) -> Perturbation:
+def _perturbation(name: str, number: int, table: Any, count: int) -> Perturbation:
+    where = f"{name}: perturb {number}"
     if not isinstance(table, dict):
         raise ManifestError(f"{where}: expected a table")
     do = _text(where, table, "do", KINDS)
     where = f"{where} ({do})"
     _no_others(where, table, _COMMON + _KEYS[do])
-    if ("at_s" in table) == ("at_height" in table):
-        raise ManifestError(f"{where}: expected either at_s or at_height")
-    at_height = None
+    if sum(key in table for key in _WHEN) != 1:
+        raise ManifestError(f"{where}: expected one of {', '.join(_WHEN)}")
+    at_height = after = None
     if "at_height" in table:
         at_height = _number(where, table, "at_height", 0, 1, 10**6, whole=True)
+    if "after" in table:  # an earlier one, so that none waits for itself
+        after = _number(where, table, "after", 0, 1, number - 1, whole=True)
     made = Perturbation(
         do,
         *_nodes(where, table, count),
         groups=_groups(where, table, count),
         at_s=_number(where, table, "at_s", 0, 0, MAX_S) if "at_s" in table else None,
         at_height=at_height,
+        after=after,
         for_s=_number(where, table, "for_s", 0.0, 0, MAX_S),
         how=_text(where, table, "how", ("reset", "stall"), "reset"),
         delay_ms=_number(where, table, "delay_ms", 0, 0, 10_000, whole=True),

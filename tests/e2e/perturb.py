@@ -41,10 +41,20 @@ class Perturber:
     async def run(self) -> None:
         """All of them, each at its time; the first that fails ends the others."""
         async with asyncio.TaskGroup() as group:
+            tasks: list[asyncio.Task[None]] = []
             for what, nodes, late_s in self._plans:
-                group.create_task(self._one(what, nodes, late_s))
+                before = tasks[what.after - 1] if what.after else None
+                tasks.append(group.create_task(self._one(what, nodes, late_s, before)))
 
-    async def _one(self, what: Perturbation, nodes: list[int], late_s: float) -> None:
+    async def _one(
+        self,
+        what: Perturbation,
+        nodes: list[int],
+        late_s: float,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
         await paused((what.at_s or 0.0) + late_s)
         if what.at_height is not None:
             async with deadline(START_S, f"the chain never came to height {what.at_height}"):
