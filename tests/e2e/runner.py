@@ -98,8 +98,8 @@ async def _run(manifest: Manifest, result: Result, say: Callable[[str], None]) -
         say(f"{manifest.validators} nodes are up and linked")
         load = Load(fleet, manifest.rate, seed)
         perturber = Perturber(fleet, manifest, load.told, seed, say)
-        await _under_load(fleet, load, perturber)
-        say("all is healed, and every transfer final")
+        await _under_load(fleet, load, perturber, say)
+        say("every transfer is final")
         height = max(load.told.highest, *await fleet.heights())
         await _level(fleet, height)
         result.blocks, result.transfers = height, len(load.sent)
@@ -114,12 +114,14 @@ async def _run(manifest: Manifest, result: Result, say: Callable[[str], None]) -
         await fleet.close()
 
 
-async def _under_load(fleet: Fleet, load: Load, perturber: Perturber) -> None:
+async def _under_load(
+    fleet: Fleet, load: Load, perturber: Perturber, say: Callable[[str], None]
+) -> None:
     """Perturb, heal, drain; nothing more is told afterwards."""
     watching = [asyncio.create_task(load.listen(m)) for m in fleet.machines]
     watching.append(asyncio.create_task(fleet.watch()))
     loading = asyncio.create_task(load.run())
-    acting = asyncio.create_task(_act(fleet, load, perturber))
+    acting = asyncio.create_task(_act(fleet, load, perturber, say))
     try:
         pending = {acting, loading, *watching}
         while acting in pending:
@@ -132,9 +134,12 @@ async def _under_load(fleet: Fleet, load: Load, perturber: Perturber) -> None:
         await asyncio.gather(acting, return_exceptions=True)
 
 
-async def _act(fleet: Fleet, load: Load, perturber: Perturber) -> None:
+async def _act(fleet: Fleet, load: Load, perturber: Perturber, say: Callable[[str], None]) -> None:
     await perturber.run()
     await _level(fleet, max(await fleet.heights()) + 1)
+    say("all nodes are level again")
+    await asyncio.gather(*(fleet.wait_connected(m) for m in fleet.machines))
+    say("all nodes are linked again")
     await paused(QUIET_S)
     load.is_ending = True
     async with deadline(DRAIN_S, f"{load.waiting} transfers were not final in {DRAIN_S:g} s"):
