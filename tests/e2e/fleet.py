@@ -14,7 +14,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,12 +166,13 @@ class Fleet:
             if not size:
                 raise Failure(f"nodes {sorted(pair)} are linked, but not over their wire")
 
-    async def wait_height(self, machine: Machine, height: int, within_s: float = START_S) -> None:
-        """Until it answers and is there."""
-        what = f"{machine.name} has not reached height {height} within {within_s:g} s"
-        async with deadline(within_s, what):
-            while await machine.height() < height:
+    async def wait_height(self, machine: Machine, height: int) -> int:
+        """Until it answers and is there; the height it has then."""
+        what = f"{machine.name} has not reached height {height} within {START_S:g} s"
+        async with deadline(START_S, what):
+            while (found := await machine.height()) < height:
                 await paused(LOOK_S)
+        return found
 
     async def wait_connected(self, machine: Machine) -> None:
         """Until it has a connection and a link with every other node."""
@@ -184,8 +185,9 @@ class Fleet:
                     return
                 await paused(LOOK_S)
 
-    async def heights(self) -> list[int]:
-        return list(await asyncio.gather(*(m.height() for m in self.machines)))
+    async def highest(self, machines: Collection[Machine]) -> int:
+        """The height that these have reached. Each of them answers, sooner or later."""
+        return max(await asyncio.gather(*(self.wait_height(m, 0) for m in machines)))
 
     def check_running(self) -> None:
         for m in self.machines:

@@ -120,26 +120,22 @@ class Perturber:
 
     # --- what must hold while it lasts ----------------------------------------------------------
 
-    async def _meanwhile(self, what: Perturbation, touched: Sequence[Machine]) -> None:
-        """`for_s`, and what the chain must do in it."""
+    async def _meanwhile(self, what: Perturbation, touched: Collection[Machine]) -> None:
+        """`for_s`, and what the chain must do in it at the nodes that are not touched."""
+        others = [m for m in self._fleet.machines if m not in touched]
         if what.meanwhile == "stops":
             await paused(SETTLE_S)
-            before = await self._highest(touched)
+            before = await self._fleet.highest(others)
             await paused(what.for_s - SETTLE_S)
-            after = await self._highest(touched)
+            after = await self._fleet.highest(others)
             if after != before:
-                raise Failure(
-                    f"{what.do}: the chain went from {before} to {after} without a quorum"
-                )
-            return
-        before = await self._highest(touched)
-        await paused(what.for_s)
-        if what.meanwhile == "goes_on":
+                moved = f"the chain went from {before} to {after}"
+                raise Failure(f"{what.do}: {moved} without a quorum")
+        elif what.meanwhile == "goes_on":
+            before = await self._fleet.highest(others)
+            await paused(what.for_s)
             async with deadline(GOES_ON_S, f"{what.do}: the others did not go on from {before}"):
-                while await self._highest(touched) < before + 2:
+                while await self._fleet.highest(others) < before + 2:
                     await paused(TICK_S)
-
-    async def _highest(self, without: Collection[Machine]) -> int:
-        """The height that the other nodes have reached; of those that answer."""
-        asked = [m for m in self._fleet.machines if m not in without]
-        return max(await asyncio.gather(*(m.height() for m in asked)), default=-1)
+        else:
+            await paused(what.for_s)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from chain.errors import BlyanError
 from tests.e2e import manifest as manifests
-from tests.e2e.fleet import START_S, Failure, Fleet, deadline
+from tests.e2e.fleet import Failure, Fleet, deadline
 from tests.e2e.load import PAYERS, Load, all_of, payer
 from tests.e2e.manifest import Manifest, ManifestError
 from tests.e2e.perturb import Perturber
@@ -100,7 +100,7 @@ async def _run(manifest: Manifest, result: Result, say: Callable[[str], None]) -
         perturber = Perturber(fleet, manifest, load.told, seed, say)
         await _under_load(fleet, load, perturber, say)
         say("every transfer is final")
-        height = max(load.told.highest, *await fleet.heights())
+        height = max(load.told.highest, await fleet.highest(fleet.machines))
         await _level(fleet, height)
         result.blocks, result.transfers = height, len(load.sent)
         found = await asyncio.gather(*(read(m, height) for m in fleet.machines))
@@ -136,7 +136,7 @@ async def _under_load(
 
 async def _act(fleet: Fleet, load: Load, perturber: Perturber, say: Callable[[str], None]) -> None:
     await perturber.run()
-    await _level(fleet, max(await fleet.heights()) + 1)
+    await _level(fleet, await fleet.highest(fleet.machines) + 1)
     say("all nodes are level again")
     await asyncio.gather(*(fleet.wait_connected(m) for m in fleet.machines))
     say("all nodes are linked again")
@@ -148,7 +148,7 @@ async def _act(fleet: Fleet, load: Load, perturber: Perturber, say: Callable[[st
 
 
 async def _level(fleet: Fleet, height: int) -> None:
-    await asyncio.gather(*(fleet.wait_height(m, height, START_S) for m in fleet.machines))
+    await asyncio.gather(*(fleet.wait_height(m, height) for m in fleet.machines))
 
 
 # --- the program --------------------------------------------------------------------------------

@@ -297,7 +297,11 @@ class Standing:
 
 def meanwhile(what: Perturbation, steps: list[int], touched: int) -> None:
     nodes: Any = [Standing(i, step) for i, step in enumerate(steps)]
-    fleet: Any = SimpleNamespace(machines=nodes)
+
+    async def highest(machines: list[Standing]) -> int:
+        return max([await machine.height() for machine in machines])
+
+    fleet: Any = SimpleNamespace(machines=nodes, highest=highest)
     made = perturb.Perturber(fleet, Manifest("x", "s"), Told(), "seed", print)
     asyncio.run(made._meanwhile(what, nodes[:touched]))
 
