@@ -171,6 +171,7 @@ class Fleet:
         what = f"{machine.name} has not reached height {height} within {START_S:g} s"
         async with deadline(START_S, what):
             while (found := await machine.height()) < height:
+                self.check_running()
                 await paused(LOOK_S)
         return found
 

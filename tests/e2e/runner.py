@@ -129,9 +129,7 @@ async def _under_load(
             for task in done:
                 task.result()  # a load or a node that has ended early is a failure
     finally:
-        await all_of([*watching, loading])
-        acting.cancel()
-        await asyncio.gather(acting, return_exceptions=True)
+        await all_of([acting, loading, *watching])
 
 
 async def _act(fleet: Fleet, load: Load, perturber: Perturber, say: Callable[[str], None]) -> None:
@@ -142,7 +140,7 @@ async def _act(fleet: Fleet, load: Load, perturber: Perturber, say: Callable[[st
     say("all nodes are linked again")
     await paused(QUIET_S)
     load.is_ending = True
-    async with deadline(DRAIN_S, f"{load.waiting} transfers were not final in {DRAIN_S:g} s"):
+    async with deadline(DRAIN_S, f"what was put in is not all final {DRAIN_S:g} s later"):
         while load.waiting:
             await load.told.news.wait()
 
