@@ -2,7 +2,7 @@
 
     summary = "two validators are killed, one after the other"
     validators = 4                   # 1 to 16; every one a process
-    rate = 20                        # transfers a second, put in through the API
+    rate = 12                        # transfers a second, put in through the API
     [clock]                          # seconds that a node's clock is ahead from the start
     "3" = 2.5
     [genesis]                        # parameters that differ from the local network's
@@ -76,7 +76,7 @@ class Manifest:
     name: str
     summary: str
     validators: int = 4
-    rate: float = 20.0
+    rate: float = 12.0
     clock: Mapping[int, float] = field(default_factory=dict)
     genesis: Mapping[str, Any] = field(default_factory=dict)
     perturb: tuple[Perturbation, ...] = ()
@@ -127,7 +127,7 @@ def parse(name: str, text: str) -> Manifest:
         name,
         _text(name, document, "summary", None),
         count,
-        _number(name, document, "rate", 20.0, 0.1, MAX_RATE),
+        _number(name, document, "rate", 12.0, 0.1, MAX_RATE),
         _clock(name, document, count),
         _genesis(name, document),
         tuple(_perturbation(name, i, p, count) for i, p in enumerate(listed, 1)),
