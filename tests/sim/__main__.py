@@ -9,12 +9,15 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 from tests.sim import coverage, named
 from tests.sim.oracle import Violation
 from tests.sim.scenario import Plan, Verdict, simulate
+
+Result = TypeVar("Result")
 
 MOST_FAILURES = 10  # then the rest would say nothing new
 CHUNK = 4  # seeds that one process takes at a time
@@ -71,7 +74,7 @@ def one(seed: int) -> int:
 def many(seeds: range, args: argparse.Namespace) -> int:
     total: Counter[str] = Counter()
     begun, failed = time.monotonic(), 0
-    for seed, found in outcomes(seeds, args.jobs):
+    for seed, found in outcomes(seeds, args.jobs, outcome):
         if isinstance(found, str):
             failed += 1
             print(f"FAILED python -m tests.sim --seed {seed}  # {found}", flush=True)
@@ -93,15 +96,17 @@ def many(seeds: range, args: argparse.Namespace) -> int:
     return 1 if failed or missing else 0
 
 
-def outcomes(seeds: Sequence[int], jobs: int) -> Iterator[tuple[int, Verdict | str]]:
+def outcomes(
+    seeds: Sequence[int], jobs: int, run: Callable[[int], Result]
+) -> Iterator[tuple[int, Result]]:
     if jobs == 1:
-        yield from ((seed, outcome(seed)) for seed in seeds)
+        yield from ((seed, run(seed)) for seed in seeds)
         return
     with ProcessPoolExecutor(
         jobs, initializer=logging.disable, initargs=(logging.WARNING,)
     ) as pool:
         try:
-            yield from zip(seeds, pool.map(outcome, seeds, chunksize=CHUNK), strict=True)
+            yield from zip(seeds, pool.map(run, seeds, chunksize=CHUNK), strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -28,6 +28,10 @@ def _quorum_of_half(weight: int, total: int) -> bool:
     return 2 * weight > total
 
 
+def _half_is_a_quorum(weight: int, total: int) -> bool:
+    return 2 * weight >= total  # two of four
+
+
 def _quorum_of_two_thirds(weight: int, total: int) -> bool:
     return 3 * weight >= 2 * total
 
@@ -158,6 +162,10 @@ MUTANTS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "quorum of two thirds and no more": (
         (certificates, "is_quorum", _quorum_of_two_thirds),
         (ballots, "is_quorum", _quorum_of_two_thirds),
+    ),
+    "a half is a quorum": (
+        (certificates, "is_quorum", _half_is_a_quorum),
+        (ballots, "is_quorum", _half_is_a_quorum),
     ),
     "the log is not synced": ((wal.WriteAheadLog, "append", _appends_without_sync),),
     "the log is not written anew at a start": (
