@@ -25,8 +25,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from chain.types import Proposal, View
-from consensus.simplex.messages import BlockReply, BlockRequest, Message
+from chain.types import Certificate, Proposal, View, Vote
+from consensus.simplex.messages import Message
 from tests.sim.__main__ import MOST_FAILURES, outcomes
 from tests.sim.byzantine import Twin
 from tests.sim.ledger import Law
@@ -184,7 +184,7 @@ class Twins:
         parts = self.schedule.partitions
         if view > len(parts) or self.world.now > self._since.get(view, 0) + HOLD_MS:
             return True
-        groups = parts[view - 1] if view > 0 else parts[0]
+        groups = parts[view - 1]
         self.world.counts["messages cut"] += groups[source] != groups[target]
         return groups[source] == groups[target]
 
@@ -197,12 +197,13 @@ class Twins:
 
 
 def _view_of(message: Message, now: View) -> View:
-    """The view that a message is about, or where its sender is."""
-    if isinstance(message, Proposal):
-        return message.seal.view
-    if isinstance(message, BlockRequest | BlockReply):
-        return now
-    return message.last if not hasattr(message, "view") else message.view
+    """The view that a message is about; where its sender is, if it asks for something or gives."""
+    match message:
+        case Proposal():
+            return message.seal.view
+        case Vote() | Certificate():
+            return message.view
+    return now
 
 
 def how_many(views: int) -> int:
