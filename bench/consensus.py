@@ -48,7 +48,7 @@ class Amount:
     """How much is measured."""
 
     blocks: int = 300
-    rate: float = 1300.0
+    rate: float = 1250.0
     seconds: float = 60.0
     kills: int = 30
     simulated: simulated.Amount = field(default_factory=simulated.Amount)

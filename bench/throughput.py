@@ -1,6 +1,6 @@
 """How many transfers four real nodes of one machine make final, every one verified on all four.
 
-    python -m bench.throughput [--json] [--rate 1300] [--seconds 60]
+    python -m bench.throughput [--json] [--rate 1250] [--seconds 60]
 
 The load is signed before the clock starts, by many accounts, and handed in at a steady rate
 through the batch call of the API, each sender's at one node. A transfer's finality is counted from
@@ -194,7 +194,7 @@ def _word(stage: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
-    parser.add_argument("--rate", type=float, default=1300.0, help="transfers a second [1300]")
+    parser.add_argument("--rate", type=float, default=1250.0, help="transfers a second [1250]")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long [60]")
     options = parser.parse_args()
     try:

@@ -56,6 +56,7 @@ PARAMS: dict[str, Any] = {
     "round_reward_grains": 100,
     "dataset_bytes_most": 1 << 26,
     "custody_interval_blocks": 32,
+    "custody_tile_bond_grains": 1000,
     "custody_replicas": 3,
     "custody_commit": {"blocks": 4, "ms": 1000},
     "custody_open": {"blocks": 8, "ms": 1000},
