@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
@@ -16,17 +17,17 @@ from typing import Protocol
 import msgpack
 
 from chain.errors import BlyanError, UnreachableError
-from node.net import limits as net_limits
 from node.net.port import PeerHandler
 from node.net.requests import RequestHandler
 
 log = logging.getLogger("blyan.txs")
 PROTOCOL = "/blyan/txs/1"
 PAUSE_S = 0.02  # transactions that come within it travel together
-TIMEOUT_S = 5.0
-MAX_WAITING = 4096  # of one lane; what comes then goes by gossip
-CONCURRENT = 32  # batches judged at a time, waiting for their turn included
-BATCH_BYTES, MAX_BATCH_TXS = 512 * 1024, 1024
+TIMEOUT_S = 20.0
+MAX_WAITING = 4096  # of one lane; the oldest goes first, its sender says it again
+CONCURRENT = 128  # batches here at a time, each waiting for its turn
+BATCH_BYTES, MAX_BATCH_TXS = 256 * 1024, 1024
+MAX_BYTES = 512 * 1024  # of a message: a batch, or a transaction that is larger by itself
 WRONG_WEIGHT = 20.0  # violation points of whoever sends what is wrong for every node
 
 Judge = Callable[[str, bytes], Awaitable[bool | None]]
@@ -65,14 +66,16 @@ class Lanes:
         self._lanes: dict[str, _Lane] = {}
         self.sent_total = self.failed_total = 0
         net.on_peer(self._peer_changed)
-        net.serve(PROTOCOL, self._serve, most=net_limits.MAX_GOSSIP_BYTES, concurrent=CONCURRENT)
+        net.serve(PROTOCOL, self._serve, most=MAX_BYTES, concurrent=CONCURRENT)
 
     def send(self, raw: bytes) -> bool:
-        """Give a transaction to every connected member. False: gossip has to carry it as well."""
+        """Give a transaction to every connected member. False: somebody is beyond these, so gossip
+        has to carry it as well. Not because one is slow: under load that would add to it."""
         members = self._members()
         reached = [name for name in members if name in self._connected]
-        taken = [self._lane(name).push(raw) for name in reached]
-        return bool(taken) and all(taken) and len(reached) == len(members) == len(self._connected)
+        for name in reached:
+            self._lane(name).push(raw)
+        return bool(reached) and len(reached) == len(members) == len(self._connected)
 
     def metrics(self) -> Mapping[str, int]:
         return {"tx_batches_sent": self.sent_total, "tx_batches_failed": self.failed_total}
@@ -88,14 +91,19 @@ class Lanes:
         return self._lanes[name]
 
     async def _carry(self, name: str, batch: Sequence[bytes]) -> None:
+        """One that refuses gets it by gossip; one that is slow would be no quicker with that."""
+        began = time.monotonic()
         try:
             await self._net.request(
                 name, PROTOCOL, msgpack.packb(batch), timeout_s=TIMEOUT_S, most=64
             )
             self.sent_total += 1
         except UnreachableError as error:
-            log.debug("%s does not take transactions, they are gossiped: %s", name, error)
             self.failed_total += 1
+            if time.monotonic() - began >= TIMEOUT_S:
+                log.debug("%s is too slow for transactions: %s", name, error)
+                return
+            log.debug("%s does not take transactions, they are gossiped: %s", name, error)
             for raw in batch:
                 self._gossip(raw)
 
@@ -125,16 +133,13 @@ class _Lane:
 
     def __init__(self, carry: Callable[[Sequence[bytes]], Awaitable[None]]) -> None:
         self._carry = carry
-        self.waiting: deque[bytes] = deque()
+        self.waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._task: asyncio.Task[None] | None = None
 
-    def push(self, raw: bytes) -> bool:
-        if len(self.waiting) >= MAX_WAITING:
-            return False
+    def push(self, raw: bytes) -> None:
         self.waiting.append(raw)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
-        return True
 
     def close(self) -> None:
         if self._task is not None:

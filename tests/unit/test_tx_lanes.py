@@ -139,17 +139,33 @@ def test_what_waits_for_a_peer_that_goes_is_gossiped() -> None:
     run(act)
 
 
-def test_a_slow_peer_costs_bounded_memory_and_then_gossip_carries_it() -> None:
+def test_a_slow_peer_costs_bounded_memory_and_no_gossip() -> None:
     async def act() -> None:
         site = Site({"slow"})
         site.connect("slow")
         site.net.gate = asyncio.Event()
-        answers = [site.lanes.send(n.to_bytes(4, "big")) for n in range(MAX_WAITING + 2)]
-        assert answers.count(False) == 2
+        names = [n.to_bytes(4, "big") for n in range(MAX_WAITING + 2)]
+        assert all(site.lanes.send(name) for name in names)
         site.net.gate.set()
         await site.settle()
-        assert sum(map(len, site.net.taken["slow"])) == MAX_WAITING
-        site.lanes.close()
+        assert [raw for batch in site.net.taken["slow"] for raw in batch] == names[2:]
+        assert site.gossiped == []
+
+    run(act)
+
+
+def test_what_a_peer_is_too_slow_for_is_not_gossiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that cannot keep up would be asked for more."""
+
+    async def act() -> None:
+        site = Site({"a"})
+        site.connect("a")
+        site.net.broken = {"a"}
+        monkeypatch.setattr(tx_lanes, "TIMEOUT_S", 0.0)
+        assert site.lanes.send(b"1")
+        await site.settle()
+        assert site.gossiped == []
+        assert site.lanes.metrics() == {"tx_batches_sent": 0, "tx_batches_failed": 1}
 
     run(act)
 
