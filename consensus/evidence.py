@@ -13,6 +13,7 @@ whoever signed both is guilty, and two quorums share more than a third of the st
 
 from __future__ import annotations
 
+from chain.certificates import verify_certificate, verify_seal, verify_vote
 from chain.codec import encode
 from chain.errors import VerifyError
 from chain.types import (
@@ -29,7 +30,6 @@ from chain.types import (
     VoteKind,
     accused,
 )
-from consensus.certificates import verify_certificate, verify_seal, verify_vote
 
 
 def votes_conflict(a: Vote, b: Vote) -> bool:

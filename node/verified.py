@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 from chain import limits
 from chain import records as r
+from chain.certificates import verify_certificate
 from chain.codec import decode
 from chain.errors import InputError, UnreachableError, VerifyError
 from chain.hashes import BLOB, Hash32
 from chain.params import Genesis
 from chain.tree import StateProof, verify_state_proof
 from chain.types import BlobId, Certificate, CertifiedBlock, Header, TxId, VoteKind
-from consensus.certificates import verify_certificate
 from learning.spec import ModelSpec
 from node.client import Client
 from tiles import merkle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from chain.certificates import assemble, is_quorum
 from chain.hashes import Hash32
 from chain.types import (
     Certificate,
@@ -15,7 +16,6 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import assemble, is_quorum
 from consensus.evidence import double_vote, votes_conflict
 
 # Votes this many views below the last final one are kept: late ones still convict.

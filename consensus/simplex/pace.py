@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from chain.certificates import is_quorum
 from chain.types import PubKey, Stake, ValidatorSet
-from consensus.certificates import is_quorum
 from consensus.simplex.rules import Rule, unobserved
 
 SILENT_VIEWS = 16  # a leader unheard for this many views is passed over

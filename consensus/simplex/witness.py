@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from chain.certificates import verify_certificate, verify_seal, verify_vote, votes_of
 from chain.errors import VerifyError
 from chain.types import Certificate, Proposal, ProposalSeal, Vote, VoteKind
-from consensus.certificates import verify_certificate, verify_seal, verify_vote, votes_of
 from consensus.evidence import certificates_conflict, conflicting_certificates, double_proposal
 from consensus.simplex.ballots import contradict
 from consensus.simplex.messages import Evidence

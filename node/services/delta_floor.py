@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from chain.certificates import is_quorum
 from chain.types import Stake, Validator
-from consensus.certificates import is_quorum
 from node.net.info import PeerInfo
 from node.net.links.info import LinkInfo
 

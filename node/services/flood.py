@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from chain.certificates import verify_certificate, verify_seal, verify_vote
 from chain.codec import decode, encode
 from chain.errors import BlyanError, DecodeError, VerifyError
 from chain.types import (
@@ -30,7 +31,6 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import verify_certificate, verify_seal, verify_vote
 from consensus.simplex.core import WINDOW_VIEWS
 from consensus.simplex.messages import Envelope, EpochContext, Message
 from consensus.simplex.witness import PROOFS

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from chain import limits
+from chain.certificates import verify_certificate
 from chain.codec import U8, Seq, decode, encode, wire
 from chain.errors import BlockError, BlyanError, DecodeError, UnreachableError, VerifyError
 from chain.execute import epoch_of
 from chain.types import Block, Certificate, CertifiedBlock, Height, VoteKind
-from consensus.certificates import verify_certificate
 from node.net.port import Network
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService, body_matches

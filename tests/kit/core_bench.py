@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from chain.certificates import assemble
 from chain.hashes import ZERO_HASH, Hash32
 from chain.types import (
     Block,
@@ -18,7 +19,6 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import assemble
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
 from consensus.simplex.rules import Rule

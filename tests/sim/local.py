@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from chain.certificates import assemble
 from chain.codec import encode
 from chain.hashes import ZERO_HASH, Hash32
 from chain.types import (
@@ -26,7 +27,6 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import assemble
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
 from consensus.simplex.rules import Rule

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from chain.certificates import verify_certificate
 from chain.codec import encode
 from chain.errors import StorageError
 from chain.types import (
@@ -19,7 +20,6 @@ from chain.types import (
     ProposalSeal,
     Vote,
 )
-from consensus.certificates import verify_certificate
 from consensus.simplex import messages as m
 from consensus.simplex.core import Simplex
 from consensus.simplex.rules import Rule

@@ -12,13 +12,13 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from chain.address import format_address
+from chain.certificates import verify_certificate
 from chain.codec import decode, encode
 from chain.hashes import TX
 from chain.records import MODEL, RoundPhase
 from chain.transactions import Transfer
 from chain.tree import StateProof, verify_state_proof
 from chain.types import CertifiedBlock, Grains, Header
-from consensus.certificates import verify_certificate
 from node.api import resources as res
 from node.api import resources_custody as kept
 from node.api import resources_learning as learn

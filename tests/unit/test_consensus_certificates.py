@@ -8,6 +8,13 @@ from typing import Any
 
 import pytest
 
+from chain.certificates import (
+    assemble,
+    is_quorum,
+    verify_certificate,
+    verify_vote,
+    votes_of,
+)
 from chain.errors import VerifyError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.types import (
@@ -26,13 +33,6 @@ from chain.types import (
     VoteKind,
     proposal_digest,
     vote_digest,
-)
-from consensus.certificates import (
-    assemble,
-    is_quorum,
-    verify_certificate,
-    verify_vote,
-    votes_of,
 )
 from consensus.evidence import (
     check_evidence,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from chain.certificates import assemble
 from chain.codec import decode, encode
 from chain.errors import VerifyError
 from chain.hashes import Hash32
 from chain.records import evidence_key
 from chain.types import Certificate, Epoch, EvidenceItem, Height, View, VoteKind
-from consensus.certificates import assemble
 from consensus.evidence import double_vote
 from consensus.simplex import messages as m
 from node.services import evidence_pool, flood

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from chain.certificates import assemble
 from chain.codec import encode
 from chain.types import Block, Certificate, Epoch, View, VoteKind
-from consensus.certificates import assemble
 from consensus.evidence import conflicting_certificates
 from consensus.simplex import messages as m
 from tests.kit.core_bench import NULL, Bench, find, said

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from chain.certificates import assemble
 from chain.codec import encode
 from chain.errors import BlockError
 from chain.execute import Context, Execution
@@ -21,7 +22,6 @@ from chain.types import (
     Vote,
     VoteKind,
 )
-from consensus.certificates import assemble
 from consensus.evidence import conflicting_certificates, double_vote
 from node.rules import ProtocolRules
 from tests.kit.machine import STAKE, Machine, key

@@ -1,0 +1,189 @@
+"""The light client: headers that nobody has to be believed for (docs/spec/light-client.md).
+
+From one header that is trusted it reaches any later one by certificates alone: within the epoch
+and the next directly, since a header names both validator sets; further ahead if more than a third
+of the trusted set's stake has signed there as well, which an honest member must be among while the
+trusted header is young enough. Pure: the caller fetches what `Walk.wanted` names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from chain.certificates import verify_certificate
+from chain.codec import encode
+from chain.errors import VerifyError
+from chain.hashes import Hash32
+from chain.types import (
+    Certificate,
+    ChainId,
+    ConflictingCertificates,
+    Header,
+    Height,
+    ValidatorSet,
+    VoteKind,
+)
+
+MAX_DESCENT = 64  # headers from one that has no finalization of its own to the next that has
+
+
+class TooFar(VerifyError):
+    """Too little of the trusted set's stake has signed: a header between is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """A header that is believed, and the set of its epoch, which has its `validators_hash`."""
+
+    header: Header
+    validators: ValidatorSet
+
+    def __post_init__(self) -> None:
+        if self.validators.hash() != self.header.validators_hash:
+            raise VerifyError("the validator set shown is not the trusted header's")
+
+
+@dataclass(frozen=True, slots=True)
+class LightBlock:
+    """What shows that a header is final: the headers from it to one that has a finalization, each
+    the parent of the next; and the set of their epoch."""
+
+    headers: tuple[Header, ...]
+    finalization: Certificate
+    validators: ValidatorSet
+
+    @property
+    def header(self) -> Header:
+        return self.headers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a light client is run with. `trust_ms`: how long a header may be trusted, below the
+    evidence age and so below unbonding: who signs two histories in it can still be slashed."""
+
+    chain_id: ChainId
+    trust_ms: int
+    drift_ms: int  # how far a header's time may be ahead of the own clock
+
+
+def check_form(terms: Terms, block: LightBlock) -> None:
+    """What a light block says by itself, its certificate included. VerifyError if it does not
+    hold together. Whether its set is the right one is not asked here."""
+    headers = block.headers
+    if not 0 < len(headers) <= MAX_DESCENT:
+        raise VerifyError(f"{len(headers)} headers where 1 to {MAX_DESCENT} are allowed")
+    for header in headers:
+        if header.chain_id != terms.chain_id or header.version != 1:
+            raise VerifyError(f"header {header.height} is of another chain or version")
+    for parent, child in pairwise(headers):
+        if child.parent != parent.hash() or child.height != parent.height + 1:
+            raise VerifyError(f"header {child.height} does not follow the one before")
+        if child.time_ms <= parent.time_ms or child.epoch != parent.epoch:
+            raise VerifyError(f"header {child.height} is of an earlier time or another epoch")
+    last, certificate = headers[-1], block.finalization
+    if certificate.kind != VoteKind.FINALIZE or certificate.block_hash != last.hash():
+        raise VerifyError(f"the certificate does not finalize header {last.height}")
+    if certificate.epoch != last.epoch:
+        raise VerifyError(f"the certificate is of epoch {certificate.epoch}, not {last.epoch}")
+    if any(block.validators.hash() != header.validators_hash for header in headers):
+        raise VerifyError(f"the validator set shown is not that of header {last.height}")
+    verify_certificate(terms.chain_id, block.validators, certificate)
+
+
+def check_step(terms: Terms, trusted: Trusted, block: LightBlock, now_ms: int) -> Trusted:
+    """Go from a trusted header to a later one. VerifyError if that does not hold; TooFar if it may
+    but cannot be told from here."""
+    old, new = trusted.header, block.header
+    if now_ms >= old.time_ms + terms.trust_ms:
+        raise VerifyError(
+            f"header {old.height} is older than the trust period of {terms.trust_ms} ms: start "
+            "from a newer one that you know to be right (--trust HEIGHT:HASH)"
+        )
+    if new.height <= old.height or new.time_ms <= old.time_ms:
+        raise VerifyError(f"header {new.height} is not after the trusted {old.height}")
+    if new.time_ms > now_ms + terms.drift_ms:
+        raise VerifyError(f"header {new.height} is from the future; is this clock right?")
+    if new.epoch == old.epoch:
+        named: Hash32 | None = old.validators_hash
+    elif new.epoch == old.epoch + 1:
+        named = old.next_validators_hash
+    elif new.epoch > old.epoch:
+        named = None
+    else:
+        raise VerifyError(f"header {new.height} is of an earlier epoch than header {old.height}")
+    if named is not None and new.validators_hash != named:
+        raise VerifyError(f"header {new.height} names another validator set than {old.height}")
+    check_form(terms, block)
+    if named is None and 3 * _common(trusted.validators, block) <= trusted.validators.total:
+        raise TooFar(f"at most a third of the stake at {old.height} has signed {new.height}")
+    return Trusted(new, block.validators)
+
+
+def _common(validators: ValidatorSet, block: LightBlock) -> int:
+    """The stake in `validators` of those whose keys have signed a block."""
+    members = block.validators.members
+    keys = {members[index].consensus_key for index in block.finalization.indices()}
+    return sum(v.stake for v in validators.members if v.consensus_key in keys)
+
+
+class Walk:
+    """The way from a trusted header to a height: straight there if it can be, else by halves."""
+
+    def __init__(self, terms: Terms, trusted: Trusted, target: Height) -> None:
+        self._terms, self.trusted = terms, trusted
+        self._ahead = [target] if target > trusted.header.height else []
+        self.steps = 0  # headers verified
+        if target < trusted.header.height:
+            raise VerifyError(f"height {target} is below the trusted {trusted.header.height}")
+
+    @property
+    def wanted(self) -> Height | None:
+        """The height of the light block to `give` next; None once the target is trusted."""
+        return self._ahead[-1] if self._ahead else None
+
+    def give(self, block: LightBlock, now_ms: int) -> None:
+        """Take the block of height `wanted`. VerifyError: whoever sent it lies, or it is too late;
+        nothing has changed, and another peer may be asked."""
+        if not block.headers or block.header.height != self.wanted:
+            raise VerifyError(f"not a header of height {self.wanted}")
+        try:
+            self.trusted = check_step(self._terms, self.trusted, block, now_ms)
+        except TooFar:
+            self._ahead.append(Height((self.trusted.header.height + block.header.height) // 2))
+            return
+        self.steps += 1
+        self._ahead.pop()
+
+
+def check_witness(terms: Terms, own: LightBlock, other: LightBlock) -> None:
+    """Compare what a witness shows for the same height, each verified from what was trusted.
+    Raises Attack if both are final and differ; VerifyError if the witness shows nothing right."""
+    check_form(terms, other)
+    if other.header.height != own.header.height:
+        raise VerifyError(f"the witness shows height {other.header.height}")
+    if other.header.hash() != own.header.hash():
+        raise Attack(own, other)
+
+
+class Attack(VerifyError):
+    """Two final headers of one height: over a third of a validator set has signed two histories."""
+
+    def __init__(self, first: LightBlock, second: LightBlock) -> None:
+        height = first.header.height
+        super().__init__(
+            f"two final blocks of height {height}: {first.header.hash().hex()} and "
+            f"{second.header.hash().hex()}. Believe neither, and ask people"
+        )
+        self.blocks = (first, second)
+
+    def evidence(self) -> ConflictingCertificates | None:
+        """What the chain slashes for it: if both were certified in one view of one epoch and set.
+        (Finality of different views is no pair of votes that one key may not give.)"""
+        first, second = self.blocks
+        a, b = first.finalization, second.finalization
+        if (a.epoch, a.view) != (b.epoch, b.view) or first.validators != second.validators:
+            return None
+        a, b = sorted((a, b), key=encode)
+        return ConflictingCertificates(a, b)
