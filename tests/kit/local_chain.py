@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chain import limits
+from chain import certificates, limits
 from chain.codec import encode
 from chain.errors import UnreachableError, VerifyError
 from chain.execute import Context, Execution, epoch_of, seal_header
@@ -42,7 +42,7 @@ from chain.types import (
     View,
     VoteKind,
 )
-from consensus import certificates, election, vrf
+from consensus import election, vrf
 from node.genesis import build_genesis
 from node.mempool import Mempool
 from node.net.info import PeerInfo

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from chain import types
+from chain import certificates, types
 from chain.codec import encode
 from chain.errors import VerifyError
-from consensus import certificates
 from consensus.simplex import outbox, proposals, replica, witness
 from tests.reference import consensus as reference
 from tests.sim import node, world

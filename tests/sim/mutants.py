@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from chain import certificates
 from chain.types import View, VoteKind
-from consensus import certificates
 from consensus.simplex import ballots, core, fetch, messages, outbox, proposals, sign_state, supply
 from node import wal
 from tests.sim.scenario import Plan, simulate
