@@ -269,10 +269,7 @@ class Execution:
         tx_id = TxId(TX.hash(raw))  # also of bytes that are no transaction: they are stored by it
         try:
             self._transaction(raw, tx_id)
-        except TxError as error:
-            self._state.undo(mark)
-            return Receipt(tx_id, error.code, str(error))
-        except (DecodeError, VerifyError) as error:
+        except (TxError, DecodeError, VerifyError) as error:
             self._state.undo(mark)
             return Receipt(tx_id, error.code, str(error))
         return Receipt(tx_id, "ok", "")
@@ -280,9 +277,10 @@ class Execution:
     def judge(self, raw: bytes) -> Receipt:
         """What `try_apply` would say; nothing changes."""
         mark = self._state.mark()
-        receipt = self.try_apply(raw)
-        self._state.undo(mark)
-        return receipt
+        try:
+            return self.try_apply(raw)
+        finally:
+            self._state.undo(mark)
 
     def next_nonce(self, account: PubKey) -> int:
         """The nonce that an account's next transaction in this block has."""

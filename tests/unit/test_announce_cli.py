@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from chain import records as r
 from chain.address import peer_id_of
 from chain.limits import MAX_ADDRESSES
 from chain.transactions import Roles
-from node.api.app import create_app
-from node.cli.blyan import program
-from node.cli.session import Session, run_program
-from node.client import Client
+from tests.kit.commands import Run, runner
 from tests.kit.local_chain import LocalChain
 from wallet.keys import KeyPair, Keys
 
-Run = Callable[..., tuple[int, Any]]
 HOST = "/dns/node.example.org/tcp/9645"
 
 
@@ -45,28 +38,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Run the program on a node whose every transaction gets a block."""
-    app = create_app(chain)
-
-    async def node(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope, receive, send)
-        if scope["type"] == "http" and scope["method"] == "POST" and chain.pool.size:
-            chain.block()
-
-    def client(url: str, token: str | None) -> Client:
-        return Client(url, token, httpx.ASGITransport(node))
-
-    monkeypatch.setattr("node.client.Client", client)
-    monkeypatch.setattr(Session, "keys", lambda session, name=None: acting[0])
-
-    def call(*words: str) -> tuple[int, Any]:
-        common = ["--home", str(tmp_path / "home"), "--node", "http://localhost"]
-        code = run_program(program, "blyan", ["announce", *words, *common])
-        said = capsys.readouterr()
-        text = said.out if code == 0 else said.err
-        return code, json.loads(text) if "--json" in words else text
-
-    return call
+    return runner("announce", chain, lambda: acting[0], tmp_path / "home", monkeypatch, capsys)
 
 
 def held(chain: LocalChain, keys: Keys) -> r.NodeRecord | None:

@@ -252,6 +252,8 @@ def test_a_plan_that_fails_does_not_end_the_reconciler(
         await spin(lambda: duties.metrics()["duties_done"] > 0)
 
     run(tmp_path, body)
+    assert not broken
+    assert script.log[0] == "start"
 
 
 # --- datasets ------------------------------------------------------------------------------

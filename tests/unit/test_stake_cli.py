@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from chain import records as r
@@ -15,16 +13,12 @@ from chain.address import format_address
 from chain.jail import JailReason, jail
 from chain.params import Window
 from chain.state import State
-from node.api.app import create_app
-from node.cli.blyan import program
-from node.cli.session import Session, run_program
-from node.client import Client
+from tests.kit.commands import Run, runner
 from tests.kit.local_chain import LocalChain
 from wallet.keys import Keys
 
 EPOCH = 8
 BLY = 10**8
-Run = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
@@ -52,28 +46,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Run the program with `owner`'s keys on a node whose every transaction gets a block."""
-    app = create_app(chain)
-
-    async def node(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope, receive, send)
-        if scope["type"] == "http" and scope["method"] == "POST" and chain.pool.size:
-            chain.block()
-
-    def client(url: str, token: str | None) -> Client:
-        return Client(url, token, httpx.ASGITransport(node))
-
-    monkeypatch.setattr("node.client.Client", client)
-    monkeypatch.setattr(Session, "keys", lambda session, name=None: owner)
-
-    def call(*words: str) -> tuple[int, Any]:
-        common = ["--home", str(tmp_path / "home"), "--node", "http://localhost"]
-        code = run_program(program, "blyan", ["stake", *words, *common])
-        said = capsys.readouterr()
-        text = said.out if code == 0 else said.err
-        return code, json.loads(text) if "--json" in words else text
-
-    return call
+    return runner("stake", chain, lambda: owner, tmp_path / "home", monkeypatch, capsys)
 
 
 def held(chain: LocalChain, owner: Keys) -> r.Account:
