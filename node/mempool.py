@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chain import custody, limits
+from chain.admission import check_transaction, is_free_duty
 from chain.errors import TxError
-from chain.execute import Context, Execution, check_transaction, is_free_duty
+from chain.execute import Context, Execution
 from chain.hashes import TX, ZERO_HASH, Hash32
 from chain.params import Genesis
 from chain.receipts import Receipt

@@ -8,9 +8,9 @@ from typing import Any
 
 from chain import records as r
 from chain.address import parse_address
+from chain.admission import stamp_bits
 from chain.codec import decode, encode
 from chain.errors import BlyanError, DecodeError, InputError, TxError, VerifyError
-from chain.execute import stamp_bits
 from chain.hashes import TX, Hash32
 from chain.state import REWARD_POOL
 from chain.store_rows import BlockRow, TxRow

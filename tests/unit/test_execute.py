@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from chain.admission import check_transaction
 from chain.codec import encode
 from chain.errors import DecodeError
-from chain.execute import check_transaction
 from chain.records import account_key
 from chain.signed import MAX_TX_BYTES, SignedTransactions, signed
 from chain.transactions import Bond, Propose, Transfer, Unbond
