@@ -88,7 +88,9 @@ class Api:
         return answer.json() if answer.status_code == 200 else None
 
     def post(self, path: str, data: bytes) -> httpx.Response:
-        return httpx.post(f"{self.url}/api/v1/{path}", content=data, timeout=10, trust_env=False)
+        kind = {"Content-Type": "application/octet-stream"}
+        url = f"{self.url}/api/v1/{path}"
+        return httpx.post(url, content=data, headers=kind, timeout=10, trust_env=False)
 
     @property
     def height(self) -> int:
