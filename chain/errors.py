@@ -9,6 +9,7 @@ and exit codes use; the text says what was wrong, what was expected and what to 
     ├── OrphanError          a block whose parent's state is not here: no verdict on the block
     ├── GenesisError         a genesis file that cannot start a network
     ├── StorageError         the disk holds something impossible
+    │   ├── VersionError     a file of a newer format than this program knows
     │   └── QuotaError       the disk, or the share of it that the operator gave, is full
     ├── ConfigError          the operator's configuration
     ├── LockedError          another process owns the home directory
@@ -65,6 +66,18 @@ class GenesisError(BlyanError):
 class StorageError(BlyanError):
     code = "corrupt_store"
     exit_code = 65
+
+
+class VersionError(StorageError):
+    """`what` was written by a newer program. `number`: its name in `blyan-node version`."""
+
+    code = "newer_version"
+
+    def __init__(self, what: object, number: str, found: int, known: int) -> None:
+        super().__init__(
+            f"{what} has {number} version {found}, and this blyan knows up to {known}: start a "
+            f"blyan whose `blyan-node version` says {number} {found} or more. Nothing was changed"
+        )
 
 
 class QuotaError(StorageError):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chain import limits
+from chain import limits, store_schema
 from chain.codec import decode
 from chain.errors import DecodeError, StorageError, invariant
 from chain.hashes import Hash32
@@ -43,47 +43,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
-BUSY_TIMEOUT_S = 5.0
 MAX_PAGE_ROWS = 1000  # rows of one answer to the explorer
 _LAST = 2**63 - 1  # beyond every height and position
-
-_APPEND_ONLY = ("blocks", "certificates", "txs", "tx_parties", "events")
-_SCHEMA = """
-CREATE TABLE blocks (
-  height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
-  body BLOB NOT NULL, time_ms INTEGER NOT NULL, proposer BLOB NOT NULL, view INTEGER NOT NULL,
-  epoch INTEGER NOT NULL, tx_count INTEGER NOT NULL
-);
-CREATE TABLE certificates (
-  height INTEGER PRIMARY KEY REFERENCES blocks, certificate BLOB NOT NULL
-);
-CREATE TABLE txs (
-  number INTEGER PRIMARY KEY, height INTEGER NOT NULL REFERENCES blocks,
-  position INTEGER NOT NULL, id BLOB NOT NULL, sender BLOB, kind INTEGER NOT NULL, nonce BLOB,
-  code TEXT NOT NULL, reason TEXT NOT NULL, UNIQUE (height, position)
-);
-CREATE INDEX txs_by_id ON txs (id);
-CREATE TABLE tx_parties (
-  account BLOB NOT NULL, number INTEGER NOT NULL REFERENCES txs, PRIMARY KEY (account, number)
-) WITHOUT ROWID;
-CREATE TABLE events (
-  height INTEGER NOT NULL REFERENCES blocks, position INTEGER NOT NULL, kind TEXT NOT NULL,
-  key BLOB NOT NULL, data TEXT NOT NULL, PRIMARY KEY (height, position)
-) WITHOUT ROWID;
-CREATE INDEX events_by_kind ON events (kind, height, position);
-CREATE INDEX events_by_key ON events (kind, key, height, position);
-CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TRIGGER blocks_in_order BEFORE INSERT ON blocks
-WHEN EXISTS (SELECT 1 FROM blocks) AND NEW.height <> (SELECT max(height) + 1 FROM blocks)
-BEGIN SELECT RAISE(ABORT, 'blocks are appended one height at a time'); END;
-"""
-_GUARD = """
-CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
-BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END;
-"""
-
 
 _TX_COLUMNS = "number, id, t.height, position, time_ms, sender, kind, nonce, code, reason"
 
@@ -117,7 +78,8 @@ class ChainStore:
         self._closed = False
         self._writer = self._connect()
         try:
-            self._prepare()
+            with self._reported():
+                store_schema.prepare(self._writer, path)
             self._verify()
         except BaseException:
             self.close()
@@ -326,51 +288,6 @@ class ChainStore:
 
     # --- inside --------------------------------------------------------------------
 
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(
-                self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise StorageError(f"{self._path} cannot be opened: {error}") from None
-        try:
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("PRAGMA recursive_triggers = ON")  # REPLACE meets the guards as well
-        except sqlite3.Error as error:
-            db.close()
-            raise self._broken(f"SQLite says: {error}") from None
-        return db
-
-    def _prepare(self) -> None:
-        """Makes the tables of a new file, or checks that an old one is ours and not newer."""
-        db = self._writer
-        try:
-            (application,) = db.execute("PRAGMA application_id").fetchone()
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if tables and application != APPLICATION_ID:
-                raise StorageError(f"{self._path} is a database of another program; move it away")
-            if version > SCHEMA_VERSION:
-                raise StorageError(
-                    f"{self._path} has schema version {version}, this blyan reads up to "
-                    f"{SCHEMA_VERSION}; start a blyan that knows version {version}"
-                )
-            db.execute("PRAGMA journal_mode = WAL")
-            if not tables:
-                guards = [
-                    _GUARD.format(table=table, verb=verb)
-                    for table in _APPEND_ONLY
-                    for verb in ("UPDATE", "DELETE")
-                ]
-                db.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} {''.join(guards)}"
-                    f"PRAGMA application_id = {APPLICATION_ID};"
-                    f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-                )
-        except sqlite3.Error as error:
-            raise self._broken(f"SQLite says: {error}") from None
-
     def _verify(self) -> None:
         """The tip is the block it claims to be, and the state is the one it commits to."""
         tip = self.tip()
@@ -384,6 +301,17 @@ class ChainStore:
         if tree.root != block.header.state_root:
             raise self._broken(f"the state's root is not the one of block {tip.height}")
         self._loaded = tree
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._reported():
+            return store_schema.connect(self._path)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._broken(f"SQLite says: {error}") from None
 
     def _broken(self, why: str) -> StorageError:
         return StorageError(

@@ -33,7 +33,7 @@ TILE_STORE = (
 )
 ON_DISK = {
     "chain/store.py",
-    "chain/store_rows.py",
+    *(f"chain/store_{part}.py" for part in ("migrations", "rows", "schema")),
     *(f"tiles/store/{name}.py" for name in TILE_STORE),
     "tiles/shardfile.py",  # maps the store's files
     "wallet/keystore.py",
@@ -50,7 +50,6 @@ BANNED_NAMES = re.compile(r"(^|_)(utils?|helpers?|managers?|processors?|misc|com
 INTEGER_ONLY = ("chain", "consensus", "tiles")
 # Encoding a delta is the learner's business: nobody recomputes its choice of centroids.
 MAY_USE_FLOATS = {
-    "chain/store.py",
     "tiles/delta.py",
     *(f"tiles/store/{name}.py" for name in TILE_STORE),  # paths: / joins them
 }

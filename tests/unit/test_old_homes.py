@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chain.store import SCHEMA_VERSION, ChainStore
+from chain.store import ChainStore
+from chain.store_schema import SCHEMA_VERSION
 from node.config import load_genesis
 from node.home import Home
 from node.wal import WriteAheadLog

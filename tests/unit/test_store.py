@@ -20,7 +20,8 @@ from chain.errors import InvariantError, StorageError
 from chain.hashes import TX, ZERO_HASH, Hash32
 from chain.receipts import Receipt
 from chain.state import Event
-from chain.store import SCHEMA_VERSION, ChainStore
+from chain.store import ChainStore
+from chain.store_schema import SCHEMA_VERSION
 from chain.transactions import Transaction, Transfer
 from chain.tree import StateTree
 from chain.types import (

@@ -1,0 +1,64 @@
+"""How older files of the chain become files of today (docs/spec/upgrades.md).
+
+`STEPS[n]` makes a file of version n of one of version n - 1. Each step is one transaction with the
+new number, so a crash or a full disk at any statement leaves the old file or the new one. Steps
+only add and rewrite; nothing that only this file knows is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from chain.errors import StorageError, invariant
+
+log = logging.getLogger("blyan.store")
+
+Step = Callable[[sqlite3.Connection], None]
+STEPS: dict[int, Step] = {}
+
+
+def migrate(
+    db: sqlite3.Connection, path: Path, target: int, steps: Mapping[int, Step] = STEPS
+) -> None:
+    """Bring an open file, not in a transaction, to version `target`, step by step."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    for number in range(version + 1, target + 1):
+        if number not in steps:
+            raise StorageError(f"{path} has store version {version}, which never was")
+        log.warning(
+            "%s: from store version %d to %d; a blyan of before will not open it again (a copy "
+            "of before, made with `blyan-node backup`, it will)",
+            *(path.name, number - 1, number),
+        )
+        _one(db, number, steps[number])
+
+
+def _one(db: sqlite3.Connection, number: int, step: Step) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        step(db)
+        invariant(db.in_transaction, "a step stays within its transaction: use `script`")
+        wrong = db.execute("PRAGMA foreign_key_check").fetchone()
+        if wrong is not None:
+            raise StorageError(f"the step to version {number} leaves rows of {wrong[0]} alone")
+        db.execute(f"PRAGMA user_version = {number}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def script(db: sqlite3.Connection, text: str) -> None:
+    """Run several statements within the open transaction. (`executescript` would commit it.)"""
+    statement = ""
+    for part in text.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            if statement.strip("; \n"):
+                db.execute(statement)
+            statement = ""
+    invariant(not statement.strip("; \n"), "a script is whole statements")

@@ -1,0 +1,110 @@
+"""The tables of the chain's file, how it is opened, and its versions (docs/spec/storage.md).
+
+What stands here is what a new file gets. A change of it raises `SCHEMA_VERSION` and adds the step
+that turns an older file into the same (`chain/store_migrations.py`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from chain import store_migrations
+from chain.errors import StorageError, VersionError
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
+BUSY_TIMEOUT_S = 5
+APPEND_ONLY = ("blocks", "certificates", "txs", "tx_parties", "events")
+_SCHEMA = """
+CREATE TABLE blocks (
+  height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
+  body BLOB NOT NULL, time_ms INTEGER NOT NULL, proposer BLOB NOT NULL, view INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, tx_count INTEGER NOT NULL
+);
+CREATE TABLE certificates (
+  height INTEGER PRIMARY KEY REFERENCES blocks, certificate BLOB NOT NULL
+);
+CREATE TABLE txs (
+  number INTEGER PRIMARY KEY, height INTEGER NOT NULL REFERENCES blocks,
+  position INTEGER NOT NULL, id BLOB NOT NULL, sender BLOB, kind INTEGER NOT NULL, nonce BLOB,
+  code TEXT NOT NULL, reason TEXT NOT NULL, UNIQUE (height, position)
+);
+CREATE INDEX txs_by_id ON txs (id);
+CREATE TABLE tx_parties (
+  account BLOB NOT NULL, number INTEGER NOT NULL REFERENCES txs, PRIMARY KEY (account, number)
+) WITHOUT ROWID;
+CREATE TABLE events (
+  height INTEGER NOT NULL REFERENCES blocks, position INTEGER NOT NULL, kind TEXT NOT NULL,
+  key BLOB NOT NULL, data TEXT NOT NULL, PRIMARY KEY (height, position)
+) WITHOUT ROWID;
+CREATE INDEX events_by_kind ON events (kind, height, position);
+CREATE INDEX events_by_key ON events (kind, key, height, position);
+CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER blocks_in_order BEFORE INSERT ON blocks
+WHEN EXISTS (SELECT 1 FROM blocks) AND NEW.height <> (SELECT max(height) + 1 FROM blocks)
+BEGIN SELECT RAISE(ABORT, 'blocks are appended one height at a time'); END;
+"""
+_GUARD = """
+CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
+BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END;
+"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that syncs and guards. StorageError if there is no opening the file."""
+    try:
+        db = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} cannot be opened: {error}") from None
+    try:
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA recursive_triggers = ON")  # REPLACE meets the guards as well
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Make the tables of a new file; bring an older one up to date; refuse what is not ours, or is
+    newer. Raises StorageError, sqlite3.Error."""
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not tables:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(new_file())
+        return
+    version = version_of(db, path)
+    db.execute("PRAGMA journal_mode = WAL")
+    if version < SCHEMA_VERSION:
+        store_migrations.migrate(db, path, SCHEMA_VERSION)
+
+
+def version_of(db: sqlite3.Connection, path: Path) -> int:
+    """The schema version of a file of ours that this program can read, or migrate."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    if application != APPLICATION_ID:
+        raise StorageError(f"{path} is a database of another program; move it away")
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise VersionError(path, "store", version, SCHEMA_VERSION)
+    return version
+
+
+def new_file() -> str:
+    """The script that makes all tables, as one transaction."""
+    return (
+        f"BEGIN IMMEDIATE; {_SCHEMA} {guards(APPEND_ONLY)}"
+        f"PRAGMA application_id = {APPLICATION_ID};"
+        f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )
+
+
+def guards(tables: tuple[str, ...]) -> str:
+    """Triggers that refuse to change or delete rows of these tables."""
+    return "".join(
+        _GUARD.format(table=table, verb=verb) for table in tables for verb in ("UPDATE", "DELETE")
+    )
