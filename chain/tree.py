@@ -13,14 +13,15 @@ every untouched node with the one it came from.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from types import MappingProxyType
 from typing import Annotated, TypeVar
 
 from chain import limits
 from chain.codec import Seq, decode, wire
+from chain.errors import VerifyError, invariant
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Context, Hash32
 
 STATE_VALUE = Context("state-value")
@@ -50,6 +51,24 @@ class StateProof:
 
     siblings: Annotated[tuple[Hash32, ...], Seq(limits.MAX_PROOF_NODES)]
     other: StateLeaf | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subtree:
+    """Everything in a tree whose path begins with one prefix."""
+
+    hash: Hash32
+    _node: _Node
+
+    def leaves(self) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) in the order of the paths."""
+        waiting = [self._node]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, _Branch):
+                waiting += (node.one, node.zero)
+            elif node is not None:
+                yield node.key, node.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +166,30 @@ class StateTree:
         if node is not None and node.path != path:
             other = StateLeaf(node.path, STATE_VALUE.hash(node.value))
         return StateProof(tuple(siblings), other)
+
+    def subtree(self, prefix: int, bits: int) -> Subtree:
+        """The part of the tree whose paths begin with the `bits` bits of value `prefix`."""
+        invariant(0 <= bits <= _PATH_BITS and not prefix >> bits, "a prefix is of its bits")
+        node = self._top
+        for level in range(bits - 1, -1, -1):
+            if not isinstance(node, _Branch):
+                break
+            node = node.one if prefix >> level & 1 else node.zero
+        if isinstance(node, _Leaf) and int.from_bytes(node.path, "big") >> 256 - bits != prefix:
+            node = None  # alone above, in another part
+        return Subtree(_hash_of(node), node)
+
+
+def subtree_hash(leaves: Sequence[tuple[bytes, bytes]], prefix: int, bits: int) -> Hash32:
+    """What `subtree(prefix, bits).hash` is for exactly these leaves. VerifyError if they are not
+    in the order of their paths, or one does not begin with the prefix."""
+    made = [_Leaf(STATE_KEY.hash(key), key, value) for key, value in leaves]
+    paths = [int.from_bytes(leaf.path, "big") for leaf in made]
+    if any(first >= second for first, second in pairwise(paths)):
+        raise VerifyError("keys that are not in the order of their paths")
+    if any(path >> _PATH_BITS - bits != prefix for path in paths):
+        raise VerifyError("a key of another subtree")
+    return _hash_of(_build(made, _PATH_BITS - 1 - bits, paths, 0, len(made)))
 
 
 def verify_state_proof(root: Hash32, key: bytes, value: bytes | None, proof: StateProof) -> bool:

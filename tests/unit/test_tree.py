@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from chain.codec import decode, encode
+from chain.errors import VerifyError
 from chain.hashes import STATE_KEY, STATE_NODE, ZERO_HASH, Hash32
-from chain.tree import StateLeaf, StateProof, StateTree, verify_state_proof
+from chain.tree import StateLeaf, StateProof, StateTree, subtree_hash, verify_state_proof
 from tests.reference import tree as reference
 
 VECTORS: list[dict[str, Any]] = json.loads(reference.VECTORS.read_text())
@@ -136,6 +137,40 @@ def test_items_by_prefix_across_chunks() -> None:
     tree = tree.set_many(dict.fromkeys(k for k in content if not k.endswith(b"00")))
     assert len(tree._index) == 1
     assert list(tree.keys(b"bb/")) == [b"bb/%04d" % i for i in range(0, 700, 100)]
+
+
+def test_subtrees() -> None:
+    content = {f"k{i}".encode(): bytes([i]) for i in range(100)}
+    tree = StateTree.empty().set_many(content)
+    ordered = sorted(content.items(), key=lambda item: STATE_KEY.hash(item[0]))
+    assert list(tree.subtree(0, 0).leaves()) == ordered
+    assert tree.subtree(0, 0).hash == tree.root == subtree_hash(ordered, 0, 0)
+    for bits in (1, 4, 5, 7, 11, 40):
+        seen = []
+        for prefix in range(1 << bits) if bits < 12 else [_prefix(k, bits) for k, _ in ordered]:
+            part = tree.subtree(prefix, bits)
+            leaves = list(part.leaves())
+            assert all(_prefix(key, bits) == prefix for key, _ in leaves)
+            assert part.hash == subtree_hash(leaves, prefix, bits)
+            assert bool(leaves) == (part.hash != ZERO_HASH)
+            seen += leaves
+        assert seen == ordered
+    halves = [tree.subtree(half, 1).hash for half in (0, 1)]
+    assert STATE_NODE.hash(*halves) == tree.root
+
+
+def _prefix(key: bytes, bits: int) -> int:
+    return int.from_bytes(STATE_KEY.hash(key), "big") >> 256 - bits
+
+
+def test_leaves_of_no_subtree_are_refused() -> None:
+    keys = sorted((f"k{i}".encode() for i in range(9)), key=STATE_KEY.hash)
+    leaves = [(key, b"v") for key in keys]
+    for bad in ([leaves[1], leaves[0]], [leaves[0], leaves[0]]):
+        with pytest.raises(VerifyError, match="order"):
+            subtree_hash(bad, 0, 0)
+    with pytest.raises(VerifyError, match="another"):
+        subtree_hash(leaves, 0, 1)
 
 
 def test_proofs_stay_small() -> None:
