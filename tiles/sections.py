@@ -8,6 +8,8 @@ value has one encoding only: a decoder refuses any other.
 
 from __future__ import annotations
 
+from math import isqrt
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +23,8 @@ DENSE_BITS = 15  # of a dense mantissa, without its sign
 MAX_DENSE_EXPONENT = limits.DELTA_UNIT_BITS - DENSE_BITS
 _SPLIT_STEPS = 3  # rounds of Lloyd's algorithm; more changes nothing worth a byte
 _COUNT_BYTES = 4
+_WORD_BITS = 32  # more than a gap has
+_SAMPLE = 8  # one in so many sizes tells about where a chunk's largest begin
 _CENTROID_BYTES = 4  # low mantissa, low exponent, high mantissa, high exponent
 
 Buffer = bytes | memoryview
@@ -43,15 +47,14 @@ def encode_sparse(units: Ints, density: int, section: int) -> tuple[Ints, list[b
     `units`: int32 (n,); `section`: elements a section. Ties go to the lower index.
     """
     chunks = chunk_count(len(units))
-    padded = np.zeros((chunks, CHUNK), np.int32)
-    padded.reshape(-1)[: len(units)] = units
-    at: Longs = np.flatnonzero(_largest(np.abs(padded), density))
-    kept = units[at]
-    high, centroids = _two_levels(np.abs(kept).astype(np.int64), at // CHUNK, chunks)
+    sizes = np.zeros((chunks, CHUNK), np.int32)
+    np.abs(units, out=sizes.reshape(-1)[: len(units)])
+    at = _largest(sizes, density)
+    kept, chunk = units[at], at // CHUNK
+    high, centroids = _two_levels(np.abs(kept).astype(np.int64), chunk, chunks)
     negative = kept < 0
-    levels = _centroid_values(centroids)
-    size = levels[at // CHUNK, high.astype(np.int64)]
     decoded = np.zeros(len(units), np.int32)
+    size = _centroid_values(centroids).reshape(-1)[2 * chunk + high]
     decoded[at] = np.where(negative, -size, size)
     sections = []
     for start in range(0, len(units), section):
@@ -62,25 +65,64 @@ def encode_sparse(units: Ints, density: int, section: int) -> tuple[Ints, list[b
     return decoded, sections
 
 
-def _largest(sizes: Ints, most: int) -> Mask:
-    """(chunks, CHUNK) mask of each chunk's `most` largest sizes; zeros never count."""
-    if most >= CHUNK:
-        return sizes > 0
-    limit = np.partition(sizes, CHUNK - most, axis=1)[:, CHUNK - most, None]
-    mask = sizes >= np.maximum(limit, 1)
-    crowded = np.flatnonzero(np.count_nonzero(mask, axis=1) > most)
-    if len(crowded):
-        rows, bound = sizes[crowded], limit[crowded]
-        above, ties = rows > bound, rows == bound
-        room = most - np.count_nonzero(above, axis=1)[:, None]
-        mask[crowded] = above | (ties & (np.cumsum(ties, axis=1) <= room))
-    return mask
+def _largest(sizes: Ints, most: int) -> Longs:
+    """Where each row's `most` largest sizes stand, ascending; zeros never count."""
+    bound = _bound(sizes, most)
+    likely = np.flatnonzero(sizes >= bound)
+    row, found = likely // CHUNK, sizes.reshape(-1)[likely]
+    counts = np.bincount(row, minlength=len(sizes))
+    many = np.flatnonzero(counts > most)
+    if not len(many):
+        return likely
+    width = int(counts.max())
+    places = np.arange(len(likely)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.zeros((len(sizes), width), np.int32)
+    table.reshape(-1)[row * width + places] = found
+    bound[many] = _ordered(table[many], most)
+    at = likely[found >= bound[row, 0]]
+    crowded = np.flatnonzero(np.bincount(at // CHUNK, minlength=len(sizes)) > most)
+    if not len(crowded):
+        return at
+    mask = sizes >= bound
+    rows, limit = sizes[crowded], bound[crowded]
+    above, ties = rows > limit, rows == limit
+    room = most - np.count_nonzero(above, axis=1)[:, None]
+    mask[crowded] = above | (ties & (np.cumsum(ties, axis=1) <= room))
+    return np.flatnonzero(mask)
+
+
+def _bound(sizes: Ints, most: int) -> Ints:
+    """(rows, 1), at least 1: a size that each row's `most` largest reach and few others.
+
+    A sample of the row tells it; where that lets too few or far too many through, the whole row.
+    """
+    sample = sizes[:, ::_SAMPLE]
+    rank = most // _SAMPLE + 2 * isqrt(most // _SAMPLE) + 2  # so that it errs to the safe side
+    if rank >= sample.shape[1]:
+        return np.maximum(_ordered(sizes, most), 1) if most < CHUNK else np.ones_like(sizes[:, :1])
+    bound = np.maximum(_ordered(sample, rank), 1)
+    counts = np.count_nonzero(sizes >= bound, axis=1)
+    odd = (counts > 3 * most) | ((counts < most) & (bound[:, 0] > 1))
+    if odd.any():
+        bound[odd] = np.maximum(_ordered(sizes[odd], most), 1)
+    return bound
+
+
+def _ordered(sizes: Ints, most: int) -> Ints:
+    width = sizes.shape[1]
+    return np.partition(sizes, width - most, axis=1)[:, width - most, None]
 
 
 def _two_levels(sizes: Longs, chunk: Longs, chunks: int) -> tuple[Mask, Octets]:
     """Split each chunk's sizes in two classes; the class of each and the (chunks, 4) centroids."""
 
+    each, rest = divmod(len(sizes), max(chunks, 1))
+    is_even = each > 0 and not rest and bool((chunk[::each] == np.arange(chunks)).all())
+    is_even = is_even and bool((chunk[each - 1 :: each] == np.arange(chunks)).all())
+
     def per_chunk(weights: npt.NDArray[np.generic]) -> Longs:
+        if is_even:  # every chunk keeps as many: rows of a table
+            return weights.reshape(chunks, each).sum(axis=1, dtype=np.int64)
         # float64 sums of integers below 2**53 are exact in any order
         return np.bincount(chunk, weights, minlength=chunks).astype(np.int64)
 
@@ -119,10 +161,14 @@ def _pack_sparse(at: Longs, negative: Mask, high: Mask, centroids: Octets, eleme
     ends = np.cumsum((gaps >> bits) + 1)
     unary = np.zeros(int(ends[-1]) if len(at) else 0, np.uint8)
     unary[ends - 1] = 1
-    shifts = np.arange(bits - 1, -1, -1)
-    rest = ((gaps[:, None] >> shifts) & 1).astype(np.uint8)
-    streams = [np.packbits(s).tobytes() for s in (negative, high, rest, unary)]
+    streams = [np.packbits(s).tobytes() for s in (negative, high, _low_bits(gaps, bits), unary)]
     return b"".join([len(at).to_bytes(_COUNT_BYTES, "big"), centroids.tobytes(), *streams])
+
+
+def _low_bits(gaps: Longs, bits: int) -> Octets:
+    """(gaps, bits) the last bits of each, the most significant first."""
+    wide = (gaps << (_WORD_BITS - bits)).astype(">u4")  # what is above them falls out
+    return np.unpackbits(wide.view(np.uint8).reshape(len(gaps), 4), axis=1)[:, :bits]
 
 
 # --- sparse: decoding ----------------------------------------------------------------
@@ -148,17 +194,18 @@ def decode_sparse(section: Buffer, elements: int, density: int) -> Ints:
     if not sum(sizes) <= len(section) - head <= sum(sizes) + unary_most:
         raise DecodeError(f"sparse section of {len(section)} bytes does not fit {count} values")
     cuts = np.cumsum([head, *sizes])
-    negative = _unpack(raw[head : cuts[1]], count)
+    negative = _unpack(raw[head : cuts[1]], count).view(np.bool_)
     high = _unpack(raw[cuts[1] : cuts[2]], count)
     rest = _unpack(raw[cuts[2] : cuts[3]], count * bits).reshape(count, bits)
     at = _positions(_quotients(raw[cuts[3] :], count), rest, bits, elements)
-    per_chunk = np.bincount(at // CHUNK, minlength=chunks)
-    high_per_chunk = np.bincount(at[high != 0] // CHUNK, minlength=chunks)
+    level = 2 * (at // CHUNK) + high
+    uses = np.bincount(level, minlength=2 * chunks).reshape(chunks, 2)
+    per_chunk, high_per_chunk = uses[:, 0] + uses[:, 1], uses[:, 1]
     if count and int(per_chunk.max()) > density:
         raise DecodeError(f"a chunk keeps {per_chunk.max()} values at density {density}")
     levels = _checked_levels(centroids, per_chunk, high_per_chunk)
-    size = levels[at // CHUNK, high]
     values = np.zeros(elements, np.int32)
+    size = levels.reshape(-1)[level]
     values[at] = np.where(negative, -size, size)
     return values
 
@@ -173,7 +220,7 @@ def _unpack(packed: Octets, count: int) -> Octets:
 
 def _quotients(packed: Octets, count: int) -> Longs:
     """Zeros before each of `count` ones, the last of which stands in the last byte."""
-    ones = np.flatnonzero(np.unpackbits(packed))
+    ones = np.flatnonzero(np.unpackbits(packed).view(np.bool_))
     if len(ones) != count or (len(packed) and packed[-1] == 0):
         raise DecodeError(f"{len(ones)} gaps where {count} belong")
     quotients: Longs = np.diff(ones, prepend=-1) - 1
@@ -181,8 +228,9 @@ def _quotients(packed: Octets, count: int) -> Longs:
 
 
 def _positions(quotients: Longs, rest: Octets, bits: int, elements: int) -> Longs:
-    gaps = (quotients << bits) + rest @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
-    at: Longs = np.cumsum(gaps + 1) - 1
+    places = np.ldexp(np.float32(1), np.arange(bits - 1, -1, -1))
+    low = (rest.astype(np.float32) @ places).astype(np.int64)  # exact: fewer than 24 bits
+    at: Longs = np.cumsum((quotients << bits) + low + 1) - 1
     if len(at) and at[-1] >= elements:
         raise DecodeError(f"position {at[-1]} in a section of {elements} elements")
     return at
