@@ -19,8 +19,9 @@ from chain.errors import InputError, invariant
 from chain.hashes import Hash32
 from tiles import merkle
 from tiles.delta import UNIT_BITS
-from tiles.gram import Gram, check_deltas, gram, gram_matrix, touched
+from tiles.gram import Gram, gram, gram_matrix
 from tiles.layout import ELEMENT_BYTES, SUBTILE_ELEMENTS
+from tiles.parts import Doubles, Integers, TileDelta, subtiles, tile_deltas
 from tiles.weights import WEIGHT_BITS, check_weights, weights
 
 __all__ = ["TileResult", "aggregate_tile", "apply", "check_weights", "weights"]
@@ -43,12 +44,13 @@ class TileResult:
     weights: tuple[int, ...]
 
 
-def aggregate_tile(base_tile: bytes, deltas: Sequence[npt.NDArray[np.integer]]) -> TileResult:
+def aggregate_tile(base_tile: bytes, deltas: Sequence[TileDelta | Integers]) -> TileResult:
     """Aggregate `deltas` (integers in units of 2**-28, one a contributor) into a tile.
 
     Their order is the state's; another order permutes the weights and changes no byte of the
     tile unless distances tie. Without deltas the tile stays. Raises InputError.
     """
+    deltas = tile_deltas(deltas)
     table = gram(deltas)
     raw = table.total_bytes()
     matrix = gram_matrix(raw, table.count)
@@ -58,27 +60,28 @@ def aggregate_tile(base_tile: bytes, deltas: Sequence[npt.NDArray[np.integer]]) 
     return TileResult(new_tile, merkle.tile_root(new_tile), table, table.root(), raw, shares)
 
 
-def apply(base: bytes, deltas: Sequence[npt.NDArray[np.integer]], shares: Sequence[int]) -> bytes:
+def apply(base: bytes, deltas: Sequence[TileDelta | Integers], shares: Sequence[int]) -> bytes:
     """base + sum_i shares_i * delta_i, fp32 little-endian bytes of a tile or a part of one.
 
     An element keeps its very bits where the sum is zero, where the base is not finite, and where
     the result would not be. Raises InputError on weights or deltas out of range.
     """
     invariant(_keeps_subnormals(), "this process flushes subnormal floats to zero: it would fork")
-    check_deltas(deltas)
-    if len(shares) != len(deltas) or min(shares, default=0) < 0 or sum(shares) > 1 << WEIGHT_BITS:
+    found = tile_deltas(deltas)
+    if len(shares) != len(found) or min(shares, default=0) < 0 or sum(shares) > 1 << WEIGHT_BITS:
         raise InputError("weights must be one a delta, none negative, with a sum of at most 1")
-    if len(base) % ELEMENT_BYTES or any(len(d) * ELEMENT_BYTES != len(base) for d in deltas):
+    if len(base) % ELEMENT_BYTES or any(d.elements * ELEMENT_BYTES != len(base) for d in found):
         raise InputError("base and deltas of a tile differ in size")
     old = np.frombuffer(base, "<f4")
     new = old.copy()
-    for start in range(0, len(old) if deltas else 0, SUBTILE_ELEMENTS):  # stays in the cache
-        part = [delta[start : start + SUBTILE_ELEMENTS] for delta in deltas]
-        live = touched(part)
-        total = np.zeros(len(live), np.int64)
-        for share, delta in zip(shares, part, strict=True):
-            total += delta[live] * np.int64(share)
-        new[start + live] = _add_rounded(old[start + live], total)
+    for subtile in subtiles(found):  # stays in the cache
+        start = subtile * SUBTILE_ELEMENTS
+        part = slice(start, start + SUBTILE_ELEMENTS)
+        total = np.zeros(len(old[part]), np.float64)
+        for share, delta in zip(shares, found, strict=True):
+            # Exact: integers, and no partial sum reaches 2**48: shares sum up to 2**20 at most.
+            delta.part(subtile).add_to(total, share)
+        new[part] = _add_rounded(old[part], total)
     return new.tobytes()
 
 
@@ -88,9 +91,7 @@ def _keeps_subnormals() -> bool:
     return bool((least.astype(np.float64).astype(np.float32) > 0).all())
 
 
-def _add_rounded(
-    base: npt.NDArray[np.float32], total: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def _add_rounded(base: npt.NDArray[np.float32], total: Doubles) -> npt.NDArray[np.float32]:
     """base + total * 2**-48 with one rounding to fp32, and the exceptions of `apply`.
 
     Both terms are exact in float64. Their sum is rounded to odd there (Boldo and Melquiond,
@@ -98,7 +99,7 @@ def _add_rounded(
     """
     keep = (total == 0) | ~np.isfinite(base)
     first = np.where(keep, np.float32(0), base).astype(np.float64)
-    second = np.ldexp(total.astype(np.float64), -_SUM_BITS)
+    second = np.ldexp(total, -_SUM_BITS)
     near = first + second
     back = near - first
     error = (first - (near - back)) + (second - back)  # TwoSum: near + error is exact

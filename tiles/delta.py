@@ -26,9 +26,9 @@ from chain.hashes import PAYLOAD, PAYLOAD_SECTION, Hash32
 from chain.types import ShardIndex, u64_be
 from tiles import merkle, sections
 from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE, ShardSpec
+from tiles.parts import Part
 
 UNIT_BITS = limits.DELTA_UNIT_BITS
-UNITS_BOUND = 1 << UNIT_BITS  # exclusive
 _MAX_SUBTILES = limits.MAX_TILES_PER_SHARD * SUBTILES_PER_TILE
 _LENGTH_BYTES = 4
 
@@ -163,10 +163,11 @@ def decode_delta(payload: bytes, specs: Sequence[ShardSpec]) -> Delta:
     parts = iter(_cut(header, body))
     shards: dict[int, QuantizedShard] = {}
     for entry, spec in _matched(header, specs):
-        values = np.empty(spec.elements, np.int32)
+        values = np.zeros(spec.elements, np.int32)
         for start in range(0, spec.elements, SUBTILE_ELEMENTS):
             out = values[start : start + SUBTILE_ELEMENTS]
-            out[:] = decode_section(spec, len(out), header.density, next(parts)[2])
+            part = _decode_part(spec, len(out), header.density, next(parts)[2])
+            out[... if part.at is None else part.at] = part.values
         values.flags.writeable = False
         shards[entry.shard] = QuantizedShard(spec, values)
     return Delta(header.base_root, header.density, shards)
@@ -194,12 +195,64 @@ def decode_tile(
     return np.concatenate(parts).astype(np.int64)
 
 
+class PayloadTile:
+    """One tile of a delta in its payload, decoded subtile by subtile as it is asked for. What is
+    sparse stays decoded, up to a part of `most_bytes` for each of MAX_DELTAS deltas.
+
+    Raises InputError if the delta has not that shard, DecodeError on hostile bytes.
+    """
+
+    def __init__(
+        self,
+        payload: bytes,
+        specs: Sequence[ShardSpec],
+        shard: int,
+        tile: int,
+        most_bytes: int = limits.MAX_DELTAS * (limits.TILE_BYTES // 8),
+    ) -> None:
+        header, body = _split(payload)
+        spec = next((s for e, s in _matched(header, specs) if e.shard == shard), None)
+        if spec is None:
+            raise InputError(f"the delta has no shard {shard}")
+        self.elements = spec.tile_bytes(tile) // 4
+        self._spec, self._density = spec, header.density
+        first = tile * SUBTILES_PER_TILE
+        last = first + -(-self.elements // SUBTILE_ELEMENTS)
+        self._sections = [s for i, at, s in _cut(header, body) if i == shard and first <= at < last]
+        self._kept: dict[int, Part] = {}
+        self._room = most_bytes // limits.MAX_DELTAS
+
+    def part(self, subtile: int) -> Part:
+        """See `tiles.parts.TileDelta`."""
+        known = self._kept.get(subtile)
+        if known is not None:
+            return known
+        section = self._sections[subtile]
+        size = min(SUBTILE_ELEMENTS, self.elements - subtile * SUBTILE_ELEMENTS)
+        part = _decode_part(self._spec, size, self._density, section)
+        if part.at is None:
+            return part
+        part = Part(part.values, part.at.astype(np.int32))
+        if part.kept_bytes <= self._room:
+            self._kept[subtile] = part
+            self._room -= part.kept_bytes
+        return part
+
+
 def decode_section(spec: ShardSpec, elements: int, density: int, section: Buffer) -> Ints:
     """int32 units of one subtile, from its section alone. Raises DecodeError."""
+    values = np.zeros(elements, np.int32)
+    part = _decode_part(spec, elements, density, section)
+    values[... if part.at is None else part.at] = part.values
+    return values
+
+
+def _decode_part(spec: ShardSpec, elements: int, density: int, section: Buffer) -> Part:
     try:
         if spec.coding == "sparse":
-            return sections.decode_sparse(section, elements, density)
-        return sections.decode_dense(section, elements)
+            at, values = sections.sparse_entries(section, elements, density)
+            return Part(values, at)
+        return Part(sections.decode_dense(section, elements))
     except DecodeError as error:
         raise DecodeError(f"delta of shard {spec.name}: {error}") from None
 

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 
 from chain import limits
 from chain.codec import U8, Bytes, Seq, wire
-from chain.errors import InputError, VerifyError
+from chain.errors import VerifyError
 from chain.hashes import GRAM_LEAF, Hash32
 from chain.transactions import GRAM_BYTES
 from chain.types import u64_be
 from tiles import merkle
-from tiles.delta import UNITS_BOUND
 from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE
+from tiles.parts import Doubles, Integers, Part, TileDelta, subtiles, tile_deltas
 
-Longs = npt.NDArray[np.int64]
 GramPart = Annotated[bytes, Bytes(GRAM_BYTES, GRAM_BYTES)]
 _HALF_BITS = limits.DELTA_UNIT_BITS // 2
+_FLOAT_BITS = 53  # of a float64: integers up to 2**53 in size are exact
+_BLOCK = 8192  # elements split at a time: 64 deltas' halves take 8 MiB
 
 
 @wire(103)
@@ -79,55 +79,64 @@ class Gram:
         return GramEntry(row, column, parts, merkle.merkle_proof(self.leaves(), index))
 
 
-def gram(deltas: Sequence[npt.NDArray[np.integer]]) -> Gram:
+def gram(deltas: Sequence[TileDelta | Integers]) -> Gram:
     """Exact Gram matrix of one tile's deltas, integers in units of 2**-28, all of one length.
 
-    Exact in float64: values are split in halves of 14 bits, so that every partial sum of
-    products over a subtile is an integer below 2**46, whatever the order of summation.
+    Exact in float64, whatever the order of summation: every partial sum is a multiple of what all
+    products have in common, and below 2**53 times that. Where it would not be, values are split in
+    halves of 14 bits, so that a sum over a subtile is an integer below 2**46.
     """
-    check_deltas(deltas)
-    count = len(deltas)
-    elements = len(deltas[0]) if deltas else 0
-    parts: list[list[int]] = [[] for _ in _cells(count)]
-    for start in range(0, elements, SUBTILE_ELEMENTS):
-        end = min(start + SUBTILE_ELEMENTS, elements)
-        part = [delta[start:end] for delta in deltas]
-        live = touched(part)
-        wide = np.empty((2 * count, len(live)), np.float64)
-        for i, delta in enumerate(part):
-            values = delta[live]
-            wide[i] = values >> _HALF_BITS
-            wide[count + i] = values & ((1 << _HALF_BITS) - 1)
-        products = (wide @ wide.T).astype(np.int64).tolist()
-        for sums, (i, j) in zip(parts, _cells(count), strict=True):
-            high, low = products[i][j], products[count + i][count + j]
-            cross = products[i][count + j] + products[count + i][j]
-            sums.append((high << 2 * _HALF_BITS) + (cross << _HALF_BITS) + low)
-    return Gram(count, tuple(tuple(part) for part in parts))
+    found = tile_deltas(deltas)
+    room = np.empty(len(found) * SUBTILE_ELEMENTS)  # fresh memory each time costs more
+    sums: list[list[int]] = [[] for _ in _cells(len(found))]
+    for subtile in subtiles(found):
+        size = min(SUBTILE_ELEMENTS, found[0].elements - subtile * SUBTILE_ELEMENTS)
+        parts = [delta.part(subtile) for delta in found]
+        table = room[: len(found) * size].reshape(len(found), size)
+        for row, part in zip(table, parts, strict=True):
+            part.fill(row)
+        products = _products(table, is_single=_fits(parts, size))
+        for entry, (i, j) in zip(sums, _cells(len(found)), strict=True):
+            entry.append(products[i][j])
+    return Gram(len(found), tuple(tuple(entry) for entry in sums))
 
 
-def touched(deltas: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.intp]:
-    """Where any delta is not zero: of sparse deltas a small part."""
-    any_of = np.zeros(deltas[0].shape, np.bool_)
-    for delta in deltas:
-        any_of |= delta != 0
-    return np.flatnonzero(any_of)
+def _fits(parts: Sequence[Part], elements: int) -> bool:
+    """Whether sums of products of so many of these values are exact: what all of them have in
+    common as a power of two does not count."""
+    sizes = [max(int(p.values.max()), -int(p.values.min())) for p in parts if len(p.values)]
+    most = max(sizes, default=0)
+    if elements * most**2 < 1 << _FLOAT_BITS:
+        return True
+    bits = 0
+    for part in parts:
+        bits |= int(np.bitwise_or.reduce(part.values))
+    most //= bits & -bits
+    return elements * most**2 < 1 << _FLOAT_BITS
 
 
-def gram_entry(first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]) -> int:
+def _products(table: Doubles, *, is_single: bool) -> list[list[int]]:
+    """The exact inner products of the rows: integers below 2**28 in size, as float64."""
+    count, elements = table.shape
+    if is_single:
+        return [[int(value) for value in row] for row in (table @ table.T).tolist()]
+    sums = np.zeros((2 * count, 2 * count), np.int64)
+    for start in range(0, elements, _BLOCK):
+        block = table[:, start : start + _BLOCK]
+        high = np.floor(np.ldexp(block, -_HALF_BITS))
+        halves = np.concatenate([high, block - np.ldexp(high, _HALF_BITS)])
+        sums += (halves @ halves.T).astype(np.int64)
+    high, cross, low = sums[:count, :count], sums[:count, count:], sums[count:, count:]
+    wide = zip(high.tolist(), (cross + cross.T).tolist(), low.tolist(), strict=True)
+    return [
+        [(h << 2 * _HALF_BITS) + (c << _HALF_BITS) + x for h, c, x in zip(*row, strict=True)]
+        for row in wide
+    ]
+
+
+def gram_entry(first: Integers, second: Integers) -> int:
     """One entry for one subtile, for whoever checks a single one."""
     return gram([first, second]).totals[1]
-
-
-def check_deltas(deltas: Sequence[npt.NDArray[np.integer]]) -> None:
-    """Raise InputError unless these are integer vectors of one size, in range, not too many."""
-    if len(deltas) > limits.MAX_DELTAS:
-        raise InputError(f"{len(deltas)} deltas for one tile, at most {limits.MAX_DELTAS}")
-    for delta in deltas:
-        if delta.ndim != 1 or delta.shape != deltas[0].shape or delta.dtype.kind != "i":
-            raise InputError("deltas of one tile must be integer vectors of one length")
-        if not len(delta) or max(-int(delta.min()), int(delta.max())) >= UNITS_BOUND:
-            raise InputError(f"a delta of a tile is empty or reaches {UNITS_BOUND} units")
 
 
 # --- checking --------------------------------------------------------------------------

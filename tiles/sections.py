@@ -8,6 +8,7 @@ value has one encoding only: a decoder refuses any other.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import isqrt
 
 import numpy as np
@@ -23,6 +24,7 @@ DENSE_BITS = 15  # of a dense mantissa, without its sign
 MAX_DENSE_EXPONENT = limits.DELTA_UNIT_BITS - DENSE_BITS
 _SPLIT_STEPS = 3  # rounds of Lloyd's algorithm; more changes nothing worth a byte
 _COUNT_BYTES = 4
+_CHUNK_BITS = CHUNK.bit_length() - 1
 _WORD_BITS = 32  # more than a gap has
 _SAMPLE = 8  # one in so many sizes tells about where a chunk's largest begin
 _CENTROID_BYTES = 4  # low mantissa, low exponent, high mantissa, high exponent
@@ -68,7 +70,7 @@ def encode_sparse(units: Ints, density: int, section: int) -> tuple[Ints, list[b
 def _largest(sizes: Ints, most: int) -> Longs:
     """Where each row's `most` largest sizes stand, ascending; zeros never count."""
     bound = _bound(sizes, most)
-    likely = np.flatnonzero(sizes >= bound)
+    likely: Longs = np.flatnonzero(sizes >= bound)
     row, found = likely // CHUNK, sizes.reshape(-1)[likely]
     counts = np.bincount(row, minlength=len(sizes))
     many = np.flatnonzero(counts > most)
@@ -79,7 +81,7 @@ def _largest(sizes: Ints, most: int) -> Longs:
     table = np.zeros((len(sizes), width), np.int32)
     table.reshape(-1)[row * width + places] = found
     bound[many] = _ordered(table[many], most)
-    at = likely[found >= bound[row, 0]]
+    at: Longs = likely[found >= bound[row, 0]]
     crowded = np.flatnonzero(np.bincount(at // CHUNK, minlength=len(sizes)) > most)
     if not len(crowded):
         return at
@@ -88,7 +90,8 @@ def _largest(sizes: Ints, most: int) -> Longs:
     above, ties = rows > limit, rows == limit
     room = most - np.count_nonzero(above, axis=1)[:, None]
     mask[crowded] = above | (ties & (np.cumsum(ties, axis=1) <= room))
-    return np.flatnonzero(mask)
+    chosen: Longs = np.flatnonzero(mask)
+    return chosen
 
 
 def _bound(sizes: Ints, most: int) -> Ints:
@@ -99,13 +102,13 @@ def _bound(sizes: Ints, most: int) -> Ints:
     sample = sizes[:, ::_SAMPLE]
     rank = most // _SAMPLE + 2 * isqrt(most // _SAMPLE) + 2  # so that it errs to the safe side
     if rank >= sample.shape[1]:
-        return np.maximum(_ordered(sizes, most), 1) if most < CHUNK else np.ones_like(sizes[:, :1])
+        return np.maximum(_ordered(sizes, min(most, CHUNK)), 1).astype(np.int32)
     bound = np.maximum(_ordered(sample, rank), 1)
     counts = np.count_nonzero(sizes >= bound, axis=1)
     odd = (counts > 3 * most) | ((counts < most) & (bound[:, 0] > 1))
     if odd.any():
         bound[odd] = np.maximum(_ordered(sizes[odd], most), 1)
-    return bound
+    return bound.astype(np.int32, copy=False)
 
 
 def _ordered(sizes: Ints, most: int) -> Ints:
@@ -122,7 +125,8 @@ def _two_levels(sizes: Longs, chunk: Longs, chunks: int) -> tuple[Mask, Octets]:
 
     def per_chunk(weights: npt.NDArray[np.generic]) -> Longs:
         if is_even:  # every chunk keeps as many: rows of a table
-            return weights.reshape(chunks, each).sum(axis=1, dtype=np.int64)
+            rows: Longs = weights.reshape(chunks, each).sum(axis=1, dtype=np.int64)
+            return rows
         # float64 sums of integers below 2**53 are exact in any order
         return np.bincount(chunk, weights, minlength=chunks).astype(np.int64)
 
@@ -175,7 +179,15 @@ def _low_bits(gaps: Longs, bits: int) -> Octets:
 
 
 def decode_sparse(section: Buffer, elements: int, density: int) -> Ints:
-    """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding.
+    """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding."""
+    at, kept = sparse_entries(section, elements, density)
+    values = np.zeros(elements, np.int32)
+    values[at] = kept
+    return values
+
+
+def sparse_entries(section: Buffer, elements: int, density: int) -> tuple[Longs, Ints]:
+    """Where the values of one section stand, ascending, and what they are. Raises DecodeError.
 
     Memory is bounded by `elements` whatever the bytes say.
     """
@@ -193,21 +205,19 @@ def decode_sparse(section: Buffer, elements: int, density: int) -> Ints:
     unary_most = -(-(count + ((elements - 1) >> bits)) // 8) if count else 0
     if not sum(sizes) <= len(section) - head <= sum(sizes) + unary_most:
         raise DecodeError(f"sparse section of {len(section)} bytes does not fit {count} values")
-    cuts = np.cumsum([head, *sizes])
+    cuts = list(accumulate(sizes, initial=head))
     negative = _unpack(raw[head : cuts[1]], count).view(np.bool_)
     high = _unpack(raw[cuts[1] : cuts[2]], count)
     rest = _unpack(raw[cuts[2] : cuts[3]], count * bits).reshape(count, bits)
     at = _positions(_quotients(raw[cuts[3] :], count), rest, bits, elements)
-    level = 2 * (at // CHUNK) + high
+    level = (at >> _CHUNK_BITS << 1) + high
     uses = np.bincount(level, minlength=2 * chunks).reshape(chunks, 2)
     per_chunk, high_per_chunk = uses[:, 0] + uses[:, 1], uses[:, 1]
     if count and int(per_chunk.max()) > density:
         raise DecodeError(f"a chunk keeps {per_chunk.max()} values at density {density}")
     levels = _checked_levels(centroids, per_chunk, high_per_chunk)
-    values = np.zeros(elements, np.int32)
     size = levels.reshape(-1)[level]
-    values[at] = np.where(negative, -size, size)
-    return values
+    return at, np.where(negative, -size, size)
 
 
 def _unpack(packed: Octets, count: int) -> Octets:

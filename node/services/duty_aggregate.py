@@ -8,9 +8,6 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from chain import limits
 from chain import records as r
 from chain.codec import decode, encode
@@ -24,12 +21,11 @@ from node.services.duty_plan import Aggregate, CheckUpdate, HoldModel
 from node.services.duty_plan import tiles_to_update as due_tiles
 from node.services.new_versions import NewVersions
 from tiles.aggregate import TileResult, aggregate_tile
-from tiles.delta import decode_tile, delta_header
+from tiles.delta import PayloadTile, delta_header
+from tiles.parts import NoDelta, TileDelta
 
 log = logging.getLogger("blyan.duties")
 UPDATE_BYTES = limits.MAX_TX_BYTES - 1024  # room for the transaction around the changes
-
-Ints = npt.NDArray[np.int64]
 
 
 async def aggregate(context: DutyContext, duty: Aggregate) -> None:
@@ -135,14 +131,14 @@ class _Round:
     def _aggregate(self, base: bytes, shard: int, tile: int) -> TileResult:
         return aggregate_tile(base, list(self._deltas(len(base) // 4, shard, tile)))
 
-    def _deltas(self, elements: int, shard: int, tile: int) -> Iterator[Ints]:
+    def _deltas(self, elements: int, shard: int, tile: int) -> Iterator[TileDelta]:
         """Each delta's share of the tile; nothing where it has not trained the shard."""
         specs = self._context.node.tiles.specs
         for payload, held in zip(self._payloads, self._held, strict=True):
             if shard in held:
-                yield decode_tile(payload, specs, shard, tile)
+                yield PayloadTile(payload, specs, shard, tile)
             else:
-                yield np.zeros(elements, np.int64)
+                yield NoDelta(elements)
 
 
 def pack(changes: Sequence[TileChange]) -> Iterator[tuple[TileChange, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,16 @@ import pytest
 from chain import limits
 from chain.codec import decode, encode
 from chain.errors import InputError, VerifyError
+from chain.hashes import Hash32
 from chain.transactions import TileChange
 from tests.reference import aggregate_ref as reference
 from tests.reference.merkle_ref import h, noise
 from tiles import merkle
 from tiles.aggregate import aggregate_tile, apply, check_weights, weights
+from tiles.delta import PayloadTile, decode_tile, encode_delta
 from tiles.gram import GramEntry, gram, gram_entry, verify_entry
+from tiles.layout import SUBTILE_ELEMENTS, ShardSpec, TensorSpec
+from tiles.parts import NoDelta, TileDelta
 
 VECTORS = json.loads(reference.VECTORS.read_text())
 ONE = 2**20
@@ -230,3 +235,60 @@ def test_a_gram_entry_is_shown_alone() -> None:
             verify_entry(result.gram_root, 4, lie)
     with pytest.raises(VerifyError):
         verify_entry(result.gram_root, 5, entry)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [2**28 - 1] * 65_536,  # sums beyond 2**53: halves
+        [-(2**28) + 1, 2**28 - 1, 1] * 1000,
+        [255 << 20, -(129 << 20)] * 32_768,  # wide, but zeros at the end of all of them
+        [(1 << 18) - 1] * 65_536,  # the largest that one product bears
+        [1 << 27, 3] * 5_000,
+        [0] * 10,
+    ],
+    ids=lambda v: f"{v[0]} x {len(v)}",
+)
+def test_inner_products_are_exact_at_any_size(values: list[int]) -> None:
+    other = [v if i % 3 else -v for i, v in enumerate(values)]
+    found = gram([np.array(values), np.array(other, np.int32)])
+    assert found.totals[0] == sum(v * v for v in values)
+    assert found.totals[1] == sum(a * b for a, b in zip(values, other, strict=True))
+    assert found.totals[2] == sum(v * v for v in other)
+
+
+def payloads(count: int, elements: int, density: int) -> tuple[list[bytes], list[ShardSpec]]:
+    spec = ShardSpec(4, "e", "sparse", (TensorSpec("w", "F32", (elements,)),))
+    rng = np.random.default_rng(7)
+    common = rng.standard_normal(elements) * 1e-3
+    made = []
+    for _ in range(count):
+        values = (common + rng.standard_normal(elements) * 1e-3).astype(np.float32)
+        made.append(encode_delta(Hash32(bytes(32)), {4: values}, [spec], density)[0])
+    return made, [spec]
+
+
+@pytest.mark.parametrize("most_bytes", [0, limits.MAX_DELTAS * 40_000, 2**30])
+def test_tiles_out_of_payloads_aggregate_like_vectors(most_bytes: int) -> None:
+    elements = 2 * SUBTILE_ELEMENTS + 5_000
+    made, specs = payloads(6, elements, 256)
+    whole = aggregate_tile(base(elements), [decode_tile(p, specs, 4, 0) for p in made])
+    parts: list[TileDelta | Any] = [PayloadTile(p, specs, 4, 0, most_bytes) for p in made]
+    assert aggregate_tile(base(elements), parts) == whole
+    some = aggregate_tile(base(elements), [*parts[:2], NoDelta(elements)])
+    zeros = [np.zeros(elements, np.int64)]
+    vectors = [decode_tile(p, specs, 4, 0) for p in made[:2]]
+    assert some == aggregate_tile(base(elements), vectors + zeros)
+
+
+def test_32_deltas_of_a_whole_tile_take_little_memory() -> None:
+    elements = limits.TILE_BYTES // 4
+    made, specs = payloads(32, elements, 256)
+    tile = base(elements)
+    tracemalloc.start()
+    try:
+        aggregate_tile(tile, [PayloadTile(p, specs, 4, 0) for p in made])
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 * 10**6

@@ -1,0 +1,141 @@
+"""What a learning round's own arithmetic costs, on one core.
+
+    python -m bench.learning [--json] [--only GROUP]... [--small]
+
+The groups are `codec` (a tile's delta as bytes and back) and `aggregate` (many deltas of a tile).
+Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
+missed. `--small` does little: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core, whatever the machine has
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `learning` would be this file
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.measure import Row, at_most, in_turns, quantile, seconds
+from chain import limits
+from chain.hashes import ZERO_HASH
+from tiles.aggregate import aggregate_tile
+from tiles.delta import PayloadTile, decode_delta, encode_delta
+from tiles.layout import ShardSpec, TensorSpec
+
+DENSITY = 256  # of 4096: one entry in 16
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much is measured."""
+
+    elements: int = limits.TILE_BYTES // 4
+    deltas: int = 32
+    samples: int = 15
+
+
+SMALL = Amount(10_000, 3, 2)
+
+
+def _values(amount: Amount, count: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Deltas with a common direction and as much noise of their own."""
+    rng = np.random.default_rng(1)
+    common = rng.standard_normal(amount.elements)
+    for _ in range(count):
+        noise = rng.standard_normal(amount.elements)
+        yield ((common + noise) * 1e-3).astype(np.float32)
+
+
+def _spec(amount: Amount) -> ShardSpec:
+    return ShardSpec(0, "expert", "sparse", (TensorSpec("w", "F32", (amount.elements,)),))
+
+
+def codec(amount: Amount) -> Iterator[Row]:
+    """One tile's delta, encoded and decoded. Floors: putting each chunk in order as far as its
+    largest go; finding the ones of the bits."""
+    spec, (values,) = _spec(amount), _values(amount, 1)
+    payload, _ = encode_delta(ZERO_HASH, {0: values}, [spec], DENSITY)
+    whole = values[: len(values) // limits.CHUNK_ELEMENTS * limits.CHUNK_ELEMENTS]
+    sizes = np.abs(whole.reshape(-1, limits.CHUNK_ELEMENTS))
+    bits = np.frombuffer(payload, np.uint8)
+    made, read, order, ones = in_turns(
+        amount.samples,
+        lambda: encode_delta(ZERO_HASH, {0: values}, [spec], DENSITY),
+        lambda: decode_delta(payload, [spec]),
+        lambda: np.partition(sizes, limits.CHUNK_ELEMENTS - DENSITY, axis=1),
+        lambda: np.flatnonzero(np.unpackbits(bits).view(np.bool_)),
+    )
+    yield at_most("encode_tile", _ms(made), "ms", 10.0, _ms(order))
+    yield at_most("decode_tile", _ms(read), "ms", 2.5, _ms(ones))
+    yield at_most("encode_ratio", 100 * len(payload) / values.nbytes, "%", None)
+
+
+def aggregate(amount: Amount) -> Iterator[Row]:
+    """Decoded deltas of one tile to its new bytes: Gram matrix with its root, weights, sum, tile
+    root; and the same from payloads. Floor: the bare inner products in float64."""
+    spec = _spec(amount)
+    payloads = [
+        encode_delta(ZERO_HASH, {0: values}, [spec], DENSITY)[0]
+        for values in _values(amount, amount.deltas)
+    ]
+    base = np.zeros(amount.elements, "<f4").tobytes()
+    once = partial(_aggregate, base, payloads, spec)
+    table = np.ones((amount.deltas, amount.elements // 16))
+    decoded = [PayloadTile(payload, [spec], 0, 0) for payload in payloads]
+    aggregate_tile(base, decoded)  # from here on they have what they decode
+    held, taken, products = in_turns(
+        max(2, amount.samples // 3),
+        lambda: aggregate_tile(base, decoded),
+        once,
+        lambda: [table @ table.T for _ in range(16)],
+    )
+    yield at_most(f"aggregate_{amount.deltas}", _ms(held), "ms", 250.0, _ms(products))
+    yield at_most("aggregate_from_payloads", _ms(taken), "ms", None, _ms(products))
+    tracemalloc.start()
+    seconds(once)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    yield at_most("aggregate_memory", most / 1e6, "MB", 64.0)
+
+
+def _aggregate(base: bytes, payloads: list[bytes], spec: ShardSpec) -> None:
+    aggregate_tile(base, [PayloadTile(payload, [spec], 0, 0) for payload in payloads])
+
+
+def _ms(samples: list[float]) -> float:
+    return quantile(samples, 0.5) * 1000
+
+
+GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {"codec": codec, "aggregate": aggregate}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="one group")
+    parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
+    options = parser.parse_args()
+    amount, rows = SMALL if options.small else Amount(), []
+    for group in options.only or GROUPS:
+        for row in GROUPS[group](amount):
+            rows.append(row)
+            if not options.json:
+                print(row.as_text(), flush=True)
+    if options.json:
+        print(json.dumps([row.as_json() for row in rows], indent=1))
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
