@@ -56,6 +56,7 @@ from chain.transactions import (
 )
 from chain.tree import StateTree
 from chain.types import (
+    HEADER_VERSION,
     Block,
     Epoch,
     EvidenceItem,
@@ -182,7 +183,7 @@ def evidence_root(items: Sequence[EvidenceItem]) -> Hash32:
 def check_header(genesis: Genesis, parent: Header, block: Block) -> None:
     """What can be said of a block without executing it. BlockError names the rule."""
     header, chain_id = block.header, genesis.chain_id
-    if header.version != 1 or header.chain_id != chain_id:
+    if header.version != HEADER_VERSION or header.chain_id != chain_id:
         raise BlockError("the block is of another chain or version")
     if header.height != parent.height + 1 or header.parent != parent.hash():
         raise BlockError("the block does not follow its parent")
@@ -390,7 +391,7 @@ def seal_header(
 ) -> Header:
     """The header of a block that a leader has just executed."""
     return Header(
-        1,
+        HEADER_VERSION,
         genesis.chain_id,
         ctx.epoch,
         ctx.view,

@@ -33,6 +33,7 @@ for _hash in (PubKey, ChainId, TxId, BlobId):
 register(Signature, Bytes(64, 64))
 
 GRAINS_PER_BLY = 100_000_000
+HEADER_VERSION = 1  # of the rules by which blocks are made and checked
 VrfOutput = Annotated[bytes, Bytes(64)]  # empty in genesis, else 64 bytes
 VrfProof = Annotated[bytes, Bytes(80)]  # empty in genesis, else 80 bytes
 

@@ -1,6 +1,7 @@
 """A node's home directory: where everything is, who owns it now, and how its keys are unlocked.
 
-    config.toml genesis.json keystore/ api-token chain.db wal/ tiles/ blobs/ corpus/ logs/ node.lock
+    version config.toml genesis.json keystore/ api-token chain.db wal/ tiles/ blobs/ corpus/ logs/
+    node.lock
 
 One process at a time owns a home: it holds an exclusive `flock` on `node.lock`, whose content is
 its process id. The kernel drops the lock with the process, so nothing is ever stale.
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chain.errors import ConfigError, InputError, LockedError
+from chain.errors import ConfigError, InputError, LockedError, StorageError, VersionError
 from wallet.keys import Keys, new_mnemonic
 from wallet.keystore import Keystore
 
+VERSION = 1  # of all that has no version of its own: names, layout, tiles, blobs
 PASSPHRASE_VARIABLE = "BLYAN_PASSPHRASE_FILE"
 PASSPHRASE_FILE = "passphrase"
 MIN_PASSPHRASE = 8  # characters; Argon2id makes each guess cost 64 MiB
@@ -35,6 +37,7 @@ class Home:
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
+        self.version_file = self.path / "version"
         self.config_file = self.path / "config.toml"
         self.genesis_file = self.path / "genesis.json"
         self.keystore = self.path / "keystore"
@@ -62,17 +65,37 @@ class Home:
             self.path.chmod(0o700)
             for directory in (self.wal, self.tiles, self.blobs, self.corpus, self.logs):
                 directory.mkdir(mode=0o700, exist_ok=True)
+            if not self.version_file.exists():
+                write_private(self.version_file, f"{VERSION}\n")
         except OSError as error:
             raise ConfigError(
                 f"cannot create the home directory {self.path}: {error.strerror}; "
                 "choose another with --home"
             ) from None
 
+    def check_version(self) -> int:
+        """The version of what is here: 1 where nothing says it. VersionError if it is newer."""
+        try:
+            text = self.version_file.read_text().strip()
+        except FileNotFoundError:
+            return 1
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"{self.version_file} cannot be read: {error}") from None
+        if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) == int(text):
+            raise StorageError(
+                f"{self.version_file} holds no version; expected a number such as {VERSION}"
+            )
+        if int(text) > VERSION:
+            raise VersionError(f"the home {self.path}", "home", int(text), VERSION)
+        return int(text)
+
     # --- the lock -------------------------------------------------------------------------
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Own this home. Raises LockedError, naming the owner, if another process does."""
+        """Own this home. Raises LockedError, naming the owner, if another process does, and
+        VersionError for a home that a newer program has written."""
+        self.check_version()
         with exclusive(self.lock_file, f"the home {self.path}"):
             yield
 

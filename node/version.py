@@ -1,7 +1,26 @@
-"""The version of the installed distribution."""
+"""The version of the installed distribution, and those of what it reads and writes
+(docs/spec/upgrades.md)."""
+
+from __future__ import annotations
 
 from importlib import metadata
 
 
 def version() -> str:
     return metadata.version("blyan")
+
+
+def formats() -> dict[str, int]:
+    """The highest version of each format that this program knows, by the name errors use."""
+    from chain.store_schema import SCHEMA_VERSION
+    from chain.types import HEADER_VERSION
+    from node import home, wal
+    from wallet import keystore
+
+    return {
+        "home": home.VERSION,
+        "store": SCHEMA_VERSION,
+        "log": wal.VERSION,
+        "keystore": keystore.VERSION,
+        "protocol": HEADER_VERSION,
+    }

@@ -5,18 +5,19 @@ File: the 12 bytes `BLYAN-WAL-2\\n`, then frames. Frame: 4 bytes `FRAM`, payload
 big-endian), BLAKE3 checksum over offset and length (its first 8 bytes), BLAKE3 checksum over offset
 and payload (32 bytes), payload. Payload: for each record its length (4 bytes big-endian) and its
 bytes. One append is one frame, so an append is there as a whole or not at all. Version 1 had no
-checksum of the length; such a log is read, and written anew.
+checksum of the length; such a log is read, and written anew. A newer one is refused.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from chain import limits
-from chain.errors import StorageError
+from chain.errors import StorageError, VersionError
 from chain.hashes import Context
 from chain.types import u64_be
 from node.wal_files import DirectoryFiles, LogFiles
@@ -26,7 +27,9 @@ _log = logging.getLogger(__name__)
 LOG_NAME = "consensus.log"
 BEGUN_NAME = "consensus.begun"  # says that the log has held something
 _NEW_NAME = LOG_NAME + ".new"  # a rotation writes here first
-_MAGIC, _MAGIC_1 = b"BLYAN-WAL-2\n", b"BLYAN-WAL-1\n"
+VERSION = 2
+_MAGIC, _MAGIC_1 = b"BLYAN-WAL-%d\n" % VERSION, b"BLYAN-WAL-1\n"
+_ANY_MAGIC = re.compile(rb"BLYAN-WAL-([1-9][0-9]{0,5})\n")
 _FRAME = b"FRAM"
 _SIZED_BYTES = len(_FRAME) + 4 + 8  # what tells where a frame ends
 _HEAD_BYTES = _SIZED_BYTES + 32
@@ -168,6 +171,9 @@ class WriteAheadLog:
     def _parse(self, data: bytes) -> tuple[tuple[bytes, ...], int]:
         """(records, where the valid part ends)."""
         if not data.startswith((_MAGIC, _MAGIC_1)):
+            other = _ANY_MAGIC.match(data)
+            if other is not None and int(other[1]) > VERSION:
+                raise VersionError(self.path, "log", int(other[1]), VERSION)
             raise self._damage(0)
         is_old = data.startswith(_MAGIC_1)
         payload_at, head_bytes = _payload_at, _HEAD_BYTES

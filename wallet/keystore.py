@@ -25,7 +25,7 @@ from nacl.exceptions import CryptoError
 from nacl.utils import random as random_bytes
 
 from chain.address import format_address, parse_address
-from chain.errors import InputError, StorageError
+from chain.errors import InputError, StorageError, VersionError
 from chain.hashes import Context
 from chain.types import PubKey
 from wallet.keys import Keys, check_mnemonic
@@ -198,7 +198,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         raise _damaged(path, "it is not a JSON object")
     version = document.get("version")
     if isinstance(version, int) and version > VERSION:
-        raise StorageError(f"{path} has key file version {version}; a newer blyan is needed")
+        raise VersionError(path, "keystore", version, VERSION)
     rest = {k: v for k, v in document.items() if k != "checksum"}
     if document.get("checksum") != _KEYSTORE.hash(_canonical(rest)).hex():
         raise _damaged(path, "its checksum does not fit")

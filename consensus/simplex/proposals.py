@@ -9,14 +9,13 @@ from chain import limits
 from chain.codec import encode
 from chain.errors import BlockError
 from chain.hashes import Hash32
-from chain.types import Block, Certificate, Header, Proposal, View, VoteKind
+from chain.types import HEADER_VERSION, Block, Certificate, Header, Proposal, View, VoteKind
 from consensus.simplex.ballots import Ballots
 from consensus.simplex.messages import Config, EpochContext
 from consensus.simplex.tree import BlockTree
 
 # Certificates shown with one proposal or in one answer; the block takes the rest of a message.
 CERTIFICATE_BYTES = limits.MAX_MESSAGE_BYTES - limits.MAX_BLOCK_BYTES - 64 * 1024
-HEADER_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from node.cli.session import (
 from node.config import LOG_LEVELS, load_config, load_genesis
 from node.founding import Founded, found_home, founding_genesis, read_genesis, write_genesis
 from node.home import PASSPHRASE_VARIABLE, read_passphrase
+from node.version import formats
 from node.version import version as package_version
 
 STOP_TIMEOUT_S = 15.0  # a node drains its queues first; normally it is gone within two seconds
@@ -184,9 +185,15 @@ def stop(session: Session, timeout: float) -> None:
 @program.command(cls=Command)
 @pass_session
 def version(session: Session) -> None:
-    """Versions of this program and of what it runs on."""
+    """Versions of this program, of the formats it knows, and of what it runs on.
+
+    \b
+    Example:
+      blyan-node version --json | jq .store
+    """
     data = {
         "version": package_version(),
+        **formats(),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
