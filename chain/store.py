@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chain import limits, store_schema
+from chain import limits, store_pruning, store_schema
 from chain.codec import decode
 from chain.errors import DecodeError, StorageError, invariant
 from chain.hashes import Hash32
@@ -71,7 +71,7 @@ class ChainStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._write_lock = threading.Lock()
+        self._write_lock = threading.RLock()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._loaded: StateTree | None = None
@@ -80,6 +80,7 @@ class ChainStore:
         try:
             with self._reported():
                 store_schema.prepare(self._writer, path)
+            self.pruned = store_pruning.pruned(self._writer)
             self._verify()
         except BaseException:
             self.close()
@@ -154,6 +155,17 @@ class ChainStore:
         with self._transaction() as db:
             insert_certificate(db, height, certificate)
 
+    def prune(self, below: Height, most_txs: int, is_kept: Callable[[Height], bool]) -> int:
+        """Drop, for good, what blocks below `below` have beside their headers: bodies, receipts,
+        history but for the model's, and the certificates of heights that are not kept. At most
+        about `most_txs` transactions at once; how many blocks. The tip always stays whole."""
+        if below <= self.pruned.height:
+            return 0
+        with self._unreferenced(), self._transaction() as db:
+            dropped = store_pruning.prune(db, below, most_txs, is_kept)
+        self.pruned = store_pruning.pruned(self._writer)
+        return dropped
+
     # --- reading -------------------------------------------------------------------
 
     def tip(self) -> Tip | None:
@@ -166,13 +178,24 @@ class ChainStore:
         row = self._one("SELECT min(height) FROM blocks")
         return None if row is None else row[0]
 
+    def first_body(self) -> Height | None:
+        """The lowest block that is here with its transactions."""
+        first = self.first_height()
+        return None if first is None else Height(max(first, self.pruned.height))
+
     def block(self, height: Height) -> Block | None:
+        """None if it is not here, or pruned: then its header is."""
         row = self._one("SELECT body FROM blocks WHERE height = ?", height)
-        return None if row is None else self._decode(Block, row[0])
+        return self._decode(Block, row[0]) if row is not None and row[0] else None
 
     def block_by_hash(self, block_hash: Hash32) -> Block | None:
         row = self._one("SELECT body FROM blocks WHERE hash = ?", block_hash)
-        return None if row is None else self._decode(Block, row[0])
+        return self._decode(Block, row[0]) if row is not None and row[0] else None
+
+    def height_of(self, block_hash: Hash32) -> Height | None:
+        """The height of a final block, pruned or not."""
+        row = self._one("SELECT height FROM blocks WHERE hash = ?", block_hash)
+        return None if row is None else Height(row[0])
 
     def header(self, height: Height) -> Header | None:
         row = self._one("SELECT header FROM blocks WHERE height = ?", height)
@@ -196,6 +219,8 @@ class ChainStore:
         found: list[CertifiedBlock] = []
         room = most_bytes
         for body, raw in self._rows(sql, first, last, _page(limit)):
+            if not body:
+                break  # pruned: this asker needs another node
             room -= len(body) + len(raw or b"") + 16
             if found and room < 0:
                 break
@@ -256,9 +281,9 @@ class ChainStore:
         return tuple(map(tx_row, rows))
 
     def tx_total(self) -> int:
-        """How many transactions stand in the stored blocks."""
-        row = self._one("SELECT coalesce(max(number), 0) FROM txs")
-        return 0 if row is None else int(row[0])
+        """How many transactions stood in the stored blocks, pruned ones included."""
+        row = self._one("SELECT max(number) FROM txs")
+        return self.pruned.number - 1 if row is None or row[0] is None else int(row[0])
 
     def history(
         self,
@@ -318,6 +343,11 @@ class ChainStore:
             f"{self._path} is damaged ({why}). Move it away and start again: the node fetches the "
             "chain from its peers; check the disk first"
         )
+
+    @contextmanager
+    def _unreferenced(self) -> Iterator[None]:
+        with self._write_lock, store_pruning.unreferenced(self._writer):
+            yield
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

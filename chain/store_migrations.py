@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from chain.errors import StorageError, invariant
+from chain.store_guards import PRUNABLE, guards
 
 log = logging.getLogger("blyan.store")
 
 Step = Callable[[sqlite3.Connection], None]
-STEPS: dict[int, Step] = {}
 
 
 def migrate(
-    db: sqlite3.Connection, path: Path, target: int, steps: Mapping[int, Step] = STEPS
+    db: sqlite3.Connection, path: Path, target: int, steps: Mapping[int, Step] | None = None
 ) -> None:
     """Bring an open file, not in a transaction, to version `target`, step by step."""
+    steps = STEPS if steps is None else steps
     (version,) = db.execute("PRAGMA user_version").fetchone()
     for number in range(version + 1, target + 1):
         if number not in steps:
@@ -62,3 +63,14 @@ def script(db: sqlite3.Connection, text: str) -> None:
                 db.execute(statement)
             statement = ""
     invariant(not statement.strip("; \n"), "a script is whole statements")
+
+
+def to_version_2(db: sqlite3.Connection) -> None:
+    """Old blocks may be pruned: the triggers that kept everything make room for a bound."""
+    for table in ("blocks", *PRUNABLE):
+        for verb in ("UPDATE", "DELETE"):
+            db.execute(f"DROP TRIGGER {table}_no_{verb}")
+    script(db, guards())
+
+
+STEPS: dict[int, Step] = {2: to_version_2}

@@ -102,7 +102,9 @@ def insert_certificate(db: sqlite3.Connection, height: Height, certificate: Cert
 
 
 def insert_txs(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
-    (last,) = db.execute("SELECT coalesce(max(number), 0) FROM txs").fetchone()
+    (last,) = db.execute(
+        "SELECT coalesce((SELECT max(number) FROM txs), (SELECT number - 1 FROM pruned), 0)"
+    ).fetchone()
     numbered = list(enumerate(rows, last + 1))
     db.executemany(
         "INSERT INTO txs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -133,9 +135,6 @@ def tx_columns(raw: bytes, receipt: Receipt) -> tuple[Any, ...]:
         tx: Transaction = signed.get(tx_id) or decode(Transaction, raw)
     except DecodeError:
         return (tx_id, None, 0, None, receipt.code, receipt.reason, ())
-    parties = {tx.sender}
-    if receipt.code == OK and isinstance(tx.payload, Transfer):
-        parties.add(tx.payload.to)  # nobody's list grows by transfers that failed
     return (
         tx_id,
         tx.sender,
@@ -143,8 +142,16 @@ def tx_columns(raw: bytes, receipt: Receipt) -> tuple[Any, ...]:
         tx.nonce.to_bytes(8, "big"),  # SQLite's integers are signed
         receipt.code,
         receipt.reason,
-        sorted(parties),
+        parties(tx, receipt.code),
     )
+
+
+def parties(tx: Transaction, code: str) -> list[PubKey]:
+    """The accounts whose lists show a transaction with this receipt."""
+    found = {tx.sender}
+    if code == OK and isinstance(tx.payload, Transfer):
+        found.add(tx.payload.to)  # nobody's list grows by transfers that failed
+    return sorted(found)
 
 
 def tx_row(row: tuple[Any, ...]) -> TxRow:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from chain import store_migrations
 from chain.errors import StorageError, VersionError
+from chain.store_guards import guards
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
 BUSY_TIMEOUT_S = 5
-APPEND_ONLY = ("blocks", "certificates", "txs", "tx_parties", "events")
 _SCHEMA = """
 CREATE TABLE blocks (
   height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
@@ -44,10 +44,6 @@ CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER blocks_in_order BEFORE INSERT ON blocks
 WHEN EXISTS (SELECT 1 FROM blocks) AND NEW.height <> (SELECT max(height) + 1 FROM blocks)
 BEGIN SELECT RAISE(ABORT, 'blocks are appended one height at a time'); END;
-"""
-_GUARD = """
-CREATE TRIGGER {table}_no_{verb} BEFORE {verb} ON {table}
-BEGIN SELECT RAISE(ABORT, '{table} are append-only'); END;
 """
 
 
@@ -97,14 +93,7 @@ def version_of(db: sqlite3.Connection, path: Path) -> int:
 def new_file() -> str:
     """The script that makes all tables, as one transaction."""
     return (
-        f"BEGIN IMMEDIATE; {_SCHEMA} {guards(APPEND_ONLY)}"
+        f"BEGIN IMMEDIATE; {_SCHEMA} {guards()}"
         f"PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-    )
-
-
-def guards(tables: tuple[str, ...]) -> str:
-    """Triggers that refuse to change or delete rows of these tables."""
-    return "".join(
-        _GUARD.format(table=table, verb=verb) for table in tables for verb in ("UPDATE", "DELETE")
     )

@@ -46,8 +46,7 @@ class ChainService:
             block = start.block
             changes = dict(start.tree.items())
             store.commit(block, block.hash(), None, (), changes)
-        first = store.block_by_hash(start.block.hash())
-        if first is None and store.first_height() == 0:
+        if store.height_of(start.block.hash()) is None and store.first_height() == 0:
             raise StorageError(
                 "the chain on disk starts from another genesis; use another --home, or the "
                 "genesis file that this home was made with"
