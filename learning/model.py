@@ -69,7 +69,7 @@ def forward(spec: ModelSpec, weights: Mapping[str, Tensor], tokens: Tensor) -> F
         normed = rms_norm(x, weights[f"{at}.router.attention_norm"])
         x = x + _attention(spec, weights, f"{at}.attention", normed, cosine, sine)
         normed = rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(batch * time, spec.width)
-        mixed, load = _experts(spec, weights, at, normed)
+        mixed, load = mixture(spec, weights, at, normed)
         x = x + mixed.reshape(batch, time, spec.width)
         loads.append(load)
     return Forward(rms_norm(x, weights["final.norm"]) @ weights["head.weight"], loads)
@@ -97,16 +97,17 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON) * weight
 
 
-def rotary_tables(time: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, fp32 [time, head_width / 2], by way of float64 (arXiv 2104.09864)."""
+def rotary_tables(time: int, head_width: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions from `first` on, fp32 [time, head_width / 2], by way of
+    float64 (arXiv 2104.09864)."""
     half = head_width // 2
     frequency = ROTARY_BASE ** (-np.arange(half, dtype=np.float64) / half)
-    angle = np.outer(np.arange(time, dtype=np.float64), frequency)
+    angle = np.outer(np.arange(first, first + time, dtype=np.float64), frequency)
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     return torch.from_numpy(cosine), torch.from_numpy(sine)
 
 
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate pairs (i, i + half) of the last dimension. x: [batch, heads, time, head_width]."""
     first, second = x.chunk(2, -1)
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), -1)
@@ -121,13 +122,13 @@ def _attention(
         projected = x @ weights[f"{at}.{name}"]
         return projected.reshape(batch, time, spec.heads, spec.head_width).transpose(1, 2)
 
-    query, key = _rotate(heads("query"), cosine, sine), _rotate(heads("key"), cosine, sine)
+    query, key = rotate(heads("query"), cosine, sine), rotate(heads("key"), cosine, sine)
     mixed = F.scaled_dot_product_attention(query, key, heads("value"), is_causal=True)
     joined = mixed.transpose(1, 2).reshape(batch, time, spec.width)
     return joined @ weights[f"{at}.output"]
 
 
-def _experts(
+def mixture(
     spec: ModelSpec, weights: Mapping[str, Tensor], at: str, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mixture for tokens [n, width] and the tokens each expert got, int64 [experts]."""

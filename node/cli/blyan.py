@@ -19,6 +19,8 @@ _COMMANDS = {
     "dataset": ("node.cli.dataset:dataset", "Submit data to learn from."),
     "custody": ("node.cli.custody:custody", "Who had to show what it keeps; doubt it."),
     "model": ("node.cli.model:model", "Models as files, in and out."),
+    "generate": ("node.cli.generate:generate", "Text from the network's model."),
+    "eval": ("node.cli.generate:evaluate", "How well the model knows a text."),
     "tile": ("node.cli.tile:tile", "Verify tiles against a block header."),
     "verify": ("node.cli.tile:verify", "Short for `blyan tile verify`."),
 }

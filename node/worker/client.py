@@ -160,6 +160,44 @@ class Worker:
         }
         return int((await self._call(request))["loss"])
 
+    async def losses(
+        self, model: ModelSpec, shards: Sequence[bytes], text: bytes
+    ) -> tuple[int, ...]:
+        """Losses of a text's windows, taken as a holdout's are, in nano-nats per byte."""
+        request = {
+            "job": "losses",
+            "model": model.to_json(),
+            "shards": list(shards),
+            "text": text,
+        }
+        return tuple((await self._call(request))["losses"])
+
+    async def generate(
+        self,
+        model: ModelSpec,
+        shards: Sequence[bytes],
+        prompt: bytes,
+        count: int,
+        on_byte: Callable[[int], None],
+        *,
+        temperature: float,
+        top_k: int,
+        seed: int,
+    ) -> float:
+        """`count` bytes after `prompt`, each told as it comes; the seconds that it took."""
+        request = {
+            "job": "generate",
+            "model": model.to_json(),
+            "shards": list(shards),
+            "prompt": prompt,
+            "count": count,
+            "temperature": temperature,
+            "top_k": top_k,
+            "seed": seed,
+        }
+        result = await self._call(request, lambda message: on_byte(message["byte"]))
+        return float(result["seconds"])
+
     async def train(
         self, job: TrainJob, on_progress: Callable[[int, float], None] | None = None
     ) -> TrainOutcome:

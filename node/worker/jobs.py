@@ -12,7 +12,8 @@ import numpy.typing as npt
 from chain.errors import InputError
 from chain.hashes import Hash32
 from learning.compress import add_delta, compress
-from learning.evaluate import holdout_loss, to_nano, window_losses
+from learning.evaluate import holdout_loss, holdout_windows, to_nano, window_losses
+from learning.generate import generate
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import TrainState, deserialize_state, serialize_state
 from learning.train import Progress, train_segment
@@ -31,6 +32,12 @@ def run_job(request: Message, profile: str, emit: Emit) -> Message:
     if job == "holdout":
         spec = ModelSpec.from_json(request["model"])
         return {"loss": holdout_loss(spec, request["shards"], request["holdout"])}
+    if job == "losses":
+        spec = ModelSpec.from_json(request["model"])
+        windows = holdout_windows(request["text"], spec.context)
+        return {"losses": to_nano(window_losses(spec, request["shards"], windows))}
+    if job == "generate":
+        return _generate(request, emit)
     if job == "train":
         return _train(request, profile, emit)
     if job == "replay":
@@ -49,6 +56,15 @@ def _evaluate(request: Message) -> Message:
         spec, shards, request["payload"], request["numerator"], request["denominator"]
     )
     return {"base": base, "delta": to_nano(window_losses(spec, moved, windows))}
+
+
+def _generate(request: Message, emit: Emit) -> Message:
+    spec = ModelSpec.from_json(request["model"])
+    began, count = time.monotonic(), request["count"]
+    options = {name: request[name] for name in ("temperature", "top_k", "seed")}
+    for byte in generate(spec, request["shards"], request["prompt"], count, **options):
+        emit({"event": "byte", "byte": byte})
+    return {"seconds": time.monotonic() - began}
 
 
 def _train(request: Message, profile: str, emit: Emit) -> Message:

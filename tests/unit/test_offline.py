@@ -58,6 +58,35 @@ def test_a_stopped_home_is_read_from_its_disk(
     assert code != 0
 
 
+def test_its_model_speaks_and_is_measured(
+    founded: Founded, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    home = str(founded.home.path)
+    code, said = blyan_json(capsys, "generate", "ab", "--bytes", "8", "--home", home)
+    assert (code, len(bytes.fromhex(said["hex"]))) == (0, 8)
+    code, status = blyan_json(capsys, "query", "status", "--home", home)
+    assert said["root"] == status["model_root"]
+    assert (
+        run_program(blyan.program, "blyan", ["generate", "ab", "--bytes", "3", "--home", home]) == 0
+    )
+    assert capsys.readouterr().out.startswith("ab")
+
+    file = tmp_path / "text"
+    file.write_bytes(b"The loss of a model that has learnt nothing yet. " * 40)
+    code, found = blyan_json(capsys, "eval", str(file), "--home", home)
+    assert code == 0
+    assert found["loss"] > 5
+    assert found["windows"] == (file.stat().st_size - 1) // 64
+    assert run_program(blyan.program, "blyan", ["eval", str(file), "--home", home]) == 0
+    assert "nats per byte" in capsys.readouterr().out
+    code, answer = blyan_json(capsys, "eval", "--home", home)
+    assert (code, answer["error"]["code"]) == (2, "bad_input")
+    assert "give a FILE" in answer["error"]["message"]
+    file.write_bytes(b"short")
+    code, answer = blyan_json(capsys, "eval", str(file), "--home", home)
+    assert (code, answer["error"]["code"]) == (2, "bad_input")
+
+
 def test_what_needs_a_node_says_so(founded: Founded, capsys: pytest.CaptureFixture[str]) -> None:
     home = str(founded.home.path)
     to = founded.keys.account.public.hex()
