@@ -122,7 +122,7 @@ def test_trees_do_not_change_and_share_what_is_untouched() -> None:
     assert first.set_many({b"k7": b"\x07", b"never": None}) is first
     assert first.set_many({}) is first
     third = first.set_many({b"k7": b"other"})
-    assert third._index is first._index
+    assert third._keys is first._keys
     assert b"k7" in third
     assert b"nope" not in third
 
@@ -130,12 +130,12 @@ def test_trees_do_not_change_and_share_what_is_untouched() -> None:
 def test_items_by_prefix_across_chunks() -> None:
     content = {f"{p}/{i:04}".encode(): b"%d" % i for p in ("a", "b", "bb", "c") for i in range(700)}
     tree = StateTree.empty().set_many(content)
-    assert len(tree._index) > 4
+    assert len(tree._keys.chunks) > 4
     for prefix in (b"", b"a", b"a/", b"b", b"b/", b"bb/", b"c/0699", b"c/07", b"0", b"z", b"b/03"):
         expected = [(k, v) for k, v in sorted(content.items()) if k.startswith(prefix)]
         assert list(tree.items(prefix)) == expected
     tree = tree.set_many(dict.fromkeys(k for k in content if not k.endswith(b"00")))
-    assert len(tree._index) == 1
+    assert len(tree._keys.chunks) == 1
     assert list(tree.keys(b"bb/")) == [b"bb/%04d" % i for i in range(0, 700, 100)]
 
 
