@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from chain import limits, store_pruning, store_schema
 from chain.codec import decode
-from chain.errors import DecodeError, StorageError, invariant
+from chain.errors import DecodeError, StorageError, VerifyError, invariant
 from chain.hashes import Hash32
 from chain.receipts import Receipt
 from chain.store_rows import (
@@ -27,7 +27,6 @@ from chain.store_rows import (
     StoredTx,
     Tip,
     TxRow,
-    change_state,
     insert_block,
     insert_certificate,
     insert_events,
@@ -35,6 +34,7 @@ from chain.store_rows import (
     tx_columns,
     tx_row,
 )
+from chain.store_tree import TreeFile, TreeImport
 from chain.tree import StateTree
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
 
@@ -52,7 +52,8 @@ _TX_COLUMNS = "number, id, t.height, position, time_ms, sender, kind, nonce, cod
 @dataclass(frozen=True, slots=True)
 class FinalBlock:
     """A final block and what it did. `receipts` are one a transaction, in order; `state_changes`
-    map keys to new values, None for a deleted key."""
+    map keys to new values, None for a deleted key. `tree` is the state with them, where it was made
+    from the state before by one `set_many`: then it is not made again."""
 
     block: Block
     block_hash: Hash32
@@ -60,28 +61,32 @@ class FinalBlock:
     receipts: Sequence[Receipt]
     state_changes: Mapping[bytes, bytes | None]
     events: Sequence[Event] = ()
+    tree: StateTree | None = None
 
 
 class ChainStore:
     """The final chain in the file at `path`, made if absent. Close it, or use `with`.
 
-    Opening verifies the tip's hash and the state against the tip's state root; StorageError says
-    what is wrong with a file that does not hold together, or is of a newer version.
+    Opening verifies the tip's hash and the root page of its state, and every other page when it is
+    loaded; StorageError says what is wrong with a file that does not hold together, or is of a
+    newer version. The state after a height is kept while it is among the last `keep_versions`
+    below the tip or not older than `keep_ms`; None keeps all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep_versions: int | None = None, keep_ms: int = 0) -> None:
         self._path = path
         self._write_lock = threading.RLock()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
-        self._loaded: StateTree | None = None
         self._closed = False
+        self._states = TreeFile(self._all, self._broken, keep_versions, keep_ms)
+        self._state = self._states.empty()
         self._writer = self._connect()
         try:
             with self._reported():
                 store_schema.prepare(self._writer, path)
             self.pruned = store_pruning.pruned(self._writer)
-            self._verify()
+            self._open_state()
         except BaseException:
             self.close()
             raise
@@ -139,16 +144,43 @@ class ChainStore:
                     )
                 ]
             )
-        with self._transaction() as db:
-            for item, txs in zip(items, rows, strict=True):
-                height = item.block.header.height
-                insert_block(db, item.block, item.block_hash)
-                if item.finalization is not None:
-                    insert_certificate(db, height, item.finalization)
-                insert_txs(db, txs)
-                insert_events(db, height, item.events)
-                change_state(db, item.state_changes)
-        self._loaded = None
+        trees = self._trees_of(items)
+        try:
+            with self._transaction() as db:
+                for item, txs, tree in zip(items, rows, trees, strict=True):
+                    header = item.block.header
+                    insert_block(db, item.block, item.block_hash)
+                    if item.finalization is not None:
+                        insert_certificate(db, header.height, item.finalization)
+                    insert_txs(db, txs)
+                    insert_events(db, header.height, item.events)
+                    self._states.write(db, tree, header.height, header.time_ms)
+                    self._states.prune(db, header.height, header.time_ms)
+        except BaseException:
+            self._states.undo()
+            raise
+        self._states.settle()
+        self._state = trees[-1] if trees else self._state
+
+    def _trees_of(self, items: Sequence[FinalBlock]) -> list[StateTree]:
+        """The state after each block, which is what its header says."""
+        trees: list[StateTree] = []
+        state = self._state
+        for item in items:
+            if item.tree is not None and item.tree.follows(state):
+                state = item.tree
+            else:
+                state = state.set_many(item.state_changes)
+            header = item.block.header
+            invariant(state.root == header.state_root, "a block has the root of its state")
+            trees.append(state)
+        return trees
+
+    @contextmanager
+    def import_state(self) -> Iterator[StateImport]:
+        """Put a state into this empty store, by its leaves: for `with`."""
+        invariant(self.tip() is None, "a state is imported into an empty store")
+        yield StateImport(self)
 
     def add_certificate(self, height: Height, certificate: Certificate) -> None:
         """Keeps the finalization of a stored block that came later. A second one is ignored."""
@@ -305,27 +337,35 @@ class ChainStore:
         return tuple(EventRow(h, i, k, of, json.loads(data)) for h, i, k, of, data in rows)
 
     def load_state(self) -> StateTree:
-        """The state after the tip, rebuilt from its rows: about 12 s for a million keys."""
-        loaded, self._loaded = self._loaded, None  # what opening built serves the first call
-        if loaded is not None:
-            return loaded
-        return StateTree.empty().set_many(dict(self._all("SELECT key, value FROM state")))
+        """The state after the tip."""
+        return self._state
+
+    def tree_at(self, height: int) -> StateTree | None:
+        """The state after a height, read as it is needed; None if it is not kept, or not yet there.
+        It stays as long as the tree is held."""
+        return self._states.open(height)
+
+    def oldest_state(self) -> int:
+        """The lowest height that `tree_at` has; -1 in an empty store."""
+        return self._states.oldest()
 
     # --- inside --------------------------------------------------------------------
 
-    def _verify(self) -> None:
-        """The tip is the block it claims to be, and the state is the one it commits to."""
+    def _open_state(self) -> None:
+        """The tip is the block it claims to be, and the state's root page gives its root."""
         tip = self.tip()
+        self._states.start()
         if tip is None:
             return
         block = self.block(tip.height)
         header = self.header(tip.height)
         if block is None or header != block.header or block.hash() != tip.hash:
             raise self._broken(f"block {tip.height} does not have the hash it is stored under")
-        tree = self.load_state()
-        if tree.root != block.header.state_root:
+        tree = self._states.open(tip.height)
+        if tree is None or tree.root != block.header.state_root:
             raise self._broken(f"the state's root is not the one of block {tip.height}")
-        self._loaded = tree
+        self._states.check_top(tree)
+        self._state = tree
 
     def _connect(self) -> sqlite3.Connection:
         with self._reported():
@@ -340,8 +380,8 @@ class ChainStore:
 
     def _broken(self, why: str) -> StorageError:
         return StorageError(
-            f"{self._path} is damaged ({why}). Move it away and start again: the node fetches the "
-            "chain from its peers; check the disk first"
+            f"{self._path} is damaged ({why}). `blyan-node doctor` says what else is. Move it away "
+            " and start again: the node fetches the chain from its peers; check the disk first"
         )
 
     @contextmanager
@@ -402,3 +442,32 @@ class ChainStore:
 
 def _page(limit: int) -> int:
     return max(0, min(limit, MAX_PAGE_ROWS))
+
+
+class StateImport:
+    """A state on its way into an empty store, in as many transactions as it needs: a crash before
+    the end of `finish` leaves the store empty."""
+
+    def __init__(self, store: ChainStore) -> None:
+        self._store = store
+        self._load = TreeImport(store._transaction)
+
+    def add(self, leaves: Iterable[tuple[bytes, bytes]]) -> None:
+        """Leaves in the order of their paths, which goes on from call to call; else VerifyError."""
+        self._load.add(leaves)
+
+    def finish(
+        self, block: Block, block_hash: Hash32, finalization: Certificate | None = None
+    ) -> None:
+        """The state is the one after `block`, which becomes the tip; else VerifyError."""
+        header, store = block.header, self._store
+        invariant(block_hash == header.hash(), "a block is stored under its own hash")
+        top = self._load.build()
+        if top.hash != header.state_root:
+            raise VerifyError(f"the imported state is not the one of block {header.height}")
+        with store._transaction() as db:
+            insert_block(db, block, block_hash)
+            if finalization is not None:
+                insert_certificate(db, header.height, finalization)
+            self._load.finish(db, top, header.height, header.time_ms)
+        store._open_state()

@@ -10,12 +10,18 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
+from chain.codec import decode
 from chain.errors import StorageError, invariant
+from chain.hashes import STATE_KEY
 from chain.store_guards import PRUNABLE, guards
+from chain.store_tree import TREE_SCHEMA, TreeImport
+from chain.types import Header
 
 log = logging.getLogger("blyan.store")
+_LOGGED_KEYS = 100_000
 
 Step = Callable[[sqlite3.Connection], None]
 
@@ -73,4 +79,27 @@ def to_version_2(db: sqlite3.Connection) -> None:
     script(db, guards())
 
 
-STEPS: dict[int, Step] = {2: to_version_2}
+def to_version_3(db: sqlite3.Connection) -> None:
+    """The state's rows become the pages of its tree: one version, after the tip."""
+    script(db, TREE_SCHEMA)
+    tip = db.execute(
+        "SELECT height, time_ms, header FROM blocks ORDER BY height DESC LIMIT 1"
+    ).fetchone()
+    if tip is not None:
+        height, time_ms, raw = tip
+        header: Header = decode(Header, raw)
+        (total,) = db.execute("SELECT count(*) FROM state").fetchone()
+        load = TreeImport(lambda: nullcontext(db))
+        db.create_function("path_of", 1, STATE_KEY.hash, deterministic=True)
+        rows = db.execute("SELECT key, value FROM state ORDER BY path_of(key)")
+        while some := rows.fetchmany(_LOGGED_KEYS):
+            load.add(some)
+            log.info("the state's pages: %d of %d keys", load.count, total)
+        top = load.build()
+        if top.hash != header.state_root:
+            raise StorageError(f"the state's root is not the one of block {height}")
+        load.finish(db, top, height, time_ms)
+    db.execute("DROP TABLE state")
+
+
+STEPS: dict[int, Step] = {2: to_version_2, 3: to_version_3}

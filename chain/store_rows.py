@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chain.codec import decode, encode, tag_of
@@ -113,17 +113,6 @@ def insert_txs(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     db.executemany(
         "INSERT INTO tx_parties VALUES (?, ?)",
         ((account, number) for number, (*_, parties) in numbered for account in parties),
-    )
-
-
-def change_state(db: sqlite3.Connection, changes: Mapping[bytes, bytes | None]) -> None:
-    db.executemany(
-        "INSERT INTO state VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        [(key, value) for key, value in changes.items() if value is not None],
-    )
-    db.executemany(
-        "DELETE FROM state WHERE key = ?",
-        [(key,) for key, value in changes.items() if value is None],
     )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from chain import store_migrations
 from chain.errors import StorageError, VersionError
 from chain.store_guards import guards
+from chain.store_tree import TREE_SCHEMA
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
 BUSY_TIMEOUT_S = 5
 _SCHEMA = """
@@ -40,7 +41,6 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 CREATE INDEX events_by_kind ON events (kind, height, position);
 CREATE INDEX events_by_key ON events (kind, key, height, position);
-CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TRIGGER blocks_in_order BEFORE INSERT ON blocks
 WHEN EXISTS (SELECT 1 FROM blocks) AND NEW.height <> (SELECT max(height) + 1 FROM blocks)
 BEGIN SELECT RAISE(ABORT, 'blocks are appended one height at a time'); END;
@@ -93,7 +93,7 @@ def version_of(db: sqlite3.Connection, path: Path) -> int:
 def new_file() -> str:
     """The script that makes all tables, as one transaction."""
     return (
-        f"BEGIN IMMEDIATE; {_SCHEMA} {guards()}"
+        f"BEGIN IMMEDIATE; {_SCHEMA} {TREE_SCHEMA} {guards()}"
         f"PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )

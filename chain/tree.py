@@ -22,7 +22,7 @@ from typing import Annotated, TypeVar
 
 from chain import limits, tree_pages
 from chain.codec import Seq, decode, wire
-from chain.errors import VerifyError, invariant
+from chain.errors import InvariantError, VerifyError, invariant
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Hash32
 from chain.tree_keys import Keys, MemoryKeys, StoredKeys
 from chain.tree_pages import (
@@ -203,8 +203,8 @@ class StateTree:
 
     @property
     def stored_keys(self) -> StoredKeys:
-        invariant(isinstance(self._keys, StoredKeys), "a tree above a store lists its keys there")
-        assert isinstance(self._keys, StoredKeys)
+        if not isinstance(self._keys, StoredKeys):
+            raise InvariantError("a tree above a store lists its keys there")
         return self._keys
 
     def follows(self, parent: StateTree) -> bool:

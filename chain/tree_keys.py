@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Protocol
 
+from chain.errors import InvariantError
 from chain.tree_pages import PageSource
 
 _CHUNK_KEYS = 512  # keys in one chunk of the ordered index; sqrt of a million, roughly
@@ -110,7 +111,8 @@ class StoredKeys:
                 if not order[i].startswith(prefix):
                     break
                 changes.setdefault(order[i], own[order[i]])
-            assert parent is not None  # only a version has none
+            if parent is None:
+                raise InvariantError("only a version has no tree before it")
             at = parent
         stored = self._source.keys(version, prefix)
         return _merged(stored, changes) if changes else stored

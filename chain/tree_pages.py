@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
+from chain.errors import InvariantError
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Context, Hash32
 
 STATE_VALUE = Context("state-value")
@@ -85,7 +86,8 @@ class Leaf:
     @property
     def value_hash(self) -> Hash32:
         if self._value_hash is None:
-            assert self.value is not None  # what is loaded without it comes with its hash
+            if self.value is None:
+                raise InvariantError("a leaf that is loaded without its value has its hash")
             self._value_hash = STATE_VALUE.hash(self.value)
         return self._value_hash
 
@@ -153,7 +155,8 @@ def empty_root() -> Ref:
 def load(ref: Ref, source: PageSource | None) -> Page:
     page = ref.page
     if page is None:
-        assert source is not None  # only what a source has is without its page
+        if source is None:
+            raise InvariantError("only above a store a page is not in memory")
         page = source.page(ref)
     ref.used = True
     return page
@@ -162,7 +165,8 @@ def load(ref: Ref, source: PageSource | None) -> Page:
 def value_of(leaf: Leaf, source: PageSource | None) -> bytes:
     value = leaf.value
     if value is None:
-        assert source is not None
+        if source is None:
+            raise InvariantError("only above a store a value is not in memory")
         value = source.value(leaf)
     return value
 
@@ -225,7 +229,7 @@ def _edit_page(
         node = page[at]
         if type(node) is Ref:
             below = _edit_page(node, level + 1, shrinks, places, edits, low, end, source, replaced)
-            page[at] = _wrap(below, level + 1) if shrinks else Ref(hash_of(below[1]), below)
+            page[at] = wrap(below, level + 1) if shrinks else Ref(hash_of(below[1]), below)
         else:
             page[at] = _edit_leaves(node, level + 1, edits, low, end, replaced)
         touched.append(at)
@@ -285,14 +289,14 @@ def content(leaves: list[Leaf], places: list[int], level: int) -> Node:
     return Ref(hash_of(page[1]), page)
 
 
-def assemble(slots: Sequence[Node], level: int) -> Node:
-    """What stands above a page of these slots."""
+def page_of(slots: Sequence[Node]) -> Page:
+    """The page of these slots."""
     page: Page = [*[None] * SLOTS, *slots]
     _rehash(page, range(SLOTS, 2 * SLOTS))
-    return _wrap(page, level)
+    return page
 
 
-def _wrap(page: Page, level: int) -> Node:
+def wrap(page: Page, level: int) -> Node:
     """A page, or what stands in its place where its leaves are few."""
     few: list[Leaf] = []
     for node in page[SLOTS:]:

@@ -33,7 +33,7 @@ TILE_STORE = (
 )
 ON_DISK = {
     "chain/store.py",
-    *(f"chain/store_{part}.py" for part in ("migrations", "pruning", "rows", "schema")),
+    *(f"chain/store_{part}.py" for part in ("migrations", "pruning", "rows", "schema", "tree")),
     *(f"tiles/store/{name}.py" for name in TILE_STORE),
     "tiles/shardfile.py",  # maps the store's files
     "wallet/keystore.py",

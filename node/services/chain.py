@@ -19,7 +19,6 @@ from consensus import vrf
 from node.genesis import GenesisChain
 
 log = logging.getLogger("blyan.chain")
-RECENT_TREES = 64  # heights whose state is kept in memory, for proofs
 MAX_OVERLAYS = 256  # executed blocks that are not final
 
 Finalized = Callable[[Block, Executed], None]
@@ -41,7 +40,6 @@ class ChainService:
         self._listeners: list[Finalized] = []
         self._overlays: OrderedDict[Hash32, Executed] = OrderedDict()
         self._blocks: dict[Hash32, Block] = {}  # executed above the tip, also without overlay
-        self._trees: OrderedDict[int, StateTree] = OrderedDict()
         if store.tip() is None:
             block = start.block
             changes = dict(start.tree.items())
@@ -57,7 +55,6 @@ class ChainService:
             raise StorageError("the chain store has no tip after it was opened")
         self.tip, self.tip_hash = header, tip.hash
         self._tree = store.load_state()
-        self._remember()
         self.executed_total = 0
 
     # --- reading --------------------------------------------------------------------------
@@ -67,8 +64,8 @@ class ChainService:
         return State(self._tree)
 
     def tree_at(self, height: int) -> StateTree | None:
-        """The state after a recent final height."""
-        return self._trees.get(height)
+        """The state after a final height; None if it is not kept any more."""
+        return self._tree if height == self.tip.height else self.store.tree_at(height)
 
     def tree_after(self, block_hash: Hash32) -> StateTree | None:
         """The state after the final tip or after a block that was executed on top of it. What was
@@ -157,12 +154,13 @@ class ChainService:
             done = self.execute(parent, block)
             parent, parent_hash = block.header, block.hash()
             proof = certificate if block is blocks[-1] else None
-            item = FinalBlock(block, parent_hash, proof, done.receipts, done.changes, done.events)
+            item = FinalBlock(
+                *(block, parent_hash, proof, done.receipts, done.changes, done.events), done.tree
+            )
             items.append((item, done))
         self.store.commit_all([item for item, _ in items])
         for item, done in items:
             self.tip, self.tip_hash, self._tree = item.block.header, item.block_hash, done.tree
-            self._remember()
             self._drop_rivals()
             self._tell(item.block, done)
 
@@ -172,11 +170,6 @@ class ChainService:
                 listener(block, done)
             except Exception:  # the block is final whatever a listener makes of it
                 log.exception("a listener of final blocks failed at height %d", self.tip.height)
-
-    def _remember(self) -> None:
-        self._trees[self.tip.height] = self._tree
-        while len(self._trees) > RECENT_TREES:
-            self._trees.popitem(last=False)
 
     def _drop_rivals(self) -> None:
         """What is at or below the tip cannot become final any more."""

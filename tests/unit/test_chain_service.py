@@ -48,16 +48,16 @@ def test_what_one_certificate_finalizes_is_stored_as_a_whole_or_not_at_all(
     """Half of it would be a tip without a finalization: an epoch's old certificates came back."""
     blocks = [block(source, height) for height in (1, 2, 3)]
     certificate = source.certify(blocks[2])
-    real, done = chain_store.change_state, []
+    real, done = chain_store.insert_events, []
 
-    def dies(db: object, changes: object) -> None:
-        done.append(changes)
+    def dies(db: object, height: object, events: object) -> None:
+        done.append(height)
         if len(done) == 2:
             raise KeyboardInterrupt
-        real(db, changes)  # type: ignore[arg-type]
+        real(db, height, events)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain_store, "change_state", dies)
+        patch.setattr(chain_store, "insert_events", dies)
         with pytest.raises(KeyboardInterrupt):
             chain.commit(blocks, certificate)
     tip = chain.store.tip()

@@ -345,9 +345,11 @@ def _sql(path: Path, *statements: str) -> None:
 @pytest.mark.parametrize(
     ("statements", "says"),
     [
-        (["UPDATE state SET value = x'00' WHERE key = CAST('k1' AS BLOB)"], "state's root"),
-        (["DELETE FROM state WHERE key = CAST('k1' AS BLOB)"], "state's root"),
-        (["INSERT INTO state VALUES (x'00', x'00')"], "state's root"),
+        (["UPDATE state_pages SET data = x'00'"], "checksum.*doctor"),
+        (["DELETE FROM state_pages"], "page 3 of the state tree is missing"),
+        (["UPDATE state_versions SET page = 2 WHERE height = 2"], "not the one that belongs here"),
+        (["UPDATE state_versions SET root = zeroblob(32)"], "state's root"),
+        (["DELETE FROM state_versions WHERE height = 2"], "state's root"),
         (
             [
                 "DROP TRIGGER blocks_no_UPDATE",
@@ -359,7 +361,7 @@ def _sql(path: Path, *statements: str) -> None:
             ["DROP TRIGGER blocks_no_UPDATE", "UPDATE blocks SET body = x'00' WHERE height=2"],
             "Block",
         ),
-        (["DROP TABLE state"], "no such table"),
+        (["DROP TABLE state_pages"], "no such table"),
         ([f"PRAGMA user_version = {SCHEMA_VERSION + 1}"], f"version {SCHEMA_VERSION + 1}"),
         (["PRAGMA application_id = 7"], "another program"),
     ],
