@@ -349,6 +349,12 @@ class ChainStore:
         """The lowest height that `tree_at` has; -1 in an empty store."""
         return self._states.oldest()
 
+    def check_state(self) -> int:
+        """Read all of the state after the tip: every page and value is what its hash says, and the
+        index of keys is theirs. How many keys; StorageError names what is damaged."""
+        tip = self.tip()
+        return 0 if tip is None else self._states.check(tip.height)
+
     # --- inside --------------------------------------------------------------------
 
     def _open_state(self) -> None:
@@ -381,7 +387,7 @@ class ChainStore:
     def _broken(self, why: str) -> StorageError:
         return StorageError(
             f"{self._path} is damaged ({why}). `blyan-node doctor` says what else is. Move it away "
-            " and start again: the node fetches the chain from its peers; check the disk first"
+            "and start again: the node fetches the chain from its peers; check the disk first"
         )
 
     @contextmanager

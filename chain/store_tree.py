@@ -198,6 +198,22 @@ class TreeFile:
         if tree is not None:
             yield from self._below(tree.top, 0, 0)
 
+    def check(self, height: int) -> int:
+        """Everything that a version has: its pages and values, and which keys it lists."""
+        for _ in self.numbers(height):
+            pass
+        tree = self.open(height)
+        if tree is None:
+            raise self._broken(f"the state after block {height} is missing")
+        listed = 0
+        for key in tree.keys(b""):
+            listed += 1
+            if key not in tree:
+                raise self._broken(f"key {key.hex()} is listed but is not in the state")
+        if listed != len(tree) or listed != sum(1 for _ in tree.subtree(0, 0).leaves()):
+            raise self._broken(f"{listed} keys of the state are listed, of {len(tree)}")
+        return listed
+
     def _below(self, ref: Ref, level: int, prefix: int) -> Iterator[int]:
         page = self.page(ref)
         self._check(page, level, prefix)

@@ -77,7 +77,8 @@ class Node:
             chain_id=self.genesis.chain_id,
             link_port=config.link_port,
         )
-        self.store = ChainStore(home.chain_db)
+        params = self.genesis.params
+        self.store = ChainStore(home.chain_db, params.unbonding_blocks, params.unbonding_ms)
         self.chain = ChainService(start, self.store, self.rules)
         genesis_roots = [s.tile_roots for s in start.rooted]
         self.history = VersionHistory(self.store, start.specs, genesis_roots)
