@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from chain import hosting
 from chain import records as r
 from chain.codec import decode
 from chain.errors import TxError
 from chain.hashes import DATASET, EVENT_SEED, ZERO_HASH, Hash32
-from chain.limits import MAX_DATASETS
 from chain.params import Params
 from chain.state import State
 from chain.transactions import AuditReport, DatasetSubmit, Verdict
 from chain.types import Height, PubKey, u64_be
-
-AUDIT_PATIENCE_BLOCKS = 1024  # pending for longer, a dataset may lose its slot to another
 
 
 def submit(state: State, params: Params, sender: PubKey, tx: DatasetSubmit) -> None:
@@ -34,8 +32,7 @@ def submit(state: State, params: Params, sender: PubKey, tx: DatasetSubmit) -> N
             "dataset_too_large",
             f"{tx.size_bytes} bytes where at most {params.dataset_bytes_most} are allowed",
         )
-    if known is None:
-        _make_room(state)
+    hosting.admit(state, params, sender, tx.dataset, tx.size_bytes, known=known is not None)
     record = r.DatasetRecord(
         tx.dataset,
         sender,
@@ -53,24 +50,6 @@ def submit(state: State, params: Params, sender: PubKey, tx: DatasetSubmit) -> N
     )
     state.put(r.dataset_key(tx.dataset), record)
     state.emit("dataset", tx.dataset, status="pending")
-
-
-def _make_room(state: State) -> None:
-    """A slot for one more; the oldest that is rejected, or that nobody could audit for long, gives
-    its own up. Otherwise 256 names of nothing would keep everyone out for ever."""
-    held = all_datasets(state)
-    if len(held) < MAX_DATASETS:
-        return
-    lapsed = state.head.height - AUDIT_PATIENCE_BLOCKS
-    vacant = [
-        d
-        for d in held
-        if d.status == r.DatasetStatus.REJECTED
-        or (d.status == r.DatasetStatus.PENDING and d.height < lapsed)
-    ]
-    if not vacant:
-        raise TxError("no_slot", f"the network holds {MAX_DATASETS} datasets, its limit for now")
-    state.delete(r.dataset_key(min(vacant, key=lambda d: (d.height, d.id)).id))
 
 
 def audit(state: State, sender: PubKey, tx: AuditReport) -> None:
@@ -94,30 +73,35 @@ def audit(state: State, sender: PubKey, tx: AuditReport) -> None:
         approved = tx.verdict == Verdict.YES
         status = r.DatasetStatus.APPROVED if approved else r.DatasetStatus.REJECTED
         record = replace(record, status=status, decided=state.head.height)
+        hosting.decide(state, tx.dataset, approved=approved)
         state.emit("dataset", tx.dataset, status="approved" if approved else "rejected")
     state.put(r.dataset_key(tx.dataset), record)
 
 
-def waiting(state: State) -> list[r.DatasetRecord]:
-    """Approved datasets whose split seed is still to be drawn."""
-    return [d for d in all_datasets(state) if d.status == r.DatasetStatus.APPROVED]
+def is_waiting(state: State) -> bool:
+    """Whether an approved dataset waits for its split seed."""
+    return bool(hosting.index(state).approved)
 
 
 def active(state: State) -> tuple[Hash32, ...]:
-    return tuple(d.id for d in all_datasets(state) if d.status == r.DatasetStatus.ACTIVE)
+    """Datasets in use, in the state's order."""
+    return hosting.index(state).active
 
 
 def all_datasets(state: State) -> list[r.DatasetRecord]:
+    """Every one, whatever its status; a block's execution has no time to read them."""
     return [decode(r.DatasetRecord, raw) for _, raw in state.items(b"data/")]
 
 
 def draw_splits(state: State, params: Params) -> None:
     """The seed that splits train from holdout is drawn after approval (DESIGN 8)."""
-    for record in waiting(state):
+    for name in hosting.index(state).approved:
+        record = state.dataset(name)
         if state.head.height >= record.decided + params.seed_blocks:
             seed = event_seed(state, params, b"split" + record.id, record.decided)
             changed = replace(record, split_seed=seed, status=r.DatasetStatus.ACTIVE)
             state.put(r.dataset_key(record.id), changed)
+            hosting.activate(state, record.id)
             state.emit("dataset", record.id, status="active")
 
 

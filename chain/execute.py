@@ -6,6 +6,7 @@ a block that breaks the header's rules raises (BlockError), before anything is e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,21 +14,25 @@ from chain import (
     attendance,
     custody,
     datasets,
+    hosting,
     jail,
     latency,
     ledger,
     limits,
     phases,
+    quotas,
     rounds,
+    stamps,
     standings,
 )
 from chain import records as r
 from chain.admission import check_transaction
 from chain.codec import encode
-from chain.errors import BlockError, DecodeError, TxError, VerifyError
+from chain.costs import NO_ROOM, Room, Spend, StampClass, spend, unreadable
+from chain.errors import BlockError, DecodeError, TxError, VerifyError, invariant
 from chain.hashes import EVENT_SEED, EVIDENCE, TX, ZERO_HASH, Hash32
 from chain.params import Genesis
-from chain.receipts import Receipt
+from chain.receipts import OK, Receipt
 from chain.rules import Rules
 from chain.signed import signed
 from chain.state import REWARD_POOL, Event, State
@@ -197,6 +202,8 @@ def check_header(genesis: Genesis, parent: Header, block: Block) -> None:
         raise BlockError("the transactions are not those of the header")
     if header.evidence_root != evidence_root(block.evidence):
         raise BlockError("the evidence is not that of the header")
+    if sum(len(encode(item)) for item in block.evidence) > limits.MAX_EVIDENCE_BYTES:
+        raise BlockError(f"more than {limits.MAX_EVIDENCE_BYTES} bytes of evidence")
 
 
 def epoch_of(genesis: Genesis, height: int) -> Epoch:
@@ -212,6 +219,9 @@ class Execution:
         self._genesis, self._rules, self._ctx = genesis, rules, ctx
         self._state = State(tree)
         self._receipts: list[Receipt] = []
+        self._room = Room(genesis.params.block_cost_us)
+        self._tried: tuple[TxId, Spend] | None = None  # what the last one tried would take
+        self._stamped: Counter[StampClass] = Counter()  # units that stamps have paid for
         head = self._state.head
         vrf = EVENT_SEED.hash(ctx.vrf_output)
         self._vrf = vrf
@@ -247,21 +257,42 @@ class Execution:
                 raise BlockError(f"evidence in the block does not hold: {error}") from None
 
     def apply(self, raw: bytes) -> Receipt:
-        """Execute one transaction and keep its receipt."""
+        """Execute one transaction of a block and keep its receipt. BlockError, before more than its
+        form is looked at, if the block has no room for it."""
         receipt = self.try_apply(raw)
-        self._receipts.append(receipt)
+        if receipt.code in NO_ROOM:
+            raise BlockError(f"the block is over its budget: {receipt.reason}")
+        self.keep(receipt)
         return receipt
 
     def try_apply(self, raw: bytes) -> Receipt:
         """Execute one transaction; if it is refused nothing changes."""
         mark = self._state.mark()
         tx_id = TxId(TX.hash(raw))  # also of bytes that are no transaction: they are stored by it
+        known = signed.get(tx_id)
         try:
-            self._transaction(raw, tx_id)
+            tx = known or decode_transaction(raw)
+            asked = spend(tx.payload, len(raw), stamped=tx.stamp is not None)
+        except DecodeError as error:
+            return self._unreadable(tx_id, len(raw), error)
+        self._tried = tx_id, asked
+        try:
+            self._room.check(asked)
+            self._transaction(tx, tx_id, len(raw), is_signed=known is not None)
         except (TxError, DecodeError, VerifyError) as error:
             self._state.undo(mark)
             return Receipt(tx_id, error.code, str(error))
-        return Receipt(tx_id, "ok", "")
+        return Receipt(tx_id, OK, "")
+
+    def _unreadable(self, tx_id: TxId, size: int, error: DecodeError) -> Receipt:
+        """Bytes that are no transaction take their room of a block as well."""
+        asked = unreadable(size)
+        self._tried = tx_id, asked
+        try:
+            self._room.check(asked)
+        except TxError as full:
+            return Receipt(tx_id, full.code, str(full))
+        return Receipt(tx_id, error.code, str(error))
 
     def judge(self, raw: bytes) -> Receipt:
         """What `try_apply` would say; nothing changes."""
@@ -276,7 +307,17 @@ class Execution:
         return self._state.account(account).nonce
 
     def keep(self, receipt: Receipt) -> None:
-        """Count a receipt of `try_apply` into the block (the proposer's choice)."""
+        """Count the last of `try_apply` into the block (the proposer's choice)."""
+        invariant(
+            self._tried is not None and self._tried[0] == receipt.tx_id,
+            "what is kept was tried last",
+        )
+        if self._tried is not None:
+            asked = self._tried[1]
+            self._room.take(asked)
+            if receipt.ok and asked.stamped:
+                self._stamped[asked.kind] += asked.units
+        self._tried = None
         self._receipts.append(receipt)
 
     def finish(self) -> Executed:
@@ -286,6 +327,9 @@ class Execution:
         ledger.turn_epoch(state, params, self._rules, self._vrf)
         custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)
+        stamps.advance(state, params, self._stamped)
+        quotas.sweep(state, params)
+        hosting.sweep(state, params)
         epoch = self._ctx.epoch
         changes = state.changes
         tree = state.commit(changes)
@@ -301,14 +345,14 @@ class Execution:
 
     # --- one transaction ---------------------------------------------------------------
 
-    def _transaction(self, raw: bytes, tx_id: TxId) -> None:
+    def _transaction(self, tx: Transaction, tx_id: TxId, size: int, *, is_signed: bool) -> None:
         state = self._state
-        known = signed.get(tx_id)
-        tx = known or decode_transaction(raw)
-        check_transaction(state, self._genesis, tx, is_signed=known is not None)
-        signed.add(tx_id, tx, len(raw))
+        check_transaction(state, self._genesis, tx, is_signed=is_signed, size=size)
+        signed.add(tx_id, tx, size)
         sender = tx.sender
         self._dispatch(tx, tx_id, sender)
+        if tx.stamp is not None:
+            quotas.count(state, self._genesis.params, sender)
         if tx.fee:
             state.move(sender, self._fees_to, tx.fee)
         state.next_nonce(sender)
@@ -328,7 +372,7 @@ class Execution:
             case Announce() as p:
                 ledger.announce(state, chain_id, sender, p)
             case JoinRound() as p:
-                rounds.join(state, sender, p)
+                rounds.join(state, params, sender, p)
             case DeltaCommit() as p:
                 rounds.commit(state, tx_id, sender, p)
             case PodlManifest() as p:

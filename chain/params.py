@@ -6,7 +6,7 @@ The chain id is the hash of the canonical JSON (sorted keys, no spaces), so ever
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -65,14 +65,29 @@ class Params:
     custody_slash_permille: int
     custody_bond_grains: int
     custody_tile_bond_grains: int
+    # What a genesis of an earlier program lacks has the values that its network goes on with.
+    stamp_retarget_blocks: int = 32
+    stamp_target_units: int = 64
+    block_cost_us: int = 1_000_000
+    trusted_merit: int = 3
+    quota_newcomer: int = 20
+    quota_trusted: int = 200
+    quota_day: Window = Window(512, 600_000)
+    hosted_bytes_most: int = 4 * 2**30
+    audit_patience: Window = Window(1024, 900_000)
 
 
 # What execution can bear: outside of these a block could not be executed at all.
 _BOUNDS = {
     "epoch_blocks": (4, 10**9),
-    "stamp_bits": (0, 64),
-    "stamp_new_account_bits": (0, 64),
+    "stamp_bits": (0, 40),
+    "stamp_new_account_bits": (0, 16),
     "stamp_window_blocks": (0, 200),
+    "stamp_retarget_blocks": (1, 10**6),
+    "stamp_target_units": (1, 10**6),
+    "block_cost_us": (500_000, 10**8),  # a quarter of it bears the dearest transaction
+    "quota_newcomer": (0, 2**31),
+    "quota_trusted": (0, 2**31),
     "min_bond_grains": (1, MAX_GRAINS),
     "unbonding_blocks": (1, 10**12),
     "unbonding_ms": (1, 10**12),
@@ -199,12 +214,14 @@ def _no_float(text: str) -> Any:
     raise GenesisError(f"{text}: genesis holds integers only (use a smaller unit)")
 
 
-def _object(value: Any, where: str, keys: set[str]) -> dict[str, Any]:
+def _object(
+    value: Any, where: str, keys: set[str], optional: Collection[str] = ()
+) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise GenesisError(f"{where}: expected an object")
     if missing := sorted(keys - value.keys()):
         raise GenesisError(f"{where}: lacks {', '.join(missing)}")
-    if unknown := sorted(value.keys() - keys):
+    if unknown := sorted(value.keys() - keys - set(optional)):
         raise GenesisError(f"{where}: unknown field {', '.join(unknown)}; check the spelling")
     return value
 
@@ -238,11 +255,12 @@ def _key(value: Any, where: str) -> PubKey:
 
 
 def _params(value: Any) -> Params:
-    known = {f.name: f.type for f in fields(Params) if f.default is MISSING}
-    top = _object(value, "params", set(known))
+    known = {f.name: f.type for f in fields(Params)}
+    later = {f.name for f in fields(Params) if f.default is not MISSING}
+    top = _object(value, "params", set(known) - later, later)
     out: dict[str, Any] = {}
-    for name, kind in known.items():
-        if kind == "Window":
+    for name in top:
+        if known[name] == "Window":
             window = _object(top[name], f"params.{name}", {"blocks", "ms"})
             out[name] = Window(
                 _int(window["blocks"], f"params.{name}.blocks", 1, 10**6),

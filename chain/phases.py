@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chain import datasets, rounds
+from chain import datasets, rounds, trigger_slots
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
 from chain.limits import MAX_DELTAS, WATCHERS
@@ -87,7 +87,7 @@ def advance(state: State, params: Params, rules: Rules) -> None:
 def waits_for_blocks(state: State) -> bool:
     """Whether a seed is pending, so that leaders propose without delay."""
     current = state.round()
-    if current.phase in (RoundPhase.SEED, RoundPhase.JURY) or datasets.waiting(state):
+    if current.phase in (RoundPhase.SEED, RoundPhase.JURY) or datasets.is_waiting(state):
         return True
     return current.phase == RoundPhase.AGGREGATE and rounds.lacks_watchers(state, current)
 
@@ -158,7 +158,9 @@ def _seed(state: State, params: Params, current: r.RoundRecord) -> None:
         return
     event = b"round" + u64_be(current.number)
     seed = datasets.event_seed(state, params, event, current.phase_height)
-    _enter(state, replace(current, seed=seed), RoundPhase.TRAIN, params.train)
+    drawn = trigger_slots.draw(state, params, seed, current.joined)
+    current = replace(current, seed=seed, joined=drawn)
+    _enter(state, current, RoundPhase.TRAIN, params.train)
 
 
 def _train(state: State, params: Params, current: r.RoundRecord) -> None:

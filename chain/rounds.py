@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from chain import datasets
+from chain import datasets, trigger_slots
 from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import TxError
 from chain.hashes import MANIFEST, ZERO_HASH, Hash32
-from chain.limits import MAX_DELTAS, MAX_LEARNERS, WATCHERS
+from chain.limits import MAX_BLOB_BYTES, MAX_DELTAS, WATCHERS
 from chain.params import Params
 from chain.records import DeltaStatus, RoundPhase
 from chain.rules import Rules
@@ -60,12 +60,11 @@ def put_round(state: State, record: r.RoundRecord) -> None:
 # --- learners -------------------------------------------------------------------------
 
 
-def join(state: State, sender: PubKey, tx: JoinRound) -> None:
+def join(state: State, params: Params, sender: PubKey, tx: JoinRound) -> None:
     current = in_phase(state, tx.round, RoundPhase.OPEN)
     if sender in current.joined:
         raise TxError("duplicate", f"this account has joined round {tx.round} already")
-    if len(current.joined) >= MAX_LEARNERS:
-        raise TxError("no_slot", f"round {tx.round} has {MAX_LEARNERS} learners, its limit")
+    trigger_slots.check_join(state, params, current, sender)
     if not datasets.active(state):
         raise TxError("no_dataset", "no dataset is approved yet; submit one first")
     put_round(state, replace(current, joined=(*current.joined, sender)))
@@ -83,13 +82,17 @@ def commit(state: State, tx_id: TxId, sender: PubKey, tx: DeltaCommit) -> None:
         raise TxError("duplicate", f"this account has a delta in round {tx.round} already")
     if len(current.deltas) >= MAX_DELTAS:
         raise TxError("no_slot", f"round {tx.round} has {MAX_DELTAS} deltas, its limit")
-    others = [d for d in current.deltas if state.delta(d).sender not in current.joined]
-    if sender not in current.joined and len(others) >= UNDECLARED_DELTAS:
-        raise TxError(
-            "no_slot",
-            f"round {tx.round} has {UNDECLARED_DELTAS} deltas of accounts that did not join, their "
-            "limit: join the next round while it is open",
-        )
+    if sender not in current.joined:
+        others = [d for d in current.deltas if state.delta(d).sender not in current.joined]
+        most = min(UNDECLARED_DELTAS, MAX_DELTAS - len(current.joined))  # theirs are kept for them
+        if len(others) >= most:
+            raise TxError(
+                "no_slot",
+                f"round {tx.round} has {len(others)} deltas of accounts that did not join or were "
+                "not drawn, their limit: join the next round while it is open",
+            )
+    if tx.blob_bytes > MAX_BLOB_BYTES:
+        raise TxError("blob_too_large", f"a payload is at most {MAX_BLOB_BYTES} bytes")
     record = r.DeltaRecord(
         tx_id,
         tx.round,

@@ -30,9 +30,10 @@ from chain.errors import (
 from chain.hashes import Hash32
 from chain.params import Genesis, parse_genesis
 from chain.transactions import Payload, Transaction
-from chain.types import BlobId, CertifiedBlock, Grains, Height, PubKey, TxId
+from chain.types import BlobId, CertifiedBlock, Grains, PubKey, TxId
+from node.stamping import spend_of, stamp_for
 from wallet.keys import KeyPair, Keys
-from wallet.signing import make_stamp, sign_transaction
+from wallet.signing import sign_transaction
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -44,7 +45,9 @@ FINAL_TIMEOUT_S = 60.0  # from sending a transaction to its finality
 POLL_S = 0.1  # between two looks at a transaction that waits
 MAX_EVENT_BYTES = 1024 * 1024  # one server-sent event
 MAX_ANSWER_BYTES = limits.MAX_BLOB_BYTES + 1024 * 1024
-_RETRIED = frozenset({"bad_nonce", "nonce_taken", "stale_stamp"})  # our view of it was old
+_RETRIED = frozenset(
+    {"bad_nonce", "nonce_taken", "stale_stamp", "weak_stamp"}
+)  # our view of it was old
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,12 +273,12 @@ class Client:
         fee: int | None = None,
         stamp: bool | None = None,
         timeout: float = FINAL_TIMEOUT_S,
-        on_stamp: Callable[[int], None] | None = None,
+        on_stamp: Callable[[int, int], None] | None = None,
     ) -> tuple[TxId, Json]:
         """Sign, send and wait until final; (id, the API's transaction).
 
         Pays `fee`, by default the network's least one; an account that cannot pay makes a stamp
-        (seconds of work; `on_stamp` gets the number of tries). `stamp` forces one or the other.
+        (seconds of work; `on_stamp` gets tries made and expected). `stamp` forces one or the other.
         """
         key = keys.account if isinstance(keys, Keys) else keys
 
@@ -298,29 +301,23 @@ class Client:
         key: KeyPair,
         fee: int | None,
         stamp: bool | None,
-        on_stamp: Callable[[int], None] | None,
+        on_stamp: Callable[[int, int], None] | None,
     ) -> Transaction:
         genesis = await self.genesis()
         account = await self.account(key.public)
         nonce = int(account["next_nonce"])
-        price = genesis.params.min_fee_grains if fee is None else fee
+        price = genesis.params.min_fee_grains * spend_of(payload).units if fee is None else fee
         if not stamp and (stamp is False or int(account["balance"]) >= price):
             return sign_transaction(
                 key, chain_id=genesis.chain_id, nonce=nonce, payload=payload, fee=Grains(price)
             )
-        recent = account["stamp"]
-        if recent is None:
-            raise UnreachableError("the chain has no block to stamp with yet; try again shortly")
-        work = await asyncio.to_thread(
-            make_stamp,
+        work = await stamp_for(
+            account,
+            payload,
             chain_id=genesis.chain_id,
             sender=key.public,
             nonce=nonce,
-            height=Height(recent["height"]),
-            block_hash=Hash32(bytes.fromhex(recent["hash"])),
-            payload=payload,
-            difficulty_bits=int(account["stamp_bits"]),
-            on_progress=on_stamp,
+            on_stamp=on_stamp,
         )
         return sign_transaction(
             key, chain_id=genesis.chain_id, nonce=nonce, payload=payload, stamp=work

@@ -72,6 +72,11 @@ class Learner:
         finally:
             profile.cancel()
             await asyncio.gather(profile, return_exceptions=True)
+        if self._submission.account not in record.joined:
+            self._progress.say(
+                f"round {record.number} has more learners than slots, and was drawn without us"
+            )
+            return await self.train_round()
         prepared = await self._train(record, base, data)
         return await self._submission.finish(prepared)
 

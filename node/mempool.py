@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from chain import custody, limits
 from chain.admission import check_transaction, is_free_duty
+from chain.costs import NO_ROOM
 from chain.errors import TxError
 from chain.execute import Context, Execution
 from chain.hashes import TX, ZERO_HASH, Hash32
@@ -38,7 +39,7 @@ MAX_OPENINGS = 4  # of one sender about one thing, from peers: it signs anew wha
 LARGE_BYTES = 800 * 1024  # of a block for openings of custody: three, so that gossip bears it
 BUILD_BUDGET_S = 0.25  # a leader's time for filling a block
 # Refused now, but right in a block to come: the sender's view may be ahead of ours.
-_EARLY = {"bad_nonce"}
+_EARLY = {"bad_nonce", *NO_ROOM}
 
 
 @dataclass(slots=True)
@@ -97,7 +98,9 @@ class Mempool:
         known = signed.get(tx_id)
         tx = known or decode_transaction(raw)
         state = self._state()
-        check_transaction(state, self._genesis, tx, gap=MAX_GAP, is_signed=known is not None)
+        check_transaction(
+            state, self._genesis, tx, gap=MAX_GAP, is_signed=known is not None, size=len(raw)
+        )
         signed.add(tx_id, tx, len(raw))
         duty = is_free_duty(state, tx)
         subject = self._check_opening(state, tx, duty, local)

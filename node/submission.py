@@ -31,6 +31,7 @@ from wallet.keys import Keys
 T = TypeVar("T")
 
 POLL_S = 2.0  # without events; with them a block wakes us at once
+STAMP_NEWS_TRIES = 1 << 23  # some seconds of work between two lines about a stamp
 STALL_S = 120.0  # a chain without a block for so long has stopped
 NANO_PER_NAT = 1_000_000_000
 
@@ -264,10 +265,16 @@ class Submission:
         return None
 
     async def _send(self, payload: Any) -> tuple[TxId, Any]:
-        def on_stamp(_: int) -> None:
+        told = 0
+
+        def on_stamp(tries: int, expected: int) -> None:
+            nonlocal told
             if not self._told_stamp:
                 self._told_stamp = True
                 self.progress.say("no funds for a fee: making proof-of-work stamps instead")
+            if tries >= told + STAMP_NEWS_TRIES:
+                told = tries
+                self.progress.say(f"stamp: {tries:,} tries; {expected:,} on average")
 
         return await self._client.submit(payload, self._keys, on_stamp=on_stamp)
 

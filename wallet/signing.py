@@ -35,7 +35,7 @@ from wallet.keys import KeyPair, Keys
 NO_FEE = Grains(0)
 _UNSIGNED = Signature(bytes(64))
 _STAMP_BATCH = 1 << 14  # tries between two calls of `on_progress`; about 20 ms
-MAX_DIFFICULTY_BITS = 64  # beyond it no work of 64 bits need exist
+MAX_DIFFICULTY = 1 << 64  # beyond it no work of 64 bits need exist
 
 
 def sign_transaction(
@@ -70,21 +70,22 @@ def make_stamp(
     height: Height,
     block_hash: Hash32,
     payload: Payload,
-    difficulty_bits: int,
+    difficulty: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> Stamp:
-    """Proof of work over `chain.transactions.stamp_digest`: its first `difficulty_bits` are zero.
+    """Proof of work over `chain.transactions.stamp_digest`: as an integer, times `difficulty`, it
+    stays below 2**256.
 
-    Takes 2**difficulty_bits tries on average, about a microsecond each. `on_progress` gets the
-    number of tries so far every few milliseconds; it cancels the search by raising.
+    Takes `difficulty` tries on average, about a microsecond each. `on_progress` gets the number of
+    tries so far every few milliseconds; it cancels the search by raising.
     """
-    if not 0 <= difficulty_bits <= MAX_DIFFICULTY_BITS:
-        raise InputError(f"a difficulty of {difficulty_bits} bits is outside 0 to 64")
+    if not 1 <= difficulty <= MAX_DIFFICULTY:
+        raise InputError(f"a difficulty of {difficulty} tries is outside 1 to 2**64")
     prefix = blake3(derive_key_context=STAMP.name)
     for part in (chain_id, sender, u64_be(nonce), block_hash, encode(payload)):
         prefix.update(part)
-    # Big-endian bytes compare like integers: below this bound means enough leading zeros.
-    bound = (1 << 256 - difficulty_bits).to_bytes(33, "big")[1:] if difficulty_bits else None
+    # Big-endian bytes compare like integers.
+    bound = (-(-(1 << 256) // difficulty)).to_bytes(33, "big")[1:] if difficulty > 1 else None
     for start in range(0, 1 << 64, _STAMP_BATCH):
         for work in range(start, start + _STAMP_BATCH):
             hasher = prefix.copy()

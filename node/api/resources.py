@@ -284,6 +284,23 @@ class CustodianHistory(Resource):
     last_missed: int | None
 
 
+class Price(Resource):
+    unit_us: int
+    unit_bytes: int
+    fee: int
+    newcomer_factor: int
+    tries: dict[str, int]
+
+
+class Quota(Resource):
+    trusted: bool
+    limit: int
+    used: int
+    left: int
+    resets: int | None
+    resets_ms: int | None
+
+
 class Account(Resource):
     address: str
     key: str
@@ -299,7 +316,8 @@ class Account(Resource):
     missed_turns: int
     sets: list[SetMember]
     unbonding: list[Unbonding]
-    stamp_bits: int
+    price: Price
+    quota: Quota
     stamp: RecentBlock | None
     validator: bool
     node: NodeKeys | None

@@ -126,7 +126,13 @@ def account(session: Session, address: str) -> None:
     """An account by address or public key."""
 
     def human(found: dict[str, Any]) -> str:
-        named = {k: f"{bly(found[k])} BLY" for k in ("balance", "bonded") if k in found}
+        named = dict[str, str]()
+        for name in ("balance", "bonded"):
+            named[name] = f"{bly(found[name])} BLY"
+        quota, price = found["quota"], found["price"]
+        named["quota"] = f"{quota['left']} of {quota['limit']} stamped transactions left today"
+        tries = " ".join(f"{kind} {count:,}" for kind, count in price["tries"].items())
+        named["price"] = f"{price['fee']:,} grains a unit, or tries: {tries}"
         return listing(found | named)
 
     _show(session, lambda client: client.account(address), human)

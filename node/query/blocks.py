@@ -8,7 +8,6 @@ from typing import Any
 
 from chain import records as r
 from chain.address import parse_address
-from chain.admission import stamp_bits
 from chain.codec import decode, encode
 from chain.errors import BlyanError, DecodeError, InputError, TxError, VerifyError
 from chain.hashes import TX, Hash32
@@ -16,7 +15,7 @@ from chain.state import REWARD_POOL
 from chain.store_rows import BlockRow, TxRow
 from chain.transactions import Roles, Transaction
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
-from node.query import staking
+from node.query import prices, staking
 from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
 from node.query.custody import CustodyQueries
 from node.query.plain import INVALID, KINDS, address, kind_name, plain
@@ -227,7 +226,8 @@ class BlockQueries(Reader):
                 {"amount": u.amount, "release": u.release, "release_ms": u.release_ms}
                 for u in self._unbonding(key)
             ],
-            "stamp_bits": stamp_bits(state, self.node.genesis, key),
+            "price": prices.price(state, self.node.genesis.params, key),
+            "quota": prices.quota(state, self.node.genesis.params, key),
             "stamp": _stamp_block(state.head),
             "validator": validator is not None,
             "node": _node_record(node) if node is not None else None,

@@ -189,12 +189,12 @@ def test_a_pool_takes_only_openings_that_decide_something(lied: CustodyRun) -> N
                 pool.submit(lied.m.duty(finder, wrong), local=local)
             assert caught.value.code == code
     assert pool.bytes == 0
-    ahead = encode(lied.m.tx(key("eve"), good, nonce=1, fee=8000))
+    ahead = encode(lied.m.tx(key("eve"), good, nonce=1))
     with pytest.raises(TxError) as caught:
         pool.submit(ahead, local=False)
     assert caught.value.code == "bad_nonce"  # a copy that could wait for ever
-    cheap = encode(lied.m.tx(key("eve"), good, fee=7999))
-    with pytest.raises(TxError, match="pay 8000"):
+    cheap = encode(lied.m.tx(key("eve"), good, fee=255_999))
+    with pytest.raises(TxError, match="pay 25"):
         pool.submit(cheap, local=False)
     pool.submit(lied.m.duty(finder, good), local=False)
     assert pool.size == 1
@@ -243,7 +243,7 @@ def next_block(run: CustodyRun) -> Context:
 
 def test_gossip_bears_an_opening_and_charges_for_useless_ones(lied: CustodyRun) -> None:
     liar = lied.event.members[lied.custodian(0)].account
-    raw = encode(lied.m.tx(key("eve"), lied.opening(0, liar), fee=8000))
+    raw = encode(lied.m.tx(key("eve"), lied.opening(0, liar)))
     assert parse_batch(msgpack.packb([raw])) == [raw]
     with pytest.raises(DecodeError):
         parse_batch(msgpack.packb([bytes(MAX_OPENING_TX_BYTES + 1)]))
@@ -293,6 +293,6 @@ def test_a_liar_cannot_shield_itself_by_disputes_of_its_own(lied: CustodyRun) ->
     assert run.dispute("ann", 0, liar) == "ok"
     assert run.send_duty(run.keys_of(run.custodian(0, 1)), run.opening(0, account)) == "ok"
     left = run.m.state.account(account).bonded + run.m.state.account(key("ann").public).balance
-    assert own - left == STAKE // 200 + 8000
+    assert own - left == STAKE // 200 + 1000
     assert run.event.members[liar].status == c.CustodyStatus.CONVICTED
     assert BOND < STAKE

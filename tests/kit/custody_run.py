@@ -118,7 +118,7 @@ class CustodyRun:
 
     # --- what they do -----------------------------------------------------------------------
 
-    def send(self, name: str, payload: Payload, fee: int = 8000) -> str:
+    def send(self, name: str, payload: Payload, fee: int | None = None) -> str:
         (receipt,) = self.m.block(encode(self.m.tx(key(name), payload, fee=fee)))
         return receipt.code
 

@@ -51,6 +51,7 @@ from node.rules import ProtocolRules
 from node.scrub import LEFT, Finding, Repair, ScrubReport
 from node.services.chain import ChainService, vrf_input
 from node.services.versions import VersionHistory
+from node.stamping import spend_of
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
 from wallet.keys import KeyPair, Keys
@@ -141,22 +142,28 @@ class LocalChain:
     # --- transactions ----------------------------------------------------------------
 
     def sign(
-        self, payload: Payload, signer: KeyPair, *, sender: PubKey | None = None, fee: int = 1000
+        self,
+        payload: Payload,
+        signer: KeyPair,
+        *,
+        sender: PubKey | None = None,
+        fee: int | None = None,
     ) -> bytes:
         """An encoded transaction with the account's next nonce; `sender` for a node key's duty."""
         account = signer.public if sender is None else sender
+        least = self.genesis.params.min_fee_grains * spend_of(payload).units
         return encode(
             sign_transaction(
                 signer,
                 chain_id=self.genesis.chain_id,
                 nonce=self.pool.next_nonce(account),
                 payload=payload,
-                fee=Grains(fee),
+                fee=Grains(least if fee is None else fee),
                 sender=sender,
             )
         )
 
-    def send(self, payload: Payload, signer: KeyPair, *, fee: int = 1000) -> TxId:
+    def send(self, payload: Payload, signer: KeyPair, *, fee: int | None = None) -> TxId:
         """Put a signed transaction into the pool, which checks it."""
         return self.pool.submit(self.sign(payload, signer, fee=fee))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chain import records as r
+from chain import stamps
 from chain.codec import decode, encode
 from chain.execute import Context, Executed, Execution, GenesisShard, genesis_tree
 from chain.hashes import BLOCK, Hash32
@@ -20,6 +21,7 @@ from chain.state import State
 from chain.transactions import Payload, Transaction
 from chain.types import Epoch, Grains, Height, PubKey, TimeMs, View
 from node.rules import ProtocolRules
+from node.stamping import spend_of
 from tiles import merkle
 from wallet.keys import KeyPair, Keys
 from wallet.signing import make_stamp, sign_transaction
@@ -102,7 +104,7 @@ class Machine:
         payload: Payload,
         *,
         nonce: int | None = None,
-        fee: int = 1000,
+        fee: int | None = None,
         stamp: bool = False,
         account: PubKey | None = None,
     ) -> Transaction:
@@ -110,9 +112,10 @@ class Machine:
         owner = account or sender.public
         number = self.state.account(owner).nonce if nonce is None else nonce
         work = None
+        least = self.genesis.params.min_fee_grains * spend_of(payload).units
         if stamp:
-            new = self.state.account(owner).nonce == 0
-            params = self.genesis.params
+            asked = spend_of(payload)
+            tries = stamps.needed(self.state, self.genesis.params, owner, asked, self.height)
             work = make_stamp(
                 chain_id=self.genesis.chain_id,
                 sender=owner,
@@ -120,14 +123,14 @@ class Machine:
                 height=Height(self.height),
                 block_hash=self.parent,
                 payload=payload,
-                difficulty_bits=params.stamp_bits + (params.stamp_new_account_bits if new else 0),
+                difficulty=tries,
             )
         return sign_transaction(
             sender,
             chain_id=self.genesis.chain_id,
             nonce=number,
             payload=payload,
-            fee=Grains(0 if stamp or account else fee),
+            fee=Grains(0 if stamp or account else least if fee is None else fee),
             stamp=work,
             sender=account,
         )

@@ -183,7 +183,7 @@ class Chaos(RoundRun):
             SALT,
         )
         payload = DeltaCommit(
-            number, made.base_root, opened, manifest_root(made), BlobId(BLOB.hash(b"b")), 2**64 - 1
+            number, made.base_root, opened, manifest_root(made), BlobId(BLOB.hash(b"b")), 2**26
         )
         self.deltas[name] = self.m.tx(key(name), payload).id()
         return payload
@@ -244,7 +244,7 @@ class Chaos(RoundRun):
         data = self.subtile(event, position) if position < len(event.places) else b""
         shown = CustodyOpening(seed, suspect, position, (), self.pick(data, data, data, b"?"))
         if self.dice.random() < 0.3:
-            return encode(self.m.tx(key(name), shown, fee=8000))
+            return encode(self.m.tx(key(name), shown))
         return encode(self.m.tx(validator.node, shown, account=account))
 
     def subtile(self, event: CustodyEvent, position: int) -> bytes:

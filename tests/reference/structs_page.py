@@ -38,6 +38,7 @@ PAGES = {
     "chain.custody_records": "custody.md",
     "chain.tree": "state-tree.md",
     "chain.latency": "election.md",
+    "chain.price_records": "transactions.md",
     "consensus": "consensus.md",
     "tiles.delta": "delta.md",
     "tiles.gram": "aggregation.md",

@@ -276,7 +276,11 @@ def test_an_account_is_told_what_its_next_stamp_needs(app: FastAPI, chain: Local
     account = get(app, f"accounts/{key('nobody yet').public.hex()}")
     params = chain.genesis.params
     assert not account["known"]
-    assert account["stamp_bits"] == params.stamp_bits + params.stamp_new_account_bits
+    first = 1 << params.stamp_bits + params.stamp_new_account_bits
+    assert set(account["price"]["tries"].values()) == {first}
+    assert account["price"]["fee"] == params.min_fee_grains
+    quota = account["quota"]
+    assert (quota["left"], quota["used"], quota["trusted"]) == (params.quota_newcomer, 0, False)
     height = chain.chain.tip.height - 3
     block = chain.store.block(height)
     assert block is not None

@@ -25,6 +25,7 @@ from node.client import Client
 from wallet.keys import KeyPair
 
 KEY = KeyPair.from_seed(bytes(range(32)))
+TRIES_OF = ("money", "membership", "deltas", "datasets", "governance", "other")
 BLOCK_HASH = BLOCK.hash(b"recent")
 PARAMS: dict[str, Any] = {
     "epoch_blocks": 100,
@@ -88,7 +89,7 @@ class Node:
     """Answers like a node; `posted` holds what it was sent, `script` the fate of each post."""
 
     def __init__(self, balance: int, script: list[str]) -> None:
-        self.balance, self.script, self.nonce = balance, script, 4
+        self.balance, self.script, self.nonce, self.left = balance, script, 4, 20
         self.posted: list[Transaction] = []
         self.headers: list[dict[bytes, bytes]] = []
 
@@ -100,7 +101,8 @@ class Node:
             return 200, {
                 "balance": self.balance,
                 "next_nonce": self.nonce,
-                "stamp_bits": 6,
+                "price": {"tries": dict.fromkeys(TRIES_OF, 64)},
+                "quota": {"left": self.left, "limit": 20, "resets": 9, "resets_ms": 10},
                 "stamp": recent,
             }
         if (method, path) == ("POST", "/api/v1/txs"):

@@ -11,6 +11,7 @@ from chain import custody
 from chain import custody_records as c
 from chain import records as r
 from chain.codec import encode
+from chain.costs import spend
 from chain.custody_records import CustodyPhase, CustodyStatus
 from chain.hashes import ZERO_HASH, Hash32
 from chain.ledger import put_unbonding
@@ -24,6 +25,7 @@ from chain.transactions import (
     decode_transaction,
 )
 from chain.types import Height, PubKey, ShardIndex, TileIndex, TxId
+from node.stamping import spend_of
 from tests.kit.custody_run import SHARDS, CustodyRun
 from tests.kit.machine import STAKE, key, leaving
 from wallet.signing import make_stamp
@@ -297,18 +299,23 @@ def test_a_liar_that_shows_itself_gets_nothing_back(run: CustodyRun) -> None:
 def test_a_stranger_may_open_and_pays_for_the_room(run: CustodyRun) -> None:
     liar = run.account(run.custodian(0))
     opening = run.opening(0, liar)
-    assert run.send("eve", opening, fee=7999) == "fee_too_low"
+    raw = encode(run.m.tx(key("eve"), opening, fee=10**6))
+    least = 1000 * spend(opening, len(raw)).units
+    assert least >= 8000
+    assert run.send("eve", opening, fee=least - 1) == "fee_too_low"
     before = run.m.state.account(key("eve").public).balance
-    assert run.send("eve", opening, fee=8000) == "ok"
-    assert run.m.state.account(key("eve").public).balance == before - 8000 + STAKE // 200
+    assert run.send("eve", opening, fee=least) == "ok"
+    assert run.m.state.account(key("eve").public).balance == before - least + STAKE // 200
 
 
-def test_a_stamp_for_an_opening_is_eight_times_the_work(run: CustodyRun) -> None:
+def test_a_stamp_for_an_opening_grows_with_its_bytes(run: CustodyRun) -> None:
     opening = run.opening(0, run.account(run.custodian(0)))
-    usual = run.m.genesis.params.stamp_bits + run.m.genesis.params.stamp_new_account_bits
+    usual = 1 << run.m.genesis.params.stamp_bits + run.m.genesis.params.stamp_new_account_bits
+    dear = usual * spend_of(opening).units
+    assert dear >= 8 * usual
     codes = set()
-    for bits in (usual, usual + 3):
-        for height in range(1, 12):  # of eight stamps of the usual work about one fits by chance
+    for tries in (usual, dear):
+        for height in range(1, 12):  # of the usual work few fit by chance
             m = run.copy().m
             stamp = make_stamp(
                 chain_id=m.genesis.chain_id,
@@ -317,14 +324,14 @@ def test_a_stamp_for_an_opening_is_eight_times_the_work(run: CustodyRun) -> None
                 height=Height(m.height + 1 - height),
                 block_hash=(*m.state.head.recent_parents, m.parent)[-height],
                 payload=opening,
-                difficulty_bits=bits,
+                difficulty=tries,
             )
             tx = m.tx(key("eve"), opening, fee=0)
             tx = replace(tx, stamp=stamp)
             tx = replace(tx, signature=key("eve").sign(tx.digest()))
-            codes.add((bits, m.block(encode(tx))[0].code))
+            codes.add((tries, m.block(encode(tx))[0].code))
     assert (usual, "weak_stamp") in codes
-    assert {code for bits, code in codes if bits == usual + 3} == {"ok"}
+    assert {code for tries, code in codes if tries == dear} == {"ok"}
 
 
 def test_a_right_commitment_needs_no_opening(run: CustodyRun) -> None:

@@ -62,7 +62,7 @@ def test_a_true_dispute_is_the_finders_whoever_opens(run: CustodyRun) -> None:
     opener = run.keys_of(run.custodian(0, 1))
     assert run.send_duty(opener, run.opening(0, run.account(liar))) == "ok"
     state = run.m.state
-    assert state.account(key("ann").public).balance == before - 8000 + STAKE // 200
+    assert state.account(key("ann").public).balance == before - 1000 + STAKE // 200
     assert state.account(CUSTODY_BONDS).balance == 0
 
 
@@ -77,7 +77,7 @@ def test_whoever_cannot_show_it_loses(run: CustodyRun) -> None:
     state = run.m.state
     owner = next(a for _, raw in state.items(b"ckpr/") if (a := _convicted(raw)) is not None)
     assert state.account(owner).bonded == STAKE - STAKE // 100
-    assert state.account(key("ann").public).balance == before - 8000 + STAKE // 200
+    assert state.account(key("ann").public).balance == before - 1000 + STAKE // 200
     assert state.account(CUSTODY_BONDS).balance == 0
     assert run.m.grains() == total
 
@@ -122,7 +122,7 @@ def test_a_conviction_gives_the_other_disputes_their_bonds_back() -> None:
     opener = next(i for i in run.event.places[first].custodians if i != liar)
     assert run.send_duty(run.keys_of(opener), run.opening(first, run.account(liar))) == "ok"
     state = run.m.state
-    assert state.account(key("ben").public).balance == ben - 8000
+    assert state.account(key("ben").public).balance == ben - 1000
     assert state.account(CUSTODY_BONDS).balance == 0
     assert run.m.grains() == total
 

@@ -27,6 +27,7 @@ from node.services.duties import CUSTODY_AT_ONCE
 from node.services.placement import Placement, _Plan
 from node.services.placement_plan import Keep
 from node.services.sender import DutySender
+from node.stamping import spend_of
 from tests.kit.custody_run import BOND, CustodyRun
 from tests.kit.machine import STAKE, TEMPLATE, key, leaving
 from tests.kit.net import exchange, stations
@@ -155,7 +156,7 @@ def test_disputes_of_one_s_own_are_not_free(lied: CustodyRun) -> None:
     assert run.dispute("ann", 0, honest, bond=BOND + 1) == "ok"
     assert run.send_duty(run.keys_of(honest), run.opening(0, owner)) == "ok"
     assert run.m.state.account(CUSTODY_BONDS).balance == 0
-    assert before - held() == 8000 + BOND // 2 + 1
+    assert before - held() == 1000 + BOND // 2 + 1
     assert run.m.state.account(REWARD_POOL).balance == pool + BOND // 2 + 1
 
 
@@ -176,8 +177,9 @@ def test_one_sender_s_copies_of_an_opening_are_few(lied: CustodyRun) -> None:
         with pytest.raises(TxError, match="show the same"):
             pool.submit(raw, local=False)
     assert passed == raws[:MAX_OPENINGS]
-    for fee in range(8000, 8020):
-        if fee < 8000 + MAX_OPENINGS:
+    least = 1000 * spend_of(opening).units
+    for fee in range(least, least + 20):
+        if fee < least + MAX_OPENINGS:
             pool.submit(encode(lied.m.tx(key("eve"), opening, fee=fee)), local=False)
         else:
             with pytest.raises(TxError, match="show the same"):
@@ -190,7 +192,7 @@ def test_openings_that_come_too_late_leave_every_pool(lied: CustodyRun) -> None:
     opening = run.opening(0, run.account(run.custodian(0)))
     pool, late = pool_of(run), run.m.duty(run.keys_of(run.custodian(0, 2)), opening)
     tx_id = pool.submit(late, local=False)
-    pool.submit(encode(run.m.tx(key("eve"), opening, fee=8000)), local=False)
+    pool.submit(encode(run.m.tx(key("eve"), opening)), local=False)
     run.m.block(run.m.duty(run.keys_of(run.custodian(0, 1)), opening))
     assert run.m.done is not None
     pool.committed(run.m.done.receipts)

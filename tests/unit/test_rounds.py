@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chain import datasets, phases, rounds
+from chain import hosting, phases, rounds
 from chain.codec import encode
 from chain.hashes import BLOB, DATASET, ZERO_HASH, Hash32
 from chain.records import DeltaStatus, RoundPhase
@@ -338,9 +338,8 @@ def test_nothing_is_measured_before_there_is_a_holdout_and_a_result() -> None:
 def test_names_of_nothing_do_not_keep_datasets_out_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(datasets, "MAX_DATASETS", 8)
-    monkeypatch.setattr(datasets, "AUDIT_PATIENCE_BLOCKS", 20)
-    run = RoundRun()
+    monkeypatch.setattr(hosting, "MAX_DATASETS", 8)
+    run = RoundRun(trusted_merit=0, audit_patience={"blocks": 20, "ms": 30_000})
 
     def submit(i: int) -> str:
         name = DATASET.hash(bytes([i % 256, i // 256]))
@@ -356,6 +355,9 @@ def test_names_of_nothing_do_not_keep_datasets_out_for_ever(
     assert submit(5) == "ok"  # who names another's dataset falsely does not block it
     assert submit(300) == "no_slot"
     while run.m.height <= 21:
+        run.m.block()
+    assert submit(300) == "no_slot"  # its height has passed, not its time
+    while run.m.height <= 34:
         run.m.block()
     assert submit(300) == "ok"
     assert len(list(run.m.tree.items(b"data/"))) == 8

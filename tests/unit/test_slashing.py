@@ -91,7 +91,7 @@ def test_a_light_client_attack_is_punished_once_in_all_who_signed_both(
     machine = Machine(funded=("ann",), slash_permille=100)
     total, pool = machine.grains(), machine.state.account(REWARD_POOL).balance
     item = attack(machine)
-    cheap = machine.tx(ANN, SubmitEvidence(item))
+    cheap = machine.tx(ANN, SubmitEvidence(item), fee=1000)
     (receipt,) = machine.block(encode(cheap))
     assert receipt.code == "fee_too_low"  # many signatures are to be verified
     assert submit(machine, vote(machine, 2, 9, b"a"), vote(machine, 2, 9, b"b")) == "ok"

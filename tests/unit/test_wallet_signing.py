@@ -102,7 +102,7 @@ def test_stamp_has_its_leading_zeros(bits: int) -> None:
         height=Height(10),
         block_hash=BLOCK_HASH,
         payload=PAYLOAD,
-        difficulty_bits=bits,
+        difficulty=1 << bits,
     )
     digest = stamp_digest(CHAIN, KEYS.account.public, 1, BLOCK_HASH, PAYLOAD, stamp.work)
     assert int.from_bytes(digest, "big") >> 256 - bits == 0
@@ -132,7 +132,7 @@ def test_stamp_reports_progress_and_can_be_cancelled() -> None:
         "payload": PAYLOAD,
     }
     with pytest.raises(Enough):
-        make_stamp(**arguments, difficulty_bits=64, on_progress=progress)
+        make_stamp(**arguments, difficulty=1 << 64, on_progress=progress)
     assert seen == [1 << 14, 2 << 14, 3 << 14]
     with pytest.raises(InputError):
-        make_stamp(**arguments, difficulty_bits=65)
+        make_stamp(**arguments, difficulty=(1 << 64) + 1)
