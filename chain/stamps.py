@@ -71,7 +71,7 @@ def advance(state: State, params: Params, stamped: Mapping[StampClass, int]) -> 
     """At the end of a block: count its stamped units, and retarget when it is time."""
     due = state.head.height % params.stamp_retarget_blocks == 0
     least = floor(params)
-    for kind in StampClass:
+    for kind in StampClass if due else sorted(stamped):
         key, units = p.stamp_class_key(kind), stamped.get(kind, 0)
         held = state.get(p.StampLoad, key)
         if held is None and not units:
