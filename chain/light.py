@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 from chain.certificates import verify_certificate
-from chain.codec import encode
-from chain.errors import VerifyError
+from chain.codec import Seq, encode, wire
+from chain.errors import VerifyError, invariant
 from chain.hashes import Hash32
+from chain.limits import MAX_LIGHT_HEADERS
 from chain.types import (
     Certificate,
     ChainId,
@@ -24,8 +26,6 @@ from chain.types import (
     ValidatorSet,
     VoteKind,
 )
-
-MAX_DESCENT = 64  # headers from one that has no finalization of its own to the next that has
 
 
 class TooFar(VerifyError):
@@ -44,12 +44,13 @@ class Trusted:
             raise VerifyError("the validator set shown is not the trusted header's")
 
 
+@wire(18)
 @dataclass(frozen=True, slots=True)
 class LightBlock:
     """What shows that a header is final: the headers from it to one that has a finalization, each
     the parent of the next; and the set of their epoch."""
 
-    headers: tuple[Header, ...]
+    headers: Annotated[tuple[Header, ...], Seq(MAX_LIGHT_HEADERS)]
     finalization: Certificate
     validators: ValidatorSet
 
@@ -72,8 +73,8 @@ def check_form(terms: Terms, block: LightBlock) -> None:
     """What a light block says by itself, its certificate included. VerifyError if it does not
     hold together. Whether its set is the right one is not asked here."""
     headers = block.headers
-    if not 0 < len(headers) <= MAX_DESCENT:
-        raise VerifyError(f"{len(headers)} headers where 1 to {MAX_DESCENT} are allowed")
+    if not 0 < len(headers) <= MAX_LIGHT_HEADERS:
+        raise VerifyError(f"{len(headers)} headers where 1 to {MAX_LIGHT_HEADERS} are allowed")
     for header in headers:
         if header.chain_id != terms.chain_id or header.version != 1:
             raise VerifyError(f"header {header.height} is of another chain or version")
@@ -134,6 +135,7 @@ class Walk:
     def __init__(self, terms: Terms, trusted: Trusted, target: Height) -> None:
         self._terms, self.trusted = terms, trusted
         self._ahead = [target] if target > trusted.header.height else []
+        self.block: LightBlock | None = None  # the one of the trusted header, once it is a new one
         self.steps = 0  # headers verified
         if target < trusted.header.height:
             raise VerifyError(f"height {target} is below the trusted {trusted.header.height}")
@@ -153,18 +155,20 @@ class Walk:
         except TooFar:
             self._ahead.append(Height((self.trusted.header.height + block.header.height) // 2))
             return
-        self.steps += 1
+        self.block, self.steps = block, self.steps + 1
         self._ahead.pop()
 
 
-def check_witness(terms: Terms, own: LightBlock, other: LightBlock) -> None:
-    """Compare what a witness shows for the same height, each verified from what was trusted.
-    Raises Attack if both are final and differ; VerifyError if the witness shows nothing right."""
-    check_form(terms, other)
-    if other.header.height != own.header.height:
-        raise VerifyError(f"the witness shows height {other.header.height}")
-    if other.header.hash() != own.header.hash():
-        raise Attack(own, other)
+def compare(own: Walk, witness: Walk) -> None:
+    """Compare where two walks from one trusted header have come, the second by what a witness
+    showed: only what was verified counts, so a witness cannot raise a false alarm. Raises Attack if
+    both are final and differ."""
+    first, second = own.block, witness.block
+    invariant(own.wanted is None and witness.wanted is None, "both walks have ended")
+    if first is None or second is None or first.header.hash() == second.header.hash():
+        return
+    invariant(first.header.height == second.header.height, "both walks have one target")
+    raise Attack(first, second)
 
 
 class Attack(VerifyError):

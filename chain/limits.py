@@ -37,6 +37,8 @@ MAX_DEPTH = 12  # nesting of arrays in any message: no type has more, so none th
 MAX_BLOCK_TXS = 4096  # transactions in one block
 MAX_VALIDATORS = 512  # a certificate's bitmap is 64 bytes
 MAX_EVIDENCE = 16  # pieces of evidence in one block
+MAX_LIGHT_HEADERS = 64  # from a header to the next that has a finalization: rarely more than 2
+MAX_HEADERS = 256  # in one answer: 100 KiB
 MAX_NULLIFICATIONS = 64  # nullified views shown with one proposal
 MAX_ADDRESSES = 8  # addresses announced by one node
 MAX_SHARDS = 65_536  # shards of one model
@@ -59,6 +61,7 @@ MAX_REPLICAS = 16  # custodians of one tile that a custody event asks
 MAX_CUSTODY_DISPUTES = 8  # open at once: all can be answered in time with one or two a block
 MAX_LIST_LEAVES = 16_777_216  # hashes under one list root (batches, parts of a training state)
 MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
+MAX_TX_SIBLINGS = 12  # of a transaction in its block: log2 of MAX_BLOCK_TXS
 
 # --- time and money ----------------------------------------------------------
 MAX_TIME_MS = 2**53 - 1  # of a block: exact in any language, and deadlines after it fit 64 bits

@@ -36,6 +36,9 @@ class ChainSeam(Protocol):
 
     def state(self) -> State: ...
 
+    def tree_at(self, height: int) -> StateTree | None:
+        """The state after a recent final height, for proofs."""
+
     def finalized(self, callback: Callable[[Block, Executed], None]) -> object:
         """Call back on the main loop after each final block."""
 

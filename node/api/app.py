@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from chain.errors import BlyanError
 from node import explorer
-from node.api import routes, writes
+from node.api import light, routes, writes
 from node.api.errors import error_body, status_of
 from node.api.events import EventHub
 from node.api.guard import Guard
@@ -39,6 +39,7 @@ def create_app(node: NodeSeam, names: Iterable[str] = ()) -> FastAPI:
     app.state.node, app.state.query = node, query
     app.state.hub = EventHub(node, query)
     app.include_router(routes.router)
+    app.include_router(light.router)
     app.include_router(routes.metrics_router)
     app.include_router(writes.router)
     explorer.install(app, query)

@@ -126,9 +126,11 @@ async def validators(ask: Ask) -> Response:
 
 
 @router.get("/state/{key}/proof", response_model=res.StateProof, tags=["chain"])
-async def state_proof(ask: Ask, key: Name) -> Response:
-    """A value of the state or its absence, with its path to the tip's header."""
-    return _json(ask.state_proof(key))
+async def state_proof(
+    ask: Ask, key: Name, height: Annotated[int | None, Parameter(ge=0, lt=2**63)] = None
+) -> Response:
+    """A value of the state or its absence, with its path to the header of the tip or `height`."""
+    return _json(ask.state_proof(key, height))
 
 
 @router.get("/search", response_model=list[res.Hit], tags=["chain"])

@@ -14,6 +14,7 @@ from chain.hashes import TX, Hash32
 from chain.state import REWARD_POOL
 from chain.store_rows import BlockRow, TxRow
 from chain.transactions import Roles, Transaction
+from chain.tree import StateTree
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
 from node.query import prices, staking
 from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
@@ -242,13 +243,14 @@ class BlockQueries(Reader):
 
     # --- proofs ----------------------------------------------------------------------
 
-    def state_proof(self, key_text: str) -> Json:
-        """A value of the state, or its absence, with its path to the header of the tip."""
-        return self.prove(unhex(key_text, "state key", None))
+    def state_proof(self, key_text: str, height: int | None = None) -> Json:
+        """A value of the state, or its absence, with its path to the header of the tip, or of an
+        earlier height whose state is still here."""
+        return self.prove(unhex(key_text, "state key", None), height)
 
-    def prove(self, key: bytes) -> Json:
-        state, header = self.state, self.node.chain.tip
-        value, proof = state.tree.get(key), state.tree.prove(key)
+    def prove(self, key: bytes, height: int | None = None) -> Json:
+        tree, header = self._state_at(height)
+        value, proof = tree.get(key), tree.prove(key)
         certificate = self.node.store.certificate(header.height)
         return {
             "key": key.hex(),
@@ -262,6 +264,20 @@ class BlockQueries(Reader):
             "header": encode(header).hex(),
             "certificate": encode(certificate).hex() if certificate else None,
         }
+
+    def _state_at(self, height: int | None) -> tuple[StateTree, Header]:
+        """The state after a block, by default the newest."""
+        tip = self.node.chain.tip
+        if height is None or height == tip.height:
+            return self.state.tree, tip
+        tree = self.node.chain.tree_at(height)
+        header = self.node.store.header(Height(height)) if tree is not None else None
+        if tree is None or header is None:
+            raise NotFound(
+                f"the state after block {height} is not here; the height is {tip.height}, and only "
+                "the states of recent blocks are kept"
+            )
+        return tree, header
 
     def header_time(self, height: int) -> int | None:
         header: Header | None = self.node.store.header(Height(height))

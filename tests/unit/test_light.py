@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import pytest
 
 from chain.certificates import assemble
-from chain.errors import VerifyError
+from chain.errors import InvariantError, VerifyError
 from chain.hashes import BLOCK, EVIDENCE, ZERO_HASH, Hash32
 from chain.light import (
-    MAX_DESCENT,
     Attack,
     LightBlock,
     Terms,
@@ -19,8 +18,9 @@ from chain.light import (
     Walk,
     check_form,
     check_step,
-    check_witness,
+    compare,
 )
+from chain.limits import MAX_LIGHT_HEADERS
 from chain.types import (
     Certificate,
     ChainId,
@@ -165,7 +165,7 @@ def test_a_header_below_one_that_is_certified() -> None:
         check_form(TERMS, replace(block, headers=(block.headers[0], *block.headers[2:])))
     long = Net(leave=0)
     many = LightBlock(
-        (long.headers(1)[1],) * (MAX_DESCENT + 1), block.finalization, long.members(0)
+        (long.headers(1)[1],) * (MAX_LIGHT_HEADERS + 1), block.finalization, long.members(0)
     )
     with pytest.raises(VerifyError, match="headers where"):
         check_form(TERMS, many)
@@ -257,22 +257,35 @@ def test_a_block_of_another_height_is_not_taken() -> None:
 # --- witnesses ----------------------------------------------------------------------------
 
 
+def reached(block: LightBlock) -> Walk:
+    """A walk that ended with a block."""
+    found = Walk(TERMS, NET.trusted(0), block.header.height)
+    found.give(block, NOW)
+    return found
+
+
 def test_a_witness_that_agrees() -> None:
-    check_witness(TERMS, NET.block(5), NET.block(5))
-    check_witness(TERMS, NET.block(5), NET.block(5, descent=3))  # final by another certificate
-    with pytest.raises(VerifyError, match="height 6"):
-        check_witness(TERMS, NET.block(5), NET.block(6))
+    own = reached(NET.block(5))
+    compare(own, reached(NET.block(5)))
+    compare(own, reached(NET.block(5, descent=3)))  # final by another certificate
+    start = Walk(TERMS, NET.trusted(0), Height(0))
+    compare(start, start)  # nothing was asked of anyone
+
+
+def test_a_walk_that_has_not_ended_is_not_compared() -> None:
+    with pytest.raises(InvariantError):
+        compare(reached(NET.block(5)), Walk(TERMS, NET.trusted(0), Height(5)))
 
 
 def test_two_histories_are_an_attack_and_evidence_if_of_one_view() -> None:
-    fork = Net(salt=b"fork")
+    fork, own = Net(salt=b"fork"), reached(NET.block(5))
     with pytest.raises(Attack, match="two final blocks of height 5") as caught:
-        check_witness(TERMS, NET.block(5), fork.block(5))
+        compare(own, reached(fork.block(5)))
     item = caught.value.evidence()
     assert item is not None
     check_evidence(CHAIN, NET.members(0), item)  # the chain slashes who signed both
     header = fork.headers(5)[5]
     later = LightBlock((header,), fork.finalization(header, view=9), fork.members(0))
     with pytest.raises(Attack) as caught:
-        check_witness(TERMS, NET.block(5), later)
+        compare(own, reached(later))
     assert caught.value.evidence() is None
