@@ -174,11 +174,11 @@ def compare(own: Walk, witness: Walk) -> None:
 class Attack(VerifyError):
     """Two final headers of one height: over a third of a validator set has signed two histories."""
 
-    def __init__(self, first: LightBlock, second: LightBlock) -> None:
+    def __init__(self, first: LightBlock, second: LightBlock, hint: str = "ask people") -> None:
         height = first.header.height
         super().__init__(
             f"two final blocks of height {height}: {first.header.hash().hex()} and "
-            f"{second.header.hash().hex()}. Believe neither, and ask people"
+            f"{second.header.hash().hex()}. Believe neither; {hint}"
         )
         self.blocks = (first, second)
 

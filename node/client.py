@@ -82,6 +82,7 @@ class Client:
                 transport=transport,
                 timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
                 trust_env=False,
+                headers={"Accept-Encoding": "identity"},
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(f"{base_url!r} is no URL: {error}; expected {DEFAULT_URL}") from None
@@ -200,6 +201,10 @@ class Client:
 
     async def state_proof(self, key: bytes) -> Json:
         return await self._object(f"state/{key.hex()}/proof")
+
+    async def fetch(self, path: str, most: int, **query: int | str | None) -> bytes:
+        """The bytes at a path below /api/v1. VerifyError if they are more than `most`."""
+        return await self._bytes(path, most, **query)
 
     # --- blobs -------------------------------------------------------------------------
 
@@ -403,9 +408,12 @@ class Client:
 
 
 async def _read_bounded(response: httpx.Response, most: int) -> _Answer:
-    """Read a body, but never more than what can be meant."""
+    """Read a body, but never more than what can be meant. Nothing compressed was asked for: a few
+    bytes of it could become gigabytes before they are counted."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise VerifyError(f"{response.url.path}: a compressed answer, which was not asked for")
     parts, size = [], 0
-    async for part in response.aiter_bytes():
+    async for part in response.aiter_raw():
         size += len(part)
         if size > most:
             raise VerifyError(f"{response.url.path}: more than {most} bytes in the answer")
@@ -433,7 +441,7 @@ async def _parse_events(lines: AsyncIterator[str]) -> AsyncIterator[ServerEvent]
 def _loads(text: str | bytes, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DecodeError(f"{where}: the answer is not JSON; is this a Blyan node?") from None
 
 

@@ -22,7 +22,8 @@ _COMMANDS = {
     "generate": ("node.cli.generate:generate", "Text from the network's model."),
     "eval": ("node.cli.generate:evaluate", "How well the model knows a text."),
     "tile": ("node.cli.tile:tile", "Verify tiles against a block header."),
-    "verify": ("node.cli.tile:verify", "Short for `blyan tile verify`."),
+    "verify": ("node.cli.verify:verify", "Check what any node says, from a block you trust."),
+    "evidence": ("node.cli.evidence:evidence", "Show the chain who has signed two histories."),
 }
 
 
@@ -37,6 +38,7 @@ def program() -> None:
       blyan train --rounds 1
       blyan query round current
       blyan tile verify layers.0.experts.1
+      blyan verify account bly1… --trust 812:4f5a…
 
     \b
     Completion for bash (zsh, fish alike):

@@ -1,5 +1,5 @@
-"""`blyan tile`: `verify` (also as `blyan verify`), tiles against a block header;
-`verify-election`, who keeps one; and `scrub`."""
+"""`blyan tile`: `verify`, tiles against a block header; `verify-election`, who keeps one; and
+`scrub`."""
 
 from __future__ import annotations
 

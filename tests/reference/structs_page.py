@@ -36,6 +36,8 @@ PAGES = {
     "chain.transactions": "transactions.md",
     "chain.records": "state.md",
     "chain.custody_records": "custody.md",
+    "chain.light": "light-client.md",
+    "chain.light_proofs": "light-client.md",
     "chain.tree": "state-tree.md",
     "chain.latency": "election.md",
     "chain.price_records": "transactions.md",
