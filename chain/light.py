@@ -96,6 +96,8 @@ def check_form(terms: Terms, block: LightBlock) -> None:
 def check_step(terms: Terms, trusted: Trusted, block: LightBlock, now_ms: int) -> Trusted:
     """Go from a trusted header to a later one. VerifyError if that does not hold; TooFar if it may
     but cannot be told from here."""
+    if not block.headers:
+        raise VerifyError("a light block without headers")
     old, new = trusted.header, block.header
     if now_ms >= old.time_ms + terms.trust_ms:
         raise VerifyError(
