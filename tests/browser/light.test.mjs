@@ -19,6 +19,7 @@ after(() => rmSync(copy, { recursive: true }));
 const load = (name) => import(pathToFileURL(join(copy, name)));
 
 const light = await load("light.js");
+const { hash } = await load("blake3.js");
 const { DecodeError } = await load("codec.js");
 const { sha512, verify } = await load("ed25519.js");
 
@@ -58,6 +59,18 @@ for (const [file, least] of [["types", 5], ["light", 1], ["light_proofs", 2], ["
     }
   });
 }
+
+test("codec: limits of arrays and options", () => {
+  const filled = (type, name, value) => light.encode(light[type], { siblings: [], other: null, [name]: value });
+  const hashes = (length) => Array.from({ length }, () => new Uint8Array(32));
+  light.decode(light.StateProof, filled("StateProof", "siblings", hashes(256)));
+  const long = filled("StateProof", "siblings", hashes(257));
+  assert.throws(() => light.decode(light.StateProof, long), DecodeError);
+  const leaf = light.encode(light.StateLeaf, { path: new Uint8Array(32), value_hash: new Uint8Array(32) });
+  const proof = (...options) => Uint8Array.from([0x93, 80, 0x90, 0x90 + options.length, ...options.flatMap((o) => [...o])]);
+  light.decode(light.StateProof, proof(leaf));
+  assert.throws(() => light.decode(light.StateProof, proof(leaf, leaf)), DecodeError);
+});
 
 // --- signatures -------------------------------------------------------------------------
 
@@ -194,6 +207,8 @@ test("state proofs", () => {
       assert.ok(!holds(own, proof, "ab".repeat(32)), name);
       const longer = [...proof.siblings, new Uint8Array(32)];
       assert.ok(!holds(own, { ...proof, siblings: longer }), name);
+      const itself = { path: hash("state-key", unhex(key)), value_hash: hash("state-value", unhex(value ?? "")) };
+      assert.ok(!holds(null, { ...proof, other: itself }), name);
       if (siblings.length) assert.ok(!holds(own, { ...proof, siblings: proof.siblings.slice(1) }), name);
     }
   }

@@ -17,7 +17,7 @@ from chain.hashes import Hash32
 from chain.light import Attack, LightBlock, Terms, TooFar, Trusted, Walk, check_step, compare
 from chain.light_proofs import TxProof, verify_tx_proof
 from chain.types import ChainId, Header, Height, ValidatorSet
-from tests.reference import light_ref as reference
+from tests.reference import light_cases as reference
 
 ROOT = Path(__file__).parents[2]
 FILES = {
