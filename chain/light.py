@@ -15,7 +15,6 @@ from typing import Annotated
 from chain.certificates import verify_certificate
 from chain.codec import Seq, encode, wire
 from chain.errors import VerifyError, invariant
-from chain.hashes import Hash32
 from chain.limits import MAX_LIGHT_HEADERS
 from chain.types import (
     Certificate,
@@ -88,7 +87,8 @@ def check_form(terms: Terms, block: LightBlock) -> None:
         raise VerifyError(f"the certificate does not finalize header {last.height}")
     if certificate.epoch != last.epoch:
         raise VerifyError(f"the certificate is of epoch {certificate.epoch}, not {last.epoch}")
-    if any(block.validators.hash() != header.validators_hash for header in headers):
+    shown = block.validators.hash()
+    if any(header.validators_hash != shown for header in headers):
         raise VerifyError(f"the validator set shown is not that of header {last.height}")
     verify_certificate(terms.chain_id, block.validators, certificate)
 
@@ -96,6 +96,13 @@ def check_form(terms: Terms, block: LightBlock) -> None:
 def check_step(terms: Terms, trusted: Trusted, block: LightBlock, now_ms: int) -> Trusted:
     """Go from a trusted header to a later one. VerifyError if that does not hold; TooFar if it may
     but cannot be told from here."""
+    _check_order(terms, trusted, block, now_ms)
+    check_form(terms, block)
+    return _believe(trusted, block)
+
+
+def _check_order(terms: Terms, trusted: Trusted, block: LightBlock, now_ms: int) -> None:
+    """Times, heights, and the set of an epoch that the trusted header names."""
     if not block.headers:
         raise VerifyError("a light block without headers")
     old, new = trusted.header, block.header
@@ -108,18 +115,21 @@ def check_step(terms: Terms, trusted: Trusted, block: LightBlock, now_ms: int) -
         raise VerifyError(f"header {new.height} is not after the trusted {old.height}")
     if new.time_ms > now_ms + terms.drift_ms:
         raise VerifyError(f"header {new.height} is from the future; is this clock right?")
-    if new.epoch == old.epoch:
-        named: Hash32 | None = old.validators_hash
-    elif new.epoch == old.epoch + 1:
-        named = old.next_validators_hash
-    elif new.epoch > old.epoch:
-        named = None
-    else:
+    if new.epoch < old.epoch:
         raise VerifyError(f"header {new.height} is of an earlier epoch than header {old.height}")
-    if named is not None and new.validators_hash != named:
+    if new.epoch > old.epoch + 1:
+        return
+    named = old.validators_hash if new.epoch == old.epoch else old.next_validators_hash
+    if new.validators_hash != named:
         raise VerifyError(f"header {new.height} names another validator set than {old.height}")
-    check_form(terms, block)
-    if named is None and 3 * _common(trusted.validators, block) <= trusted.validators.total:
+
+
+def _believe(trusted: Trusted, block: LightBlock) -> Trusted:
+    """The header of a block whose order and form hold."""
+    old, new = trusted.header, block.header
+    if new.epoch > old.epoch + 1 and 3 * _common(trusted.validators, block) <= (
+        trusted.validators.total
+    ):
         raise TooFar(f"at most a third of the stake at {old.height} has signed {new.height}")
     return Trusted(new, block.validators)
 
@@ -136,29 +146,40 @@ class Walk:
 
     def __init__(self, terms: Terms, trusted: Trusted, target: Height) -> None:
         self._terms, self.trusted = terms, trusted
-        self._ahead = [target] if target > trusted.header.height else []
+        self._kept: list[LightBlock] = []  # whose form holds, but that are too far; nearest last
+        self._next = target if target > trusted.header.height else None
         self.block: LightBlock | None = None  # the one of the trusted header, once it is a new one
-        self.steps = 0  # headers verified
+        self.steps = 0  # headers that became trusted
         if target < trusted.header.height:
             raise VerifyError(f"height {target} is below the trusted {trusted.header.height}")
 
     @property
     def wanted(self) -> Height | None:
         """The height of the light block to `give` next; None once the target is trusted."""
-        return self._ahead[-1] if self._ahead else None
+        return self._next
 
     def give(self, block: LightBlock, now_ms: int) -> None:
         """Take the block of height `wanted`. VerifyError: whoever sent it lies, or it is too late;
-        nothing has changed, and another peer may be asked."""
-        if not block.headers or block.header.height != self.wanted:
-            raise VerifyError(f"not a header of height {self.wanted}")
-        try:
-            self.trusted = check_step(self._terms, self.trusted, block, now_ms)
-        except TooFar:
-            self._ahead.append(Height((self.trusted.header.height + block.header.height) // 2))
-            return
-        self.block, self.steps = block, self.steps + 1
-        self._ahead.pop()
+        nothing has changed, and another peer may be asked. What was too far and turns out to be
+        wrong from nearer by is asked for again."""
+        if not block.headers or block.header.height != self._next:
+            raise VerifyError(f"not a header of height {self._next}")
+        _check_order(self._terms, self.trusted, block, now_ms)
+        check_form(self._terms, block)
+        self._kept.append(block)
+        while self._kept:
+            block = self._kept[-1]
+            try:
+                _check_order(self._terms, self.trusted, block, now_ms)
+                self.trusted = _believe(self.trusted, block)
+            except TooFar:
+                self._next = Height((self.trusted.header.height + block.header.height) // 2)
+                return
+            except VerifyError:
+                self._next = self._kept.pop().header.height
+                return
+            self.block, self.steps = self._kept.pop(), self.steps + 1
+        self._next = None
 
 
 def compare(own: Walk, witness: Walk) -> None:

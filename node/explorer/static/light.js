@@ -149,6 +149,13 @@ export function checkForm(terms, block) {
 
 // Go from a trusted header to a later one. TooFar: it may hold but cannot be told from here.
 export function checkStep(terms, trusted, block, nowMs) {
+  checkOrder(terms, trusted, block, nowMs);
+  checkForm(terms, block);
+  return believe(trusted, block);
+}
+
+// Times, heights, and the set of an epoch that the trusted header names.
+function checkOrder(terms, trusted, block, nowMs) {
   need(block.headers.length > 0, "a light block without headers");
   const [old, next] = [trusted.header, block.headers[0]];
   need(nowMs < old.time_ms + terms.trustMs, `header ${old.height} is older than the trust period`);
@@ -158,13 +165,15 @@ export function checkStep(terms, trusted, block, nowMs) {
   );
   need(next.time_ms <= nowMs + terms.driftMs, `header ${next.height} is from the future`);
   need(next.epoch >= old.epoch, `header ${next.height} is of an earlier epoch`);
-  const ahead = next.epoch - old.epoch;
-  if (ahead <= 1n) {
-    const named = ahead === 0n ? old.validators_hash : old.next_validators_hash;
-    need(same(next.validators_hash, named), `header ${next.height} names another validator set`);
-  }
-  checkForm(terms, block);
-  if (ahead > 1n && 3n * common(trusted.validators, block) <= total(trusted.validators)) {
+  if (next.epoch > old.epoch + 1n) return;
+  const named = next.epoch === old.epoch ? old.validators_hash : old.next_validators_hash;
+  need(same(next.validators_hash, named), `header ${next.height} names another validator set`);
+}
+
+// The header of a block whose order and form hold.
+function believe({ header: old, validators: set }, block) {
+  const next = block.headers[0];
+  if (next.epoch > old.epoch + 1n && 3n * common(set, block) <= total(set)) {
     throw new TooFar(`at most a third of the stake at ${old.height} has signed ${next.height}`);
   }
   return { header: next, validators: block.validators };
@@ -181,36 +190,42 @@ function common(set, block) {
 // The way from a trusted header to a height: straight there if it can be, else by halves.
 export class Walk {
   #terms;
-  #ahead;
+  #kept = []; // whose form holds, but that are too far; nearest last
 
   constructor(terms, trusted, target) {
     need(target >= trusted.header.height, `height ${target} is below the trusted one`);
     this.#terms = terms;
-    this.#ahead = target > trusted.header.height ? [target] : [];
     this.trusted = trusted;
-    this.block = null;
-    this.steps = 0;
+    this.wanted = target > trusted.header.height ? target : null; // to `give` next; null: done
+    this.block = null; // the one of the trusted header, once it is a new one
+    this.steps = 0; // headers that became trusted
   }
 
-  // The height of the light block to `give` next; null once the target is trusted.
-  get wanted() {
-    return this.#ahead.at(-1) ?? null;
-  }
-
-  // VerifyError changes nothing: another peer may be asked for the same height.
+  // VerifyError: nothing has changed, and another peer may be asked. What was too far and turns out
+  // to be wrong from nearer by is asked for again.
   give(block, nowMs) {
     const found = block.headers[0]?.height;
     need(this.wanted !== null && found === this.wanted, `not a header of height ${this.wanted}`);
-    try {
-      this.trusted = checkStep(this.#terms, this.trusted, block, nowMs);
-    } catch (error) {
-      if (!(error instanceof TooFar)) throw error;
-      this.#ahead.push((this.trusted.header.height + found) / 2n);
-      return;
+    checkOrder(this.#terms, this.trusted, block, nowMs);
+    checkForm(this.#terms, block);
+    this.#kept.push(block);
+    while (this.#kept.length) {
+      const nearest = this.#kept.at(-1);
+      const { height } = nearest.headers[0];
+      try {
+        checkOrder(this.#terms, this.trusted, nearest, nowMs);
+        this.trusted = believe(this.trusted, nearest);
+      } catch (error) {
+        if (!(error instanceof VerifyError)) throw error;
+        const isTooFar = error instanceof TooFar;
+        if (!isTooFar) this.#kept.pop();
+        this.wanted = isTooFar ? (this.trusted.header.height + height) / 2n : height;
+        return;
+      }
+      this.block = this.#kept.pop();
+      this.steps += 1;
     }
-    this.block = block;
-    this.steps += 1;
-    this.#ahead.pop();
+    this.wanted = null;
   }
 }
 
