@@ -50,7 +50,7 @@ class Amount:
     validators: int = 100
 
 
-SMALL = Amount(600, 100, 4)
+SMALL = Amount(600, 100, 20)
 
 
 @dataclass
