@@ -16,6 +16,7 @@ from chain.hashes import TX
 from chain.transactions import Transfer
 from chain.types import Grains, Height
 from node.api.app import create_app
+from node.cli import verify as command  # before its Client is replaced
 from node.cli.blyan import program
 from node.cli.session import run_program
 from node.client import Client
@@ -72,8 +73,8 @@ def verify(
 
     now = START_MS + (TIP + 1) * STEP_MS
     monkeypatch.setattr("node.client.Client", client)
-    monkeypatch.setattr("node.cli.verify.Client", client)
-    monkeypatch.setattr("node.cli.verify.wall_ms", lambda: now)
+    monkeypatch.setattr(command, "Client", client)
+    monkeypatch.setattr(command, "wall_ms", lambda: now)
     genesis = tmp_path / "genesis.json"
     genesis.write_text(json.dumps(dict(chain.genesis.document)))
 
@@ -202,7 +203,7 @@ def test_what_is_too_old_to_be_trusted(
     """Forward no more; but what is below a trusted block hangs on hashes alone."""
     period = 2 * chain.genesis.params.evidence_ms // 3
     now = START_MS + period + 7 * STEP_MS
-    monkeypatch.setattr("node.cli.verify.wall_ms", lambda: now)
+    monkeypatch.setattr(command, "wall_ms", lambda: now)
     name = format_address(chain.learners[0].public)
     code, text = verify("account", name)
     assert code == 2
