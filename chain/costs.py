@@ -1,6 +1,6 @@
 """What each kind of transaction costs a node, as the chain counts it (docs/spec/transactions.md).
 
-The numbers are microseconds at the reference machine (one core of a server of 2023, CPython 3.12),
+The numbers are microseconds at the reference machine (one core of a server of 2023, CPython 3.11),
 rounded up from what `python -m bench.costs` measures at the worst state that the limits allow: from
 the bytes to the receipt, decoding, signatures, rules and the transaction's part of the new root. A
 block has a budget of them, so whoever proposes cannot make others work for longer; and fees and

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from chain.admission import LARGE_WEIGHT
 from chain.codec import decode
 from chain.errors import DecodeError, InputError
 from chain.transactions import SubmitEvidence
@@ -16,6 +15,7 @@ from chain.types import ConflictingCertificates
 from node.cli.output import bly, confirm, emit
 from node.cli.session import Group, Session, pass_session
 from node.client import Client, Json
+from node.stamping import spend_of
 
 MAX_FILE_BYTES = 4 * 1024 * 1024  # two light blocks and two certificates of 512, in hex
 
@@ -39,23 +39,24 @@ def submit(session: Session, file: str, key: str | None, yes: bool) -> None:
     """Send the evidence that `blyan verify` wrote to FILE.
 
     Whoever stands in both certificates loses a part of its stake. Anyone may send it, while the
-    evidence age of the epoch lasts; the fee is that of a large transaction.
+    evidence age of the epoch lasts; the fee grows with the signatures to check.
 
     \b
     Examples:
       blyan evidence submit blyan-attack-812.json --yes
     """
     item = read_evidence(Path(file))
+    payload = SubmitEvidence(item)
     keys = session.keys(key)
 
     async def price(client: Client) -> int:
-        return (await client.genesis()).params.min_fee_grains * LARGE_WEIGHT
+        return (await client.genesis()).params.min_fee_grains * spend_of(payload).units
 
     fee = session.ask(price)
     confirm(f"Submit it for a fee of {bly(fee)} BLY?", yes)
 
     async def send(client: Client) -> Json:
-        tx_id, found = await client.submit(SubmitEvidence(item), keys, fee=fee)
+        tx_id, found = await client.submit(payload, keys, fee=fee)
         both = sorted(set(item.first.indices()) & set(item.second.indices()))
         return {
             "id": tx_id.hex(),
