@@ -1,11 +1,9 @@
 """The write-ahead log of consensus: what was signed and certified, on disk before it leaves
 (docs/spec/consensus.md, DESIGN 6).
 
-File: the 12 bytes `BLYAN-WAL-2\\n`, then frames. Frame: 4 bytes `FRAM`, payload length (4 bytes
-big-endian), BLAKE3 checksum over offset and length (its first 8 bytes), BLAKE3 checksum over offset
-and payload (32 bytes), payload. Payload: for each record its length (4 bytes big-endian) and its
-bytes. One append is one frame, so an append is there as a whole or not at all. Version 1 had no
-checksum of the length; such a log is read, and written anew. A newer one is refused.
+File: the 12 bytes `BLYAN-WAL-2\\n`, then frames (`node.log_frames`). One append is one frame, so an
+append is there as a whole or not at all. Version 1 had no checksum of a frame's length; such a log
+is read, and written anew. A newer one is refused.
 """
 
 from __future__ import annotations
@@ -16,10 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from chain import limits
 from chain.errors import StorageError, VersionError
-from chain.hashes import Context
-from chain.types import u64_be
+from node.log_frames import (
+    HEAD_BYTES,
+    MARK,
+    MAX_FRAME_BYTES,
+    any_after,
+    checksum,
+    framed,
+    is_torn,
+    payload_at,
+    split,
+)
 from node.wal_files import DirectoryFiles, LogFiles
 
 _log = logging.getLogger(__name__)
@@ -30,12 +36,7 @@ _NEW_NAME = LOG_NAME + ".new"  # a rotation writes here first
 VERSION = 2
 _MAGIC, _MAGIC_1 = b"BLYAN-WAL-%d\n" % VERSION, b"BLYAN-WAL-1\n"
 _ANY_MAGIC = re.compile(rb"BLYAN-WAL-([1-9][0-9]{0,5})\n")
-_FRAME = b"FRAM"
-_SIZED_BYTES = len(_FRAME) + 4 + 8  # what tells where a frame ends
-_HEAD_BYTES = _SIZED_BYTES + 32
-_HEAD_BYTES_1 = len(_FRAME) + 4 + 32
-_SIZE_CHECKSUM, _CHECKSUM = Context("wal-frame-size"), Context("wal-frame")
-_MAX_FRAME_BYTES = 512 * limits.MAX_MESSAGE_BYTES  # a rotation writes all that is not final
+_HEAD_BYTES_1 = len(MARK) + 4 + 32
 
 
 class WriteAheadLog:
@@ -73,7 +74,7 @@ class WriteAheadLog:
         self._records, self._end = self._parse(data)
         cut = len(data) - self._end
         is_old = data.startswith(_MAGIC_1)
-        if cut and (_is_torn_1 if is_old else _is_torn)(data, self._end):
+        if cut and (_is_torn_1 if is_old else is_torn)(data, self._end):
             _log.warning("%s: cut %d bytes of an append that a crash interrupted", LOG_NAME, cut)
         elif cut:
             _log.warning("%s: cut %d bytes that are no interrupted append", LOG_NAME, cut)
@@ -104,7 +105,7 @@ class WriteAheadLog:
     def append(self, records: Iterable[bytes]) -> None:
         """Add records, all or none, and sync. StorageError if the disk refuses; the log is then
         unusable until reopened, since nobody knows what a failed sync has kept."""
-        frame = _frame(list(records), self._end)
+        frame = framed(list(records), self._end)
         self._check_usable()
         with self._reported("write"):
             self._files.write(self._file, self._end, frame)
@@ -141,7 +142,7 @@ class WriteAheadLog:
             ) from None
 
     def _rewrite(self, records: Sequence[bytes]) -> None:
-        frame = _frame(list(records), len(_MAGIC))
+        frame = framed(list(records), len(_MAGIC))
         self._replace(frame)
         self._end = len(_MAGIC) + len(frame)
 
@@ -176,19 +177,19 @@ class WriteAheadLog:
                 raise VersionError(self.path, "log", int(other[1]), VERSION)
             raise self._damage(0)
         is_old = data.startswith(_MAGIC_1)
-        payload_at, head_bytes = _payload_at, _HEAD_BYTES
+        read_at, head_bytes = payload_at, HEAD_BYTES
         if is_old:
-            payload_at, head_bytes = _payload_at_1, _HEAD_BYTES_1
+            read_at, head_bytes = _payload_at_1, _HEAD_BYTES_1
         records: list[bytes] = []
         at = len(_MAGIC)
         while at < len(data):
-            payload = payload_at(data, at)
+            payload = read_at(data, at)
             if payload is None:
                 # Only the last frame can be torn: each was synced before the next was written.
-                if (_any_frame_after_1 if is_old else _any_after)(data, at):
+                if (_any_frame_after_1 if is_old else any_after)(data, at):
                     raise self._damage(at)
                 break
-            found = _split(payload)
+            found = split(payload)
             if found is None:
                 raise self._damage(at)
             records += found
@@ -203,87 +204,21 @@ class WriteAheadLog:
         )
 
 
-def _frame(records: list[bytes], at: int) -> bytes:
-    payload = b"".join(len(r).to_bytes(4, "big") + r for r in records)
-    if len(payload) > _MAX_FRAME_BYTES:
-        raise StorageError(f"{len(payload)} bytes for one log entry, at most {_MAX_FRAME_BYTES}")
-    size = len(payload)
-    return _sized(at, size) + _checksum(at, payload) + payload
-
-
-def _sized(at: int, size: int) -> bytes:
-    """The first part of a head: by it alone one knows where the frame ends."""
-    check = _SIZE_CHECKSUM.hash(u64_be(at), u64_be(size))[:8]
-    return _FRAME + size.to_bytes(4, "big") + check
-
-
-def _checksum(at: int, payload: bytes) -> bytes:
-    """Bound to the offset: a frame that was written to the wrong place is not valid there."""
-    return _CHECKSUM.hash(u64_be(at), payload)
-
-
-def _size_at(data: bytes, at: int) -> int | None:
-    """How long the payload of a frame at `at` is, or None if none begins there."""
-    size = int.from_bytes(data[at + 4 : at + 8], "big")
-    return size if data[at : at + _SIZED_BYTES] == _sized(at, size) else None
-
-
-def _payload_at(data: bytes, at: int) -> bytes | None:
-    """The payload of a valid frame at `at`, or None."""
-    size, start = _size_at(data, at), at + _HEAD_BYTES
-    if size is None or start + size > len(data):
-        return None
-    payload = data[start : start + size]
-    return payload if data[at + _SIZED_BYTES : start] == _checksum(at, payload) else None
-
-
-def _any_after(data: bytes, at: int) -> bool:
-    """Whether something comes after the frame at `at`, which does not hold."""
-    size = _size_at(data, at)
-    if size is not None:
-        return at + _HEAD_BYTES + size < len(data)
-    while (at := data.find(_FRAME, at + 1)) >= 0:
-        if _size_at(data, at) is not None:
-            return True
-    return False
-
-
-def _is_torn(data: bytes, at: int) -> bool:
-    """Whether the bytes from `at` begin a frame and end before it does: its write was interrupted,
-    so its sync did not return. Anything else may be a synced frame that has rotted."""
-    tail = data[at:]
-    if len(tail) < _SIZED_BYTES:
-        return tail[:4] == _FRAME[: len(tail)]
-    size = _size_at(data, at)
-    return size is not None and len(tail) < _HEAD_BYTES + size
-
-
-def _split(payload: bytes) -> list[bytes] | None:
-    records, at = [], 0
-    while at < len(payload):
-        end = at + 4 + int.from_bytes(payload[at : at + 4], "big")
-        if end > len(payload):
-            return None
-        records.append(payload[at + 4 : end])
-        at = end
-    return records
-
-
 # --- version 1: the length of a frame is only as good as the payload that it leads to -------------
 
 
 def _payload_at_1(data: bytes, at: int) -> bytes | None:
-    if data[at : at + 4] != _FRAME or len(data) < at + _HEAD_BYTES_1:
+    if data[at : at + 4] != MARK or len(data) < at + _HEAD_BYTES_1:
         return None
     start = at + _HEAD_BYTES_1
     end = start + int.from_bytes(data[at + 4 : at + 8], "big")
-    if end > len(data) or _checksum(at, data[start:end]) != data[at + 8 : start]:
+    if end > len(data) or checksum(at, data[start:end]) != data[at + 8 : start]:
         return None
     return data[start:end]
 
 
 def _any_frame_after_1(data: bytes, at: int) -> bool:
-    while (at := data.find(_FRAME, at + 1)) >= 0:
+    while (at := data.find(MARK, at + 1)) >= 0:
         if _payload_at_1(data, at) is not None:
             return True
     return False
@@ -291,10 +226,10 @@ def _any_frame_after_1(data: bytes, at: int) -> bool:
 
 def _is_torn_1(data: bytes, at: int) -> bool:
     tail = data[at:]
-    if tail[:4] != _FRAME[: len(tail)]:
+    if tail[:4] != MARK[: len(tail)]:
         return False
     size, payload = int.from_bytes(tail[4:8], "big"), tail[_HEAD_BYTES_1:]
     if len(tail) < _HEAD_BYTES_1:
-        return len(tail) < 8 or size <= _MAX_FRAME_BYTES
-    whole = _checksum(at, payload) == tail[8:_HEAD_BYTES_1]
-    return len(payload) < size <= _MAX_FRAME_BYTES and not whole
+        return len(tail) < 8 or size <= MAX_FRAME_BYTES
+    whole = checksum(at, payload) == tail[8:_HEAD_BYTES_1]
+    return len(payload) < size <= MAX_FRAME_BYTES and not whole

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from chain import certificates
 from chain.types import View, VoteKind
 from consensus.simplex import ballots, core, fetch, messages, outbox, proposals, sign_state, supply
-from node import wal
+from node import log_frames, wal
 from tests.sim.scenario import Plan, simulate
 
 MOST_SEEDS = 2000
@@ -37,7 +37,7 @@ def _quorum_of_two_thirds(weight: int, total: int) -> bool:
 
 
 def _appends_without_sync(self: wal.WriteAheadLog, records: Iterable[bytes]) -> None:
-    frame = wal._frame(list(records), self._end)
+    frame = log_frames.framed(list(records), self._end)
     self._files.write(self._file, self._end, frame)
     self._end += len(frame)
 
