@@ -33,6 +33,7 @@ STAGES = (
     ("chain/store", "store"),
     ("node/wal", "log"),
     ("node/mempool.py", "pool"),
+    ("node/pool_", "pool"),
     ("node/services/tx_", "pool"),
     ("chain/", "execute"),
     ("consensus/", "consensus"),

@@ -45,9 +45,8 @@ FINAL_TIMEOUT_S = 60.0  # from sending a transaction to its finality
 POLL_S = 0.1  # between two looks at a transaction that waits
 MAX_EVENT_BYTES = 1024 * 1024  # one server-sent event
 MAX_ANSWER_BYTES = limits.MAX_BLOB_BYTES + 1024 * 1024
-_RETRIED = frozenset(
-    {"bad_nonce", "nonce_taken", "stale_stamp", "weak_stamp"}
-)  # our view of it was old
+# Our view of the chain was old, or another program of this account was quicker.
+_RETRIED = frozenset({"bad_nonce", "nonce_taken", "underpriced", "stale_stamp", "weak_stamp"})
 
 
 @dataclass(frozen=True, slots=True)

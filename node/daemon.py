@@ -31,6 +31,7 @@ from node.genesis import GenesisChain, build_genesis
 from node.home import Home, unlock
 from node.mempool import Mempool
 from node.net.port import Network
+from node.pool_journal import PoolJournal
 from node.rules import ProtocolRules
 from node.services.blobs import BlobService
 from node.services.chain import ChainService
@@ -82,7 +83,10 @@ class Node:
         self.chain = ChainService(start, self.store, self.rules)
         genesis_roots = [s.tile_roots for s in start.rooted]
         self.history = VersionHistory(self.store, start.specs, genesis_roots)
-        self.pool = Mempool(self.genesis, self.rules, self.chain.state, self._announce)
+        self._journal = PoolJournal(home.path)
+        self.pool = Mempool(
+            self.genesis, self.rules, self.chain.state, self._announce, self._journal
+        )
         self.blobs = BlobService(home.blobs, self.net)
         self.tiles = TileService(
             TileStore(home.tiles, start.specs, quota_bytes=config.store_quota or None),
@@ -221,6 +225,8 @@ class Node:
             "mempool_txs": self.pool.size,
             "mempool_bytes": self.pool.bytes,
             "mempool_refused": self.pool.refused_total,
+            "mempool_displaced": self.pool.displaced_total,
+            "mempool_journal_syncs": self._journal.syncs,
             "blobs_fetched": self.blobs.fetched,
             "blobs_lies": self.blobs.lies,
             **self.tiles.metrics(),
@@ -242,6 +248,7 @@ class Node:
         """Until `stop` is set or consensus halts. Services start in the order of their needs."""
         from node.api.server import ApiServer
 
+        self._restore_pool()
         api = ApiServer(self, self.config.api_host, self.config.api_port)
         await api.start()
         tasks: list[asyncio.Task[Any]] = []
@@ -268,6 +275,14 @@ class Node:
         finally:
             await self._end(api, tasks)
 
+    def _restore_pool(self) -> None:
+        """What clients were told to wait waits again, or is refused by now."""
+        again, refused = self.pool.restore(
+            self._journal.txs(), self._journal.refused(), lambda i: self.store.tx(i) is not None
+        )
+        if again or refused:
+            log.info("%d acknowledged transactions wait again, %d are refused", again, refused)
+
     async def _end(self, api: Any, tasks: list[asyncio.Task[Any]]) -> None:
         """In order, and bounded: no new requests, no duties, no messages; then the disk."""
         for task in tasks:
@@ -279,6 +294,7 @@ class Node:
                 await asyncio.gather(api.stop(), self._duties.close(), self.tiles.close())
                 self.consensus.stop()
                 await self.net.stop()
+                await self._journal.close()
         except TimeoutError:
             log.warning("not everything ended within %g s; leaving it", STOP_S)
         self.tiles.store.close()
@@ -302,7 +318,7 @@ class Node:
         self._txs.announce(raw)
 
     def _committed(self, block: Block, done: Executed) -> None:
-        self.pool.committed(done.receipts)
+        self.pool.committed(done.receipts, done.changes)
         for event in done.events:
             if event.kind == "phase" and event.data["phase"] == "done":
                 self._round_done()

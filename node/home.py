@@ -1,7 +1,7 @@
 """A node's home directory: where everything is, who owns it now, and how its keys are unlocked.
 
-    version config.toml genesis.json keystore/ api-token chain.db wal/ tiles/ blobs/ corpus/ logs/
-    node.lock
+    version config.toml genesis.json keystore/ api-token chain.db mempool.log wal/ tiles/ blobs/
+    corpus/ logs/ node.lock
 
 One process at a time owns a home: it holds an exclusive `flock` on `node.lock`, whose content is
 its process id. The kernel drops the lock with the process, so nothing is ever stale.

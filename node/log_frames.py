@@ -75,9 +75,9 @@ def is_torn(data: bytes, at: int) -> bool:
     return size is not None and len(tail) < HEAD_BYTES + size
 
 
-def all_records(data: bytes, at: int) -> tuple[list[bytes], int]:
-    """(records of every frame from `at` on that holds, bytes that are in none of them): for a log
-    in which what is damaged may be left out."""
+def all_records(data: bytes, at: int) -> tuple[list[bytes], int, int]:
+    """(records of every frame from `at` on that holds, bytes that are in none of them, bytes of a
+    last append that was interrupted): for a log in which what is damaged may be left out."""
     records: list[bytes] = []
     lost = 0
     while at < len(data):
@@ -87,10 +87,12 @@ def all_records(data: bytes, at: int) -> tuple[list[bytes], int]:
             records += found
             at += HEAD_BYTES + len(payload)
             continue
+        if is_torn(data, at):
+            return records, lost, len(data) - at
         after = data.find(MARK, at + 1)
         lost += (after if after >= 0 else len(data)) - at
         at = after if after >= 0 else len(data)
-    return records, lost
+    return records, lost, 0
 
 
 def split(payload: bytes) -> list[bytes] | None:

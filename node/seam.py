@@ -6,7 +6,7 @@ Everything here is called on the main loop, and nothing here waits unless it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chain.execute import Executed
@@ -56,6 +56,10 @@ class PoolSeam(Protocol):
     def bytes(self) -> int: ...
 
     def submit(self, raw: _Bytes) -> TxId: ...
+
+    async def durable(self, tx_ids: Iterable[TxId]) -> None:
+        """Return when these survive the process: only then is their sender answered. StorageError
+        if the disk takes nothing."""
 
     def next_nonce(self, account: PubKey) -> int: ...
 

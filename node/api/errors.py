@@ -6,6 +6,7 @@ from chain.errors import (
     BlyanError,
     DecodeError,
     InputError,
+    QuotaError,
     StorageError,
     TxError,
     UnreachableError,
@@ -17,7 +18,7 @@ from node.query import BadQuery, NotFound
 CONFLICTS = frozenset(
     (
         *("bad_nonce", "nonce_taken", "duplicate", "known_dataset", "wrong_phase"),
-        *("mempool_full", "unknown_event", "no_dispute", "decided"),
+        *("mempool_full", "underpriced", "unknown_event", "no_dispute", "decided"),
     )
 )
 
@@ -65,6 +66,7 @@ _STATUS: tuple[tuple[type[BlyanError], int], ...] = (
     (VerifyError, 422),
     (UnreachableError, 503),
     (BusyError, 503),
+    (QuotaError, 507),
     (StorageError, 500),
 )
 

@@ -71,7 +71,7 @@ def needs_token(request: Request, node: Node) -> None:
 async def submit(request: Request, ask: Ask) -> Response:
     """Hand in a signed transaction (encode(Transaction), docs/spec/transactions.md)."""
     raw = await body_of(request, limits.MAX_OPENING_TX_BYTES)
-    return JSONResponse(ask.submit(raw), status_code=202)
+    return JSONResponse(await ask.submit(raw), status_code=202)
 
 
 @router.post(

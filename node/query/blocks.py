@@ -157,29 +157,37 @@ class BlockQueries(Reader):
             "wait for one; check the id, or send it again"
         )
 
-    def submit(self, raw: bytes) -> Json:
-        """Take a signed transaction into the pool. TxError, DecodeError or VerifyError if not."""
+    async def submit(self, raw: bytes) -> Json:
+        """Take a signed transaction into the pool. TxError, DecodeError or VerifyError if not;
+        StorageError if it cannot be kept over a restart."""
+        tx_id = self._take(raw)
+        await self.node.pool.durable([tx_id])
+        return {"id": tx_id.hex()}
+
+    def _take(self, raw: bytes) -> TxId:
         try:
-            return {"id": self.node.pool.submit(raw).hex()}
+            return self.node.pool.submit(raw)
         except TxError:
             tx_id = TxId(TX.hash(raw))
             if self.node.store.tx(tx_id) is None:
                 raise
-            return {"id": tx_id.hex()}  # a block has it already
+            return tx_id  # a block has it already
 
     async def submit_batch(self, batch: Sequence[bytes]) -> Json:
         """Take each of several transactions, or say why not; in their order. Others get their
         turn meanwhile."""
         answers: list[Json] = []
+        taken: list[TxId] = []
         for index, raw in enumerate(batch, 1):
             answer = {"id": TX.hash(raw).hex(), "code": "ok", "reason": ""}
             try:
-                self.submit(raw)
+                taken.append(self._take(raw))
             except (TxError, DecodeError, VerifyError) as error:
                 answer |= {"code": error.code, "reason": str(error)}
             answers.append(answer)
             if index % SLICE_TXS == 0:
                 await asyncio.sleep(0)
+        await self.node.pool.durable(taken)
         return {"txs": answers}
 
     def mempool(self, limit: int | None = None) -> Json:

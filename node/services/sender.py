@@ -24,7 +24,7 @@ from wallet.signing import sign_transaction
 log = logging.getLogger("blyan.duties")
 MAX_IN_FLIGHT = 32  # half of what the mempool holds of one sender
 REANNOUNCE_S = 3.0  # gossip may lose a transaction; it is said again after this
-_OUR_VIEW_IS_OLD = {"bad_nonce", "nonce_taken", "mempool_full"}
+_OUR_VIEW_IS_OLD = {"bad_nonce", "nonce_taken", "mempool_full", "underpriced", "replaced"}
 
 
 @dataclass(slots=True)

@@ -18,7 +18,8 @@ from chain.hashes import ZERO_HASH, Hash32
 from chain.limits import MAX_OPENING_TX_BYTES, MAX_TX_BYTES, SUBTILE_BYTES, TILE_BYTES
 from chain.transactions import Custody, CustodyOpening, PodlManifest, decode_transaction
 from chain.types import Epoch, Height, PubKey, ShardIndex, TimeMs, View
-from node.mempool import LARGE_BYTES, Mempool
+from node.mempool import Mempool
+from node.pool_fill import LARGE_BYTES
 from node.services.tx_gossip import LARGE_COST, USELESS_BURST, Budget
 from node.tx_batch import parse_batch
 from tests.kit.custody_run import BOND, CustodyRun

@@ -211,7 +211,7 @@ class LocalChain:
         block = Block(seal_header(ctx, self.genesis, txs, (), done, proof), txs, ())
         self.chain.keep(block, done)
         self.chain.commit((block,), self.certify(block) if certify else None)
-        self.pool.committed(done.receipts)
+        self.pool.committed(done.receipts, done.changes)
         return done.receipts
 
     def certify(self, block: Block) -> Certificate:

@@ -38,7 +38,9 @@ class Member:
         chain_id = self.local.genesis.chain_id
         self.net = Network(self.keys.node.seed, chain_id=chain_id, link_port=0, **places)
         self.mesh = Mesh(self.local.chain, self.net)
-        self.local.chain.finalized(lambda block, done: self.local.pool.committed(done.receipts))
+        self.local.chain.finalized(
+            lambda block, done: self.local.pool.committed(done.receipts, done.changes)
+        )
         self.synced: list[tuple[str, int]] = []
         self.consensus = ConsensusService(
             self.local.chain,

@@ -19,12 +19,12 @@ from chain.types import DoubleVote, Epoch, EvidenceItem, Grains, Height, View, V
 from consensus.evidence import double_vote
 from consensus.simplex.messages import BlockRequest, Envelope, Evidence, Record, SignFloor
 from consensus.simplex.sign_state import LAST_VIEW
-from node import wal
 from node.config import Config, load_genesis
 from node.daemon import Node
 from node.founding import found_home, founding_genesis, write_genesis
 from node.genesis import build_genesis
 from node.home import Home
+from node.log_frames import framed
 from node.services.consensus import ConsensusService
 from node.services.evidence_pool import AGAIN_S, EvidencePool
 from tests.kit.local_chain import LocalChain
@@ -365,6 +365,6 @@ def test_a_log_with_a_torn_tail_signs_on(local: LocalChain, tmp_path: Path) -> N
     run(local, tmp_path / "wal")
     path = tmp_path / "wal" / "consensus.log"
     with path.open("ab") as file:
-        file.write(wal._frame([bytes(4096)], path.stat().st_size)[:77])
+        file.write(framed([bytes(4096)], path.stat().st_size)[:77])
     records = run(local, tmp_path / "wal")
     assert not any(isinstance(r, SignFloor) and r.view == LAST_VIEW for r in records)

@@ -11,10 +11,18 @@ from chain.errors import DecodeError, TxError
 from chain.execute import Context, Execution
 from chain.hashes import BLOB, DATASET, Hash32
 from chain.receipts import Receipt
-from chain.transactions import AuditReport, DatasetSubmit, JoinRound, Transfer, Verdict
+from chain.transactions import (
+    AuditReport,
+    DatasetSubmit,
+    JoinRound,
+    Transaction,
+    Transfer,
+    Verdict,
+)
 from chain.types import BlobId, Epoch, Grains, Height, PubKey, Signature, TimeMs, TxId, View
 from node import mempool
 from node.mempool import Mempool
+from node.pool_value import Kind, bid_of, least_to_replace
 from tests.kit.machine import Machine, key
 from wallet.keys import KeyPair
 
@@ -33,8 +41,9 @@ class Pool:
             self.announced.append,
         )
 
-    def raw(self, nonce: int = 0, amount: int = 5) -> bytes:
-        return encode(self.machine.tx(ALICE, Transfer(CAROL.public, Grains(amount)), nonce=nonce))
+    def raw(self, nonce: int = 0, amount: int = 5, fee: int = 1000) -> bytes:
+        payload = Transfer(CAROL.public, Grains(amount))
+        return encode(self.machine.tx(ALICE, payload, nonce=nonce, fee=fee))
 
     def fill(self, most: int = 10**6) -> tuple[bytes, ...]:
         head = self.machine.state.head
@@ -104,25 +113,70 @@ def test_what_a_rule_refuses_later_leaves_with_its_reason(pool: Pool) -> None:
     assert pool.pool.status(TxId(bytes(32))) is None
 
 
-def test_the_same_again_is_one_and_the_latest_of_a_nonce_counts(pool: Pool) -> None:
+def test_the_same_again_is_one_and_a_higher_bid_replaces(pool: Pool) -> None:
     raw = pool.raw(0)
-    assert pool.pool.submit(raw) == pool.pool.submit(raw)
+    first = pool.pool.submit(raw)
+    assert pool.pool.submit(raw) == first
     assert pool.pool.size == 1
-    for amount in range(6, 6 + mempool.MAX_REPLACED):
-        latest = pool.raw(0, amount=amount)
+    for amount, fee in ((5, 999), (6, 1000), (6, 1099)):
+        with pytest.raises(TxError) as caught:
+            pool.pool.submit(pool.raw(0, amount, fee))
+        if fee >= 1000:
+            assert caught.value.code == "underpriced"
+            assert "a fee of 1100 grains replaces it" in str(caught.value)
+    assert pool.fill() == (raw,)
+    better = pool.raw(0, fee=1100)
+    second = pool.pool.submit(better)
+    assert pool.fill() == (better,)
+    assert pool.pool.status(first) == f"dropped:replaced: by {second.hex()}"
+    assert (pool.pool.size, pool.pool.bytes) == (1, len(better))
+
+
+def test_replacing_has_an_end(pool: Pool) -> None:
+    fee = 1000
+    pool.pool.submit(pool.raw(0, fee=fee))
+    for _ in range(mempool.MAX_REPLACED):
+        fee = least_to_replace(fee)
+        latest = pool.raw(0, fee=fee)
         pool.pool.submit(latest, local=False)
-    with pytest.raises(TxError) as caught:
-        pool.pool.submit(pool.raw(0, amount=99), local=False)
-    assert caught.value.code == "nonce_taken"
-    assert pool.pool.size == 1
+    for local in (False, True):
+        with pytest.raises(TxError) as caught:
+            pool.pool.submit(pool.raw(0, fee=2 * fee), local=local)
+        assert caught.value.code == "nonce_taken"
     assert pool.fill() == (latest,)
+
+
+def test_of_two_stamps_the_one_of_twice_the_work_stays(pool: Pool) -> None:
+    """Each stamp is another draw: their works differ without our doing."""
+    txs = [stamp(pool, ALICE, amount) for amount in range(5, 40)]
+    pool.machine.block()  # a stamp names a block before the newest
+    state, genesis = pool.machine.state, pool.machine.genesis
+    stamped = [(bid_of(state, genesis, tx, Kind.STAMPED), encode(tx)) for tx in txs]
+    by_bid = sorted(stamped)
+    low, high = by_bid[0], by_bid[-1]
+    assert high[0] >= 2 * low[0]
+    pool.pool.submit(low[1], local=False)
+    for bid, raw in stamped:
+        if bid == low[0] and raw != low[1]:
+            with pytest.raises(TxError, match="twice the work"):
+                pool.pool.submit(raw, local=False)
+    pool.pool.submit(high[1], local=False)
+    with pytest.raises(TxError, match=f"a fee of {least_to_replace(high[0])} grains"):
+        pool.pool.submit(pool.raw(fee=high[0]), local=False)
+    paid = pool.raw(fee=least_to_replace(high[0]))  # a fee and a stamp have a common measure
+    pool.pool.submit(paid, local=False)
+    assert [raw for _, raw in pool.pool.pending()] == [paid]
+
+
+def stamp(pool: Pool, sender: KeyPair, amount: int = 5) -> Transaction:
+    return pool.machine.tx(sender, Transfer(CAROL.public, Grains(amount)), nonce=0, stamp=True)
 
 
 def test_what_no_block_takes_leaves(pool: Pool) -> None:
     tx_id = pool.pool.submit(pool.raw(1))
     for _ in range(mempool.MAX_AGE_BLOCKS + 1):
         pool.machine.block()
-    pool.pool.committed(())
+    pool.pool.committed((), ())
     assert pool.pool.size == 0
     status = pool.pool.status(tx_id)
     assert status is not None
@@ -154,7 +208,8 @@ def test_committed_transactions_leave(pool: Pool) -> None:
     for raw in raws:
         pool.pool.submit(raw)
     receipts = pool.machine.block(raws[0])
-    pool.pool.committed(receipts)
+    assert pool.machine.done is not None
+    pool.pool.committed(receipts, pool.machine.done.changes)
     assert [raw for _, raw in pool.pool.pending()] == [raws[1]]
     assert pool.pool.bytes == len(raws[1])
 
@@ -200,17 +255,19 @@ def test_what_waits_for_an_earlier_nonce_takes_no_time_of_a_block(
 
 def test_a_full_pool_takes_duties_and_no_gaps(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with_dataset(pool)
-    monkeypatch.setattr(mempool, "MAX_TXS", 8)
-    for nonce in range(1, 5):
+    monkeypatch.setattr(mempool, "MAX_TXS", 8)  # six that pay, two stamps; as many duties
+    for nonce in range(1, 4):
         pool.pool.submit(junk(pool, ALICE, nonce), local=False)
-    with pytest.raises(TxError, match="full"):
+    with pytest.raises(TxError, match="nonce 9 is early"):
         pool.pool.submit(junk(pool, ALICE, 9), local=False)
-    for nonce in range(1, 5):
-        pool.pool.submit(junk(pool, BOB, nonce), local=False)
+    ready = [junk(pool, BOB, nonce) for nonce in range(1, 7)]
+    for raw in ready:  # what waits for nothing pushes out what does
+        pool.pool.submit(raw, local=False)
     with pytest.raises(TxError, match="full"):
-        pool.pool.submit(junk(pool, BOB, 5), local=False)
+        pool.pool.submit(junk(pool, BOB, 7), local=False)
+    assert [raw for _, raw in pool.pool.pending()] == ready
     pool.pool.submit(duty(pool), local=False)
-    assert pool.pool.size == 9
+    assert pool.pool.size == 7
 
 
 def test_duties_come_first_and_others_take_turns(pool: Pool) -> None:
@@ -223,7 +280,7 @@ def test_duties_come_first_and_others_take_turns(pool: Pool) -> None:
     said = [duty(pool, i) for i in range(2)]
     for raw in said:
         pool.pool.submit(raw)
-    assert pool.fill() == (*said, *alice, bob)
+    assert pool.fill() == (*said, alice[0], bob, *alice[1:])
     room = len(said[0]) + len(said[1]) + len(alice[0])
+    assert pool.fill(room) == (*said, bob)  # longest ago
     assert pool.fill(room) == (*said, alice[0])
-    assert pool.fill(room) == (*said, bob)

@@ -22,6 +22,7 @@ from chain.state import CUSTODY_BONDS, REWARD_POOL
 from chain.tree import StateTree
 from chain.types import PubKey
 from node.mempool import MAX_OPENINGS, Mempool
+from node.pool_value import least_to_replace
 from node.services.custody_plan import OpenCustody, owed
 from node.services.duties import CUSTODY_AT_ONCE
 from node.services.placement import Placement, _Plan
@@ -177,13 +178,15 @@ def test_one_sender_s_copies_of_an_opening_are_few(lied: CustodyRun) -> None:
         with pytest.raises(TxError, match="show the same"):
             pool.submit(raw, local=False)
     assert passed == raws[:MAX_OPENINGS]
-    least = 1000 * spend_of(opening).units
-    for fee in range(least, least + 20):
-        if fee < least + MAX_OPENINGS:
-            pool.submit(encode(lied.m.tx(key("eve"), opening, fee=fee)), local=False)
+    fee = 1000 * spend_of(opening).units
+    for number in range(20):
+        raw = encode(lied.m.tx(key("eve"), opening, fee=fee))
+        fee = least_to_replace(fee)
+        if number < MAX_OPENINGS:
+            pool.submit(raw, local=False)
         else:
             with pytest.raises(TxError, match="show the same"):
-                pool.submit(encode(lied.m.tx(key("eve"), opening, fee=fee)), local=False)
+                pool.submit(raw, local=False)
     assert pool.size == 2
 
 
@@ -195,7 +198,7 @@ def test_openings_that_come_too_late_leave_every_pool(lied: CustodyRun) -> None:
     pool.submit(encode(run.m.tx(key("eve"), opening)), local=False)
     run.m.block(run.m.duty(run.keys_of(run.custodian(0, 1)), opening))
     assert run.m.done is not None
-    pool.committed(run.m.done.receipts)
+    pool.committed(run.m.done.receipts, run.m.done.changes)
     assert (pool.size, pool.bytes) == (0, 0)
     assert str(pool.status(tx_id)).startswith("dropped:decided")
 
@@ -214,7 +217,7 @@ def test_an_answer_leaves_when_its_dispute_is_over(lied: CustodyRun) -> None:
             pool.submit(run.m.duty(owner, answer), local=False)
         assert run.send_duty(owner, answer) == "ok"
         assert run.m.done is not None
-        pool.committed(run.m.done.receipts)
+        pool.committed(run.m.done.receipts, run.m.done.changes)
 
 
 # --- honest custodians ----------------------------------------------------------------------
@@ -260,7 +263,7 @@ def test_a_duty_that_came_second_does_not_hold_up_those_behind_it(lied: CustodyR
     def tell(done: Executed | None) -> None:
         assert done is not None
         chain.tell(None, done)  # before the pool hears of it
-        pool.committed(done.receipts)
+        pool.committed(done.receipts, done.changes)
         chain.tell(None, done)
 
     asyncio.run(body())

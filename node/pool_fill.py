@@ -1,0 +1,121 @@
+"""A leader's block from what waits: duties first, then what is worth most, stamps in their part."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+
+from chain import limits
+from chain.costs import NO_ROOM
+from chain.execute import Execution
+from chain.receipts import Receipt
+from chain.types import TxId
+from node.pool_index import Index, Sender, Waiting
+from node.pool_value import Kind
+
+LARGE_BYTES = 800 * 1024  # of a block for openings of custody: three, so that gossip bears it
+STAMPED_PART = 4  # stamps have one part in four of a block
+# Refused now, but right in a block to come: the sender's view may be ahead of ours.
+_EARLY = frozenset({"bad_nonce", *NO_ROOM})
+
+_Heap = list[tuple[float, int, Sender]]  # minus the worth of a sender's next, its turn
+
+
+class Filling:
+    """One block being filled. `until` (monotonic seconds) ends it; `refuse` drops from the pool
+    what a rule refuses."""
+
+    def __init__(
+        self,
+        index: Index,
+        execution: Execution,
+        most_bytes: int,
+        until: float,
+        refuse: Callable[[TxId, Receipt], None],
+    ) -> None:
+        self._index, self._execution, self._refuse = index, execution, refuse
+        self._until = until
+        self._room, self._large = most_bytes, LARGE_BYTES
+        self._stamped_room = most_bytes // STAMPED_PART
+        self._stamps_left = limits.MAX_BLOCK_TXS // STAMPED_PART
+        self._txs: list[bytes] = []
+
+    def run(self) -> tuple[bytes, ...]:
+        for sender in sorted(self._index.with_duties(), key=lambda s: s.turn):
+            self._duties(sender)
+        self._others()
+        return tuple(self._txs)
+
+    @property
+    def _is_over(self) -> bool:
+        return len(self._txs) >= limits.MAX_BLOCK_TXS or time.monotonic() > self._until
+
+    def _next(self, sender: Sender) -> Waiting | None:
+        return sender.txs.get(self._execution.next_nonce(sender.account))
+
+    def _duties(self, sender: Sender) -> None:
+        """Those of a sender that come next, one after the other."""
+        while (found := self._next(sender)) is not None and found.kind is Kind.DUTY:
+            if self._is_over or not self._put(found):
+                return
+            self._index.served(sender)
+
+    def _others(self) -> None:
+        """Each time the sender whose next is worth most; among equals whoever was served longest
+        ago. Stamps, which are worth nothing in grains, come first while they have room."""
+        paid, stamped = self._heads()
+        while not self._is_over:
+            heap = stamped if stamped and self._stamps_left > 0 else paid
+            if not heap:
+                return
+            worth, _, sender = heapq.heappop(heap)
+            found = self._next(sender)
+            kind = Kind.STAMPED if heap is stamped else Kind.PAID
+            if found is not None and found.kind is kind and found.own_worth == -worth:
+                if not self._put(found):
+                    continue
+                self._index.served(sender)
+                found = self._next(sender)
+                if found is not None and found.kind is Kind.DUTY:
+                    self._duties(sender)
+                    found = self._next(sender)
+            if found is not None and found.kind is not Kind.DUTY:
+                heap = stamped if found.kind is Kind.STAMPED else paid
+                heapq.heappush(heap, (-found.own_worth, sender.turn, sender))
+
+    def _heads(self) -> tuple[_Heap, _Heap]:
+        """The first that waits of each sender: where blocks before this one have taken it, its
+        worth stands for the next one's until that is looked at."""
+        heaps: tuple[_Heap, _Heap] = ([], [])
+        for sender in self._index.senders.values():
+            first = sender.txs.get(sender.base) or sender.txs[min(sender.txs)]
+            if sender.duties:
+                first = self._next(sender) or first
+            if first.kind is not Kind.DUTY:
+                heaps[first.kind].append((-first.own_worth, sender.turn, sender))
+        for heap in heaps:
+            heapq.heapify(heap)
+        return heaps
+
+    def _put(self, found: Waiting) -> bool:
+        """Execute it into the block if it fits and holds."""
+        size = len(found.raw)
+        is_large, is_stamped = size > limits.MAX_TX_BYTES, found.kind is Kind.STAMPED
+        room = min(self._room, self._large) if is_large else self._room
+        if size > (min(room, self._stamped_room) if is_stamped else room):
+            return False
+        receipt = self._execution.try_apply(found.raw)
+        if not receipt.ok:
+            if receipt.code not in _EARLY:
+                self._refuse(found.tx_id, receipt)
+            return False
+        self._execution.keep(receipt)
+        self._txs.append(found.raw)
+        self._room -= size
+        if is_large:
+            self._large -= size
+        if is_stamped:
+            self._stamped_room -= size
+            self._stamps_left -= 1
+        return True
