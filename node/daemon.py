@@ -23,7 +23,7 @@ from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.store import ChainStore
 from chain.transactions import Payload
-from chain.types import Block, PubKey
+from chain.types import Block, PubKey, TxId
 from learning.init import initial_shard
 from learning.spec import ModelSpec
 from node.config import Config, load_genesis
@@ -117,7 +117,9 @@ class Node:
         )
         self.sync.attach(self.consensus)
         self.mesh = Mesh(self.chain, self.net)
-        self._txs = TxGossip(self.net, self.pool, lambda: self.mesh.pinned, self.consensus.wake)
+        self._txs = TxGossip(
+            self.net, self.pool, lambda: self.mesh.pinned, self.consensus.wake, self._is_final
+        )
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
         )
@@ -278,10 +280,13 @@ class Node:
     def _restore_pool(self) -> None:
         """What clients were told to wait waits again, or is refused by now."""
         again, refused = self.pool.restore(
-            self._journal.txs(), self._journal.refused(), lambda i: self.store.tx(i) is not None
+            self._journal.txs(), self._journal.refused(), self._is_final
         )
         if again or refused:
             log.info("%d acknowledged transactions wait again, %d are refused", again, refused)
+
+    def _is_final(self, tx_id: TxId) -> bool:
+        return self.store.tx(tx_id) is not None
 
     async def _end(self, api: Any, tasks: list[asyncio.Task[Any]]) -> None:
         """In order, and bounded: no new requests, no duties, no messages; then the disk."""

@@ -17,8 +17,11 @@ import msgpack
 
 from chain import limits
 from chain.errors import BlyanError, DecodeError, TxError
+from chain.types import TxId
 from node.mempool import Mempool
 from node.net.port import Network
+from node.services.large_txs import ANNOUNCED_BYTES, LargeTxs
+from node.services.large_txs import TOPIC as LARGE_TOPIC
 from node.services.tx_lanes import PAUSE_S, Lanes, take_batch
 from node.tx_batch import SLICE_TXS, parse_batch
 
@@ -54,7 +57,8 @@ class Budget:
 
 class TxGossip:
     """`announce` is the mempool's way out; `wake` is called for each transaction that is new;
-    `members`: the other validators' peer ids, empty for a node that is none."""
+    `members`: the other validators' peer ids, empty for a node that is none; `is_final`: whether a
+    block has it."""
 
     def __init__(
         self,
@@ -62,9 +66,14 @@ class TxGossip:
         pool: Mempool,
         members: Callable[[], Collection[str]],
         wake: Callable[[], None],
+        is_final: Callable[[TxId], bool] = lambda tx_id: False,
     ) -> None:
+        def is_known(tx_id: TxId) -> bool:
+            return pool.status(tx_id) is not None or is_final(tx_id)
+
         self._net, self._pool, self._wake = net, pool, wake
         self._lanes = Lanes(net, members, self._hand_over, self._send)
+        self._large = LargeTxs(net, pool.get, is_known, self._fetched)
         self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
         self._waiting = asyncio.Event()
         self._turn = asyncio.Lock()  # one message is judged at a time
@@ -74,6 +83,7 @@ class TxGossip:
         self.refused_total = 0
         self.ignored_total = 0
         net.subscribe(TX_TOPIC, self.judge)
+        net.subscribe(LARGE_TOPIC, self._large.judge)
 
     def announce(self, raw: bytes) -> None:
         if self._submitting:
@@ -83,7 +93,10 @@ class TxGossip:
         self._wake()
 
     def _send(self, raw: bytes) -> None:
-        self._outgoing.append(raw)
+        if len(raw) > ANNOUNCED_BYTES:
+            self._large.announce(raw)
+        else:
+            self._outgoing.append(raw)
         self._waiting.set()
 
     async def run(self) -> None:
@@ -97,32 +110,50 @@ class TxGossip:
                     batch = msgpack.packb(take_batch(self._outgoing))
                     with contextlib.suppress(BlyanError):  # said again while it waits
                         await self._net.publish(TX_TOPIC, batch)
+                await self._large.publish()
         finally:
             self._lanes.close()
+            self._large.close()
 
     def metrics(self) -> Mapping[str, int]:
         return {
             "txs_refused_from_peers": self.refused_total,
             "txs_ignored_from_peers": self.ignored_total,
             **self._lanes.metrics(),
+            **self._large.metrics(),
         }
 
     async def judge(self, peer: str, data: bytes) -> bool | None:
         """A message of a peer. None: not all of it is of use here; what is, goes on by itself."""
-        return await self._judge(peer, data, self._send)
+        return await self._judge(peer, data, self._send, most_bytes=ANNOUNCED_BYTES)
 
     async def _hand_over(self, peer: str, data: bytes) -> bool | None:
         """The same from a validator, which sends it to the others itself."""
         return await self._judge(peer, data, lambda raw: None)
 
-    async def _judge(self, peer: str, data: bytes, pass_on: Callable[[bytes], None]) -> bool | None:
+    async def _fetched(self, peer: str, raw: bytes) -> bool | None:
+        """A large one that we have asked for."""
+        async with self._turn:
+            self._new = []
+            verdict = await self._take(peer, [raw])
+            for new in self._new:
+                self._send(new)
+            return verdict
+
+    async def _judge(
+        self,
+        peer: str,
+        data: bytes,
+        pass_on: Callable[[bytes], None],
+        most_bytes: int = limits.MAX_OPENING_TX_BYTES,
+    ) -> bool | None:
         try:
             batch = parse_batch(data) if self._budget.has(peer, time.monotonic()) else None
         except DecodeError:
             self.refused_total += 1
             return False
-        if batch is None:
-            self.ignored_total += 1
+        if batch is None or any(len(raw) > most_bytes for raw in batch):
+            self.ignored_total += 1  # a large one goes no further that way
             return None
         async with self._turn:
             self._new = []
