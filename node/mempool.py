@@ -21,18 +21,18 @@ from chain import records as r
 from chain.admission import check_transaction, is_free_duty
 from chain.costs import spend
 from chain.errors import BlyanError, TxError
-from chain.execute import Context, Execution
-from chain.hashes import TX, ZERO_HASH
+from chain.execute import Execution
+from chain.hashes import TX
 from chain.params import Genesis
 from chain.receipts import Receipt
 from chain.rules import Rules
 from chain.signed import signed
 from chain.state import State
 from chain.transactions import CustodyOpening, Transaction, decode_transaction
-from chain.tree import StateTree
-from chain.types import Height, PubKey, TimeMs, TxId
+from chain.types import PubKey, TxId
 from node.pool_fill import Filling
 from node.pool_index import Index, Sender, Waiting, displaces
+from node.pool_trial import Trial
 from node.pool_value import (
     Kind,
     bid_of,
@@ -89,11 +89,13 @@ class Mempool:
         self._genesis, self._rules = genesis, rules
         self._newest, self._announce, self._journal = state, announce, journal
         self._read = state()  # what was read of the newest state is read once for all that comes
-        self._trial: tuple[StateTree, Execution] | None = None  # a block on it, to try local ones
+        self._trial = Trial(genesis, rules)
         self._index = Index()
         self._refused: OrderedDict[TxId, str] = OrderedDict()
         self._openings: Counter[tuple[PubKey, custody.Subject]] = Counter()
         self._said: OrderedDict[TxId, int] = OrderedDict()  # acknowledged: height when last said
+        self._height = self._read.head.height  # of the last final block that we were told of
+        self.build_budget_s = BUILD_BUDGET_S
         self.refused_total = self.displaced_total = 0
 
     def _state(self) -> State:
@@ -134,7 +136,7 @@ class Mempool:
         subject = self._check_opening(state, tx, duty, local)
         account = state.account(tx.sender)
         if local and tx.nonce == account.nonce:
-            self._try(state, raw)
+            self._trial.judge(state, raw)
         kind = kind_of(tx, duty)
         new = Waiting(
             tx_id,
@@ -162,8 +164,9 @@ class Mempool:
         elif new.spends > account.balance:
             raise cannot_pay(0, new.spends, account.balance)
         victims = self._room_for(new, replaced, account.nonce)
-        self.displaced_total += len(victims)
-        self._drop(victims, "outbid", "the mempool is full, and others bid more")
+        if victims:
+            self.displaced_total += len(victims)
+            self._drop(victims, "outbid", "the mempool is full, and others bid more")
         if replaced is not None:
             new.replaces = replaced.replaces + 1
             self._drop([replaced], "replaced", f"by {new.tx_id.hex()}")
@@ -213,12 +216,12 @@ class Mempool:
         over, over_bytes = index.count[kind] + 1, index.bytes[kind] + len(new.raw)
         if replaced is not None and replaced.kind is kind:
             over, over_bytes = over - 1, over_bytes - len(replaced.raw)
+        if 2 * over <= most and 2 * over_bytes <= most_bytes:
+            return ()
         ready = new.nonce <= index.next_nonce(new.sender, account_nonce)
         if not ready and kind is not Kind.DUTY and replaced is None:
             # It may never pay: it has half of the room, and pushes nobody out.
-            if 2 * over > most or 2 * over_bytes > most_bytes:
-                raise TxError("mempool_full", f"the mempool is full; nonce {new.nonce} is early")
-            return ()
+            raise TxError("mempool_full", f"the mempool is full; nonce {new.nonce} is early")
         over, over_bytes = over - most, over_bytes - most_bytes
         if over <= 0 and over_bytes <= 0:
             return ()
@@ -269,26 +272,6 @@ class Mempool:
         older = [w for w in self._index.subjects.values() if w.sender == sender]
         older = [w for w in older if w.subject == subject]
         self._drop(older, "replaced", "by a newer opening of the same")
-
-    def _try(self, state: State, raw: _Bytes) -> None:
-        if self._trial is None or self._trial[0] is not state.tree:
-            self._trial = state.tree, self._next_block(state)
-        receipt = self._trial[1].judge(raw)
-        if not receipt.ok:
-            raise TxError(receipt.code, receipt.reason)
-
-    def _next_block(self, state: State) -> Execution:
-        head = state.head
-        ctx = Context(
-            Height(head.height + 1),
-            TimeMs(head.time_ms + 1),
-            head.epoch,
-            head.view,
-            head.recent_parents[-1] if head.recent_parents else ZERO_HASH,
-            PubKey(bytes(32)),
-            b"",
-        )
-        return Execution(state.tree, self._genesis, self._rules, ctx)
 
     # --- what was acknowledged ------------------------------------------------------------
 
@@ -374,7 +357,7 @@ class Mempool:
     def fill(self, execution: Execution, most_bytes: int) -> tuple[_Bytes, ...]:
         """Execute waiting transactions into a leader's block: duties first, then what is worth
         most. Refused ones leave the pool."""
-        until = time.monotonic() + BUILD_BUDGET_S
+        until = time.monotonic() + self.build_budget_s
         return Filling(self._index, execution, most_bytes, until, self.refuse).run()
 
     # --- leaving --------------------------------------------------------------------------
@@ -386,7 +369,7 @@ class Mempool:
         if waiting is None or waiting.nonce != state.account(waiting.sender).nonce:
             return
         try:
-            self._try(state, waiting.raw)
+            self._trial.judge(state, waiting.raw)
         except TxError as error:
             self._drop([waiting], error.code, str(error))
 
@@ -415,6 +398,9 @@ class Mempool:
         the state that it wrote; only what they concern is looked at again."""
         index, state = self._index, self._state()
         done = {receipt.tx_id for receipt in receipts if receipt.ok}
+        if state.head.height != self._height + 1:  # blocks came without us, in a snapshot
+            changes = [r.account_key(account) for account in index.senders]
+        self._height = state.head.height
         for key in changes:
             if key.startswith(_ACCOUNTS):
                 sender = index.senders.get(PubKey(key[len(_ACCOUNTS) :]))
@@ -423,14 +409,13 @@ class Mempool:
         for receipt in receipts:
             if not receipt.ok:  # a leader may have put it in too early; that is no verdict on it
                 self.recheck(receipt.tx_id)
-        height = state.head.height
-        late = takewhile(lambda w: height - w.height > MAX_AGE_BLOCKS, index.ids.values())
+        late = takewhile(lambda w: self._height - w.height > MAX_AGE_BLOCKS, index.ids.values())
         self._drop(list(late), "expired", "no block took it in time; sign anew")
         for counted in [k for k in self._openings if not custody.is_undecided(state, k[1])]:
             del self._openings[counted]
         decided = [w for w in index.subjects.values() if not _is_undecided(state, w)]
         self._drop(decided, "decided", "others have shown it already")
-        self._say_again(height)
+        self._say_again(self._height)
 
     def _look_again(self, sender: Sender, account: r.Account, done: Collection[TxId]) -> None:
         """A sender's nonce or balance has changed: what is done, what cannot be next any more, and

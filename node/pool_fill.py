@@ -19,7 +19,8 @@ STAMPED_PART = 4  # stamps have one part in four of a block
 # Refused now, but right in a block to come: the sender's view may be ahead of ours.
 _EARLY = frozenset({"bad_nonce", *NO_ROOM})
 
-_Heap = list[tuple[float, int, Sender]]  # minus the worth of a sender's next, its turn
+# Minus the worth of a sender's next, its turn, and its next, or None where that is a guess.
+_Heap = list[tuple[float, int, Sender, Waiting | None]]
 
 
 class Filling:
@@ -69,20 +70,20 @@ class Filling:
             heap = stamped if stamped and self._stamps_left > 0 else paid
             if not heap:
                 return
-            worth, _, sender = heapq.heappop(heap)
-            found = self._next(sender)
-            kind = Kind.STAMPED if heap is stamped else Kind.PAID
-            if found is not None and found.kind is kind and found.own_worth == -worth:
-                if not self._put(found):
-                    continue
-                self._index.served(sender)
+            _, _, sender, found = heapq.heappop(heap)
+            if found is None:
                 found = self._next(sender)
+            elif self._put(found):
+                self._index.served(sender)
+                found = sender.txs.get(found.nonce + 1)
                 if found is not None and found.kind is Kind.DUTY:
                     self._duties(sender)
                     found = self._next(sender)
+            else:
+                continue
             if found is not None and found.kind is not Kind.DUTY:
                 heap = stamped if found.kind is Kind.STAMPED else paid
-                heapq.heappush(heap, (-found.own_worth, sender.turn, sender))
+                heapq.heappush(heap, (-found.own_worth, sender.turn, sender, found))
 
     def _heads(self) -> tuple[_Heap, _Heap]:
         """The first that waits of each sender: where blocks before this one have taken it, its
@@ -93,7 +94,7 @@ class Filling:
             if sender.duties:
                 first = self._next(sender) or first
             if first.kind is not Kind.DUTY:
-                heaps[first.kind].append((-first.own_worth, sender.turn, sender))
+                heaps[first.kind].append((-first.own_worth, sender.turn, sender, None))
         for heap in heaps:
             heapq.heapify(heap)
         return heaps

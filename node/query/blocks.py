@@ -11,6 +11,7 @@ from chain.address import parse_address
 from chain.codec import decode, encode
 from chain.errors import BlyanError, DecodeError, InputError, TxError, VerifyError
 from chain.hashes import TX, Hash32
+from chain.receipts import OK
 from chain.state import REWARD_POOL
 from chain.store_rows import BlockRow, TxRow
 from chain.transactions import Roles, Transaction
@@ -128,6 +129,8 @@ class BlockQueries(Reader):
         """A transaction wherever it is: in a block, waiting, or refused."""
         tx_id = TxId(unhex(tx_id_text, "transaction id"))
         stored = self.node.store.tx(tx_id)
+        if stored is not None and stored.code != OK and self.node.pool.get(tx_id) is not None:
+            stored = None  # a leader put it in too early; it waits all the same
         if stored is not None:
             header = self.node.store.header(stored.height)
             return {

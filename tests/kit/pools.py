@@ -29,7 +29,9 @@ class Pooled:
 
     def new_pool(self, journal: Journal | None = None) -> Mempool:
         m = self.machine
-        return Mempool(m.genesis, m.rules, lambda: m.state, self.announced.append, journal)
+        pool = Mempool(m.genesis, m.rules, lambda: m.state, self.announced.append, journal)
+        pool.build_budget_s = 60.0  # no leader waits here, and a busy machine is slow
+        return pool
 
     def raw(
         self,

@@ -14,11 +14,12 @@ from pydantic import TypeAdapter
 from chain.address import format_address
 from chain.certificates import verify_certificate
 from chain.codec import decode, encode
+from chain.errors import QuotaError
 from chain.hashes import TX
 from chain.records import MODEL, RoundPhase
 from chain.transactions import Transfer
 from chain.tree import StateProof, verify_state_proof
-from chain.types import CertifiedBlock, Grains, Header
+from chain.types import CertifiedBlock, Grains, Header, TxId
 from node.api import resources as res
 from node.api import resources_custody as kept
 from node.api import resources_learning as learn
@@ -216,6 +217,37 @@ def test_a_transaction_from_the_pool_to_a_block(fresh: LocalChain) -> None:
     assert [t["id"] for t in account["txs"]] == [tx_id]
     again = ask(app, "POST", "/api/v1/txs", content=raw, headers=BYTES)
     assert again.json() == {"id": tx_id}
+
+
+def test_one_that_a_leader_put_in_too_early_still_waits(fresh: LocalChain) -> None:
+    app, sender = create_app(fresh), fresh.learners[0]
+    to = key("somebody").public
+    first = fresh.sign(Transfer(to, Grains(5)), sender)
+    fresh.pool.submit(first)
+    second = fresh.sign(Transfer(to, Grains(6)), sender)
+    tx_id = fresh.pool.submit(second).hex()
+    fresh.pool.withdraw(TxId(TX.hash(first)))  # the leader leaves it out
+    assert [r.code for r in fresh.block(second)] == ["bad_nonce"]
+    assert get(app, f"txs/{tx_id}")["status"] == "pending"  # no wallet should sign it anew
+    fresh.pool.submit(first)
+    fresh.block()
+    assert get(app, f"txs/{tx_id}")["code"] == "ok"
+
+
+def test_a_full_disk_is_told_to_who_hands_in(
+    fresh: LocalChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: object) -> None:
+        raise QuotaError("mempool.log: cannot be written (No space left on device); free space")
+
+    monkeypatch.setattr(fresh.pool, "durable", full)
+    app = create_app(fresh)
+    raw = fresh.sign(Transfer(key("somebody").public, Grains(5)), fresh.learners[0])
+    bodies = (("txs", raw), ("txs/batch", msgpack.packb([raw])))
+    for path, content in bodies:
+        answer = ask(app, "POST", f"/api/v1/{path}", content=content, headers=BYTES)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")
+        assert "free space" in answer.json()["error"]["message"]
 
 
 def test_a_batch_is_answered_one_by_one(fresh: LocalChain) -> None:
