@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 from collections import OrderedDict
 from pathlib import Path
 
-from chain.errors import QuotaError, StorageError
+from chain.errors import QuotaError, StorageError, VersionError
 from chain.hashes import TX
 from chain.types import TxId, u64_be
 from node.log_frames import all_records, framed
@@ -26,7 +27,9 @@ from node.wal_files import DirectoryFiles, LogFiles
 log = logging.getLogger("blyan.pool")
 NAME = "mempool.log"
 _NEW_NAME, _BAD_NAME = NAME + ".new", NAME + ".damaged"
-_MAGIC = b"BLYAN-POOL-1\n"
+VERSION = 1
+_MAGIC = b"BLYAN-POOL-%d\n" % VERSION
+_ANY_MAGIC = re.compile(rb"BLYAN-POOL-([1-9][0-9]{0,5})\n")
 _TX, _REFUSED = b"T", b"R"
 SLACK_BYTES = 4 * 1024 * 1024  # of what no longer counts, before the file is written anew
 MAX_REFUSED = 4096  # reasons that are kept: what the mempool remembers
@@ -34,8 +37,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PoolJournal:
-    """The journal in a directory that is this process's. Opening never fails for what the file
-    holds; `flush` raises StorageError while the disk takes nothing, and tries again each time."""
+    """The journal in a directory that is this process's. Opening fails only for a file of a newer
+    program (VersionError), which may say what this one would lose; `flush` raises StorageError
+    while the disk takes nothing, and tries again each time."""
 
     def __init__(self, directory: Path, *, files: LogFiles | None = None) -> None:
         """`files` stands for the directory where that is not the real one."""
@@ -66,6 +70,9 @@ class PoolJournal:
         except OSError as error:
             log.error("%s cannot be read (%s): starting without it", self.path, error.strerror)
             return
+        other = _ANY_MAGIC.match(data)
+        if other is not None and int(other[1]) > VERSION:
+            raise VersionError(self.path, "journal", int(other[1]), VERSION)
         start = len(_MAGIC) if data.startswith(_MAGIC) else 0
         records, self.lost_bytes, torn = all_records(data, start)
         for record in records:

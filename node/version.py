@@ -14,13 +14,14 @@ def formats() -> dict[str, int]:
     """The highest version of each format that this program knows, by the name errors use."""
     from chain.store_schema import SCHEMA_VERSION
     from chain.types import HEADER_VERSION
-    from node import home, wal
+    from node import home, pool_journal, wal
     from wallet import keystore
 
     return {
         "home": home.VERSION,
         "store": SCHEMA_VERSION,
         "log": wal.VERSION,
+        "journal": pool_journal.VERSION,
         "keystore": keystore.VERSION,
         "protocol": HEADER_VERSION,
     }

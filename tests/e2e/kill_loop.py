@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,11 @@ RATE = 6.0  # calls a second
 ALL_AT_ONCE, IN_START = 0.12, 0.15  # of the kills: every node; again while it starts
 SETTLES = 0.5  # of the kills: the chain goes on before the next one
 DRAIN_S = 150.0  # from the last kill until all that was handed in is final
-_DAMAGE = re.compile(r"^.*(?:damaged|left out|is missing or empty|has lost).*$", re.M)
+_DAMAGE = re.compile(
+    r"^.*(?:(?<! 0 of them )damaged|left out|is missing or empty|has lost).*$", re.M
+)
+# Why something that was acknowledged may not be in the chain: another of its nonce is.
+_REASONS = {"replaced", "bad_nonce", "expired", "outbid"}
 
 
 @dataclass(slots=True)
@@ -54,7 +59,7 @@ class Outcome:
     in_start: int = 0
     of_all: int = 0
     acknowledged: int = 0
-    refused: int = 0  # of these: not in the chain, for a reason that was told
+    reasons: Counter[str] = field(default_factory=Counter)  # of those that are not in the chain
     blocks: int = 0
     took_s: float = 0.0
     wait_ms: tuple[float, float] = (0.0, 0.0)  # for an acknowledgement: half, 99 of 100
@@ -68,7 +73,7 @@ class Outcome:
             *(f"  {check.line()}" for check in self.checks),
             f"  {self.kills} processes killed ({self.of_all} times all, {self.in_start} while "
             f"starting), {self.blocks} blocks, {self.acknowledged} transfers acknowledged, "
-            f"{self.refused} of them replaced or refused with a reason",
+            f"of which not in the chain, and told why: {dict(self.reasons) or 0}",
             f"  acknowledged after {self.wait_ms[0]:.0f} ms (median), "
             f"{self.wait_ms[1]:.0f} ms (99 of 100)",
             f"{'ok' if self.ok else 'FAILED'} in {self.took_s:.0f} s, seed {self.seed}",
@@ -165,15 +170,20 @@ async def _judge(
         for tx_id in row.ids:
             told.txs[tx_id].add((fleet.machines[0].name, at))
     outcome.checks += judge(seen, blocks, told, there)
-    outcome.checks.append(await _lost(fleet, load, acknowledged, final))
+    outcome.checks.append(await _lost(fleet, load, acknowledged, final, outcome.reasons))
     outcome.checks.append(_each_nonce_once(seen, load))
     outcome.blocks, outcome.acknowledged = height, len(acknowledged)
-    outcome.refused = len(acknowledged) - len(there)
     waits = sorted(load.waits_s) or [0.0]
     outcome.wait_ms = (waits[len(waits) // 2] * 1e3, waits[len(waits) * 99 // 100] * 1e3)
 
 
-async def _lost(fleet: Fleet, load: KillLoad, acknowledged: list[Sent], final: set[str]) -> Check:
+async def _lost(
+    fleet: Fleet,
+    load: KillLoad,
+    acknowledged: list[Sent],
+    final: set[str],
+    reasons: Counter[str],
+) -> Check:
     """What was acknowledged is final, or was dropped for a reason, and another has its nonce."""
     taken = {(s.payer, s.nonce) for s in load.all.values() if s.tx_id.hex() in final}
     wrong: list[str] = []
@@ -186,8 +196,9 @@ async def _lost(fleet: Fleet, load: KillLoad, acknowledged: list[Sent], final: s
                 answer = await machine.ask(machine.client.tx(sent.tx_id))
             except InputError:
                 answer = {"status": "unknown"}
-            status = "no answer" if answer is None else str(answer["status"])
-            if status != "dropped" or (sent.payer, sent.nonce) not in taken:
+            status = "no answer" if answer is None else str(answer.get("code") or answer["status"])
+            reasons[status] += 1
+            if status not in _REASONS or (sent.payer, sent.nonce) not in taken:
                 wrong.append(f"{name} of payer {sent.payer}, nonce {sent.nonce}: {status}")
     return Check("nothing acknowledged is lost", tuple(wrong), len(acknowledged))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node import home, wal
+from node import home, pool_journal, wal
 from node.home import Home
 from node.version import formats
 from tests.kit.old_homes import OldHome, unpack
@@ -29,6 +29,10 @@ def newer_log(at: Home) -> None:
     file.write_bytes(b"BLYAN-WAL-%d\n" % FAR + file.read_bytes()[12:])
 
 
+def newer_journal(at: Home) -> None:
+    (at.path / pool_journal.NAME).write_bytes(b"BLYAN-POOL-%d\nwhatever" % FAR)
+
+
 def newer_keystore(at: Home) -> None:
     (file,) = at.keystore.glob("*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"version": FAR}))
@@ -41,6 +45,7 @@ def newer_home(at: Home) -> None:
 NEWER: dict[str, Callable[[Home], None]] = {
     "store": newer_store,
     "log": newer_log,
+    "journal": newer_journal,
     "keystore": newer_keystore,
     "home": newer_home,
 }
@@ -62,12 +67,15 @@ def test_a_newer_format_is_refused_with_exit_code_65(name: str, old: OldHome) ->
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["store", "log", "home"])
+@pytest.mark.parametrize("name", ["store", "log", "journal", "home"])
 def test_what_is_newer_is_left_as_it_is(name: str, old: OldHome) -> None:
     NEWER[name](old.home)
-    file = {"store": old.home.chain_db, "log": old.home.wal / wal.LOG_NAME}.get(
-        name, old.home.version_file
-    )
+    file = {
+        "store": old.home.chain_db,
+        "log": old.home.wal / wal.LOG_NAME,
+        "journal": old.home.path / pool_journal.NAME,
+        "home": old.home.version_file,
+    }[name]
     before = file.read_bytes()
     assert call("blyan-node", "start", "--home", old.home.path).returncode == 65
     assert file.read_bytes() == before
