@@ -1,7 +1,8 @@
 """What a waiting transaction is worth to a chain that cannot take all (docs/spec/mempool.md).
 
 Its bid is the fee. A stamp bids for who has no grains: the least fee for the difficulty that
-genesis names, twice that for each bit more. Worth is the bid for each unit of what it costs (chain/costs.py).
+genesis names, twice that for each bit more. Worth is the bid by the units that it costs
+(chain/costs.py).
 """
 
 from __future__ import annotations
