@@ -226,12 +226,13 @@ def _genesis(session: Session, asked: _Asked) -> Genesis | None:
 
 def _answer(follower: Follower, fact: Fact) -> Json:
     found, header, anchor = follower.found, fact.header, follower.anchor
-    age = wall_ms() - header.time_ms
     unchecked = [*fact.unchecked, *found.unchecked]
-    unchecked.append(
-        f"that block {header.height} is the newest: it is {duration(age)} old"
-        + (", so the node may be behind or keep newer ones from you" if age > STALE_MS else "")
-    )
+    if fact.is_newest:
+        age = wall_ms() - header.time_ms
+        silent = ", so the node may be behind or keep newer ones from you" if age > STALE_MS else ""
+        unchecked.append(
+            f"that block {header.height} is the newest: it is {duration(age)} old{silent}"
+        )
     return {
         "kind": fact.kind,
         "id": fact.id,

@@ -37,6 +37,7 @@ class Fact:
     value: Json | None
     checked: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    is_newest: bool = False  # the node was asked for its newest block, whichever that is
 
 
 class Verifier:
@@ -49,7 +50,10 @@ class Verifier:
     async def account(self, account: PubKey, height: int | None) -> Fact:
         key = r.account_key(account)
         header, found, line = await self._read(r.Account, key, "account", height)
-        return Fact("account", format_address(account), header, _plain(found), [line])
+        value = _plain(found)
+        return Fact(
+            "account", format_address(account), header, value, [line], is_newest=height is None
+        )
 
     async def dataset(self, dataset: Hash32, height: int | None) -> Fact:
         key = r.dataset_key(dataset)
@@ -57,12 +61,13 @@ class Verifier:
         value = _plain(found)
         if value is not None and found is not None:
             value["status"] = dataset_status(found.status)
-        return Fact("dataset", dataset.hex(), header, value, [line])
+        return Fact("dataset", dataset.hex(), header, value, [line], is_newest=height is None)
 
     async def delta(self, delta: TxId, height: int | None) -> Fact:
         """The delta's record, and its `delta_commit` in the block that the record names."""
         header, found, line = await self._read(r.DeltaRecord, r.delta_key(delta), "delta", height)
-        fact = Fact("delta", delta.hex(), header, _plain(found), [line])
+        newest = height is None
+        fact = Fact("delta", delta.hex(), header, _plain(found), [line], is_newest=newest)
         if found is None or fact.value is None:
             return fact
         fact.value["status"] = delta_status(found.status)
@@ -88,7 +93,7 @@ class Verifier:
             r.ShardRecord, r.shard_key(spec.index), "shard", height
         )
         key = r.tiles_key(spec.index)
-        _, listed, below = await self._read(r.TileRoots, key, "tile roots", header.height)
+        _, listed, below = await self._read(r.TileRoots, key, "list of tile roots", header.height)
         if shard is None or listed is None:
             raise VerifyError(f"the state of block {header.height} has no shard {spec.index}")
         if (shard.name, shard.data_bytes) != (spec.name, spec.data_bytes):
@@ -108,7 +113,8 @@ class Verifier:
         }
         name = f"{spec.name}:{tile}"
         made = f"{len(listed.roots)} tile root(s) make the shard root {shard.root.hex()}"
-        fact = Fact("tile", name, header, value, [line, below, made])
+        newest = height is None
+        fact = Fact("tile", name, header, value, [line, below, made], is_newest=newest)
         if not data:
             fact.unchecked.append("the tile's bytes: --data fetches and checks them")
             return fact

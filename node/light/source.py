@@ -135,7 +135,9 @@ class LightSource:
         except (InputError, TxError) as error:
             raise InputError(f"{self.url} says: {printable(error)}") from None
         except BlyanError as error:
-            raise UnreachableError(f"{self.url}: {printable(error)}") from None
+            text = printable(error)
+            told = text if self.url in text else f"{self.url}: {text}"
+            raise UnreachableError(told) from None
 
     def _decoded(self, cls: type[T], raw: bytes) -> T:
         try:
