@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `chain` would be this file
 
-from bench import chain_execute
+from bench import chain_execute, light_chain
 from bench.measure import Row
 
 
@@ -26,14 +26,16 @@ class Amount:
     """How much is measured."""
 
     execute: chain_execute.Amount = field(default_factory=chain_execute.Amount)
+    light: light_chain.Amount = field(default_factory=light_chain.Amount)
 
 
-SMALL = Amount(chain_execute.SMALL)
+SMALL = Amount(chain_execute.SMALL, light_chain.SMALL)
 
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "transfers": lambda amount: chain_execute.transfers(amount.execute),
     "headers": lambda amount: chain_execute.headers(amount.execute),
     "proof": lambda amount: chain_execute.proofs(amount.execute),
+    "light": lambda amount: light_chain.rows(amount.light),
 }
 
 
