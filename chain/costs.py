@@ -56,20 +56,20 @@ COSTS: dict[type, Cost] = {
     t.Announce: Cost(950, 40, _MEMBERS),  # three signatures, and a point of prime order
     t.JoinRound: Cost(480, 100, _DELTAS),  # a round's record of 256 learners is written anew
     t.DeltaCommit: Cost(480, 20, _DELTAS),  # its sender is looked for among 64 deltas
-    t.DeltaReveal: Cost(480, 20, _DELTAS),  # a record with its manifest is written anew
+    t.DeltaReveal: Cost(700, 20, _DELTAS),  # a record with its manifest is written anew
     t.PodlManifest: Cost(480, 40, _DELTAS),
     t.Challenge: Cost(240, 20, _DELTAS),  # not in force
     t.ChallengeResponse: Cost(240, 20, _DELTAS),  # not in force
-    t.PolVote: Cost(600, 500, _OTHER),  # a record with 64 votes; the verdict follows from losses
+    t.PolVote: Cost(600, 700, _OTHER),  # a record with 64 votes; the verdict follows from losses
     t.TileUpdate: Cost(600, 1000, _OTHER),  # weights are computed from each Gram matrix
-    t.Attest: Cost(600, 20, _OTHER),  # an update's record with all who attested
+    t.Attest: Cost(800, 20, _OTHER),  # an update's record with all who attested
     t.FraudProof: Cost(240, 20, _OTHER),  # not in force
     t.Custody: Cost(480, 40, _OTHER),
     t.CustodyDispute: Cost(480, 20, _OTHER),
     t.CustodyOpening: Cost(480, 8, _OTHER),  # the subtile is hashed twice
     t.LatencyReport: Cost(300, 200, _OTHER),  # a byte for each validator
-    t.DatasetSubmit: Cost(480, 20, _DATA),  # seven keys
-    t.AuditReport: Cost(480, 40, _DATA),  # a record with all reports is written anew
+    t.DatasetSubmit: Cost(700, 20, _DATA),  # seven keys
+    t.AuditReport: Cost(850, 40, _DATA),  # a record with all reports is written anew
     t.DatasetVote: Cost(240, 20, _DATA),  # not in force
     t.Propose: Cost(480, 20, _GOVERN),
     t.GovernanceVote: Cost(480, 20, _GOVERN),
