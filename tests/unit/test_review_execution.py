@@ -12,7 +12,7 @@ from chain import records as r
 from chain.address import peer_id_of
 from chain.codec import encode
 from chain.errors import BlockError, GenesisError
-from chain.execute import check_header
+from chain.execute import check_header, evidence_root
 from chain.hashes import TX, ZERO_HASH, Hash32
 from chain.params import parse_genesis
 from chain.records import Account
@@ -21,10 +21,13 @@ from chain.store_rows import tx_columns
 from chain.transactions import Attest, AttestKind, SubmitEvidence, Unbond
 from chain.types import (
     Block,
+    Certificate,
+    ConflictingCertificates,
     Epoch,
     Grains,
     Height,
     PubKey,
+    Signature,
     TimeMs,
     TxId,
     View,
@@ -88,6 +91,32 @@ def test_a_time_beyond_all_clocks_is_refused_before_execution() -> None:
         check_header(machine.genesis, parent, Block(header, (), ()))
     latest = replace(header, time_ms=TimeMs(limits.MAX_TIME_MS))
     check_header(machine.genesis, parent, Block(latest, (), ()))
+
+
+def test_more_evidence_than_a_leader_has_room_for_is_refused_before_execution() -> None:
+    """Each of its signatures is looked at: by its bytes alone it is known to be too much."""
+    machine = Machine()
+    parent = machine.genesis_header
+    certificate = Certificate(
+        VoteKind.NOTARIZE, Epoch(0), View(3), ZERO_HASH, b"\xff" * 64, (Signature(bytes(64)),) * 512
+    )
+    item = ConflictingCertificates(certificate, certificate)
+    for count, fits in ((1, True), (2, False)):
+        header = replace(
+            parent,
+            height=Height(1),
+            view=View(1),
+            parent=parent.hash(),
+            time_ms=TimeMs(parent.time_ms + 1),
+            tx_root=tx_root(()),
+            evidence_root=evidence_root((item,) * count),
+        )
+        block = Block(header, (), (item,) * count)
+        if fits:
+            check_header(machine.genesis, parent, block)
+        else:
+            with pytest.raises(BlockError, match="evidence"):
+                check_header(machine.genesis, parent, block)
 
 
 @pytest.mark.parametrize(
