@@ -56,6 +56,8 @@ from tests.reference.light_ref import (
 VECTORS = Path(__file__).parents[1] / "vectors" / "light"
 ORDER = 2**252 + 27742317777372353535851937790883648493  # of the group of Ed25519
 
+EIGHT = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"  # a point of order 8
+
 
 def steps() -> list[dict[str, Any]]:
     """Each case breaks exactly the rule it names, or none."""
@@ -218,6 +220,8 @@ def _wrong_keys(case: Any) -> None:
         ("the identity as key", identity, identity),
         ("a key of order 2", two, identity),
         ("a key of order 2, R of order 2", two, two),
+        ("a key of order 4", bytes(32), identity),
+        ("a key of order 8", bytes.fromhex(EIGHT), identity),
         ("a key that is not reduced", large, identity),
         ("a key that is no point", no_point, identity),
         ("the identity with a sign bit", identity[:31] + b"\x80", identity),
@@ -231,11 +235,17 @@ def _wrong_keys(case: Any) -> None:
 def _half_weak(case: Any) -> None:
     """Either the key or R alone is of small order: S = r + h·a holds, and libsodium refuses it."""
     identity = b"\1" + bytes(31)
-    chain = _Weak(identity)
-    block = chain.block(5, signers=(0, 1, 2))
-    scalar = (5).to_bytes(32, "little")
-    block[B_CERTIFICATE][C_SIGNATURES][0] = crypto_scalarmult_ed25519_base_noclamp(scalar) + scalar
-    case("the identity as key, R an ordinary point", "certificate", block, chain)
+    for name, key in (("the identity", identity), ("a point of order 8", bytes.fromhex(EIGHT))):
+        chain = _Weak(key)
+        block = chain.block(5, signers=(0, 1, 2))
+        digest = vote_digest(CHAIN, FINALIZE, *block[B_CERTIFICATE][C_EPOCH:C_BITMAP])
+        scalar, hashed, r = 0, 1, b""
+        while hashed % 8:  # until h times the key is nothing, whose order is at most 8
+            scalar += 1
+            r = crypto_scalarmult_ed25519_base_noclamp(scalar.to_bytes(32, "little"))
+            hashed = int.from_bytes(hashlib.sha512(r + key + digest).digest(), "little") % ORDER
+        block[B_CERTIFICATE][C_SIGNATURES][0] = r + scalar.to_bytes(32, "little")
+        case(f"{name} as key, R an ordinary point", "certificate", block, chain)
     net = Chain()
     block = net.block(5)
     seed = bytes(net.keys(0)[0])
@@ -244,8 +254,8 @@ def _half_weak(case: Any) -> None:
     certificate = block[B_CERTIFICATE]
     digest = vote_digest(CHAIN, FINALIZE, *certificate[C_EPOCH:C_BITMAP])
     public = bytes(net.keys(0)[0].verify_key)
-    hashed = hashlib.sha512(identity + public + digest).digest()
-    s = int.from_bytes(hashed, "little") * secret % ORDER
+    challenge = hashlib.sha512(identity + public + digest).digest()
+    s = int.from_bytes(challenge, "little") * secret % ORDER
     certificate[C_SIGNATURES][0] = identity + s.to_bytes(32, "little")
     case("an ordinary key, R the identity", "certificate", block)
 
