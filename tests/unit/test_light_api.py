@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -150,3 +151,17 @@ def test_openapi_says_what_the_bytes_are(app: FastAPI) -> None:
         answer = paths[path]["get"]["responses"]["200"]
         assert answer["description"] == f"encode({struct})"
         assert list(answer["content"]) == ["application/octet-stream"]
+
+
+def test_a_node_that_has_pruned_still_leads_back(tmp_path: Path) -> None:
+    """Its headers stay; bodies and the certificates between epochs' ends are gone."""
+    with LocalChain(tmp_path, epoch_blocks=8) as chain:
+        tx = chain.send(Transfer(key("to").public, Grains(5)), chain.learners[0])
+        chain.blocks(100)
+        chain.store.prune(Height(90), 10**6, lambda height: height % 8 == 0)
+        app = create_app(chain)
+        found: HeaderRange = decode(HeaderRange, raw(app, "headers/1/99"))
+        check_ancestors(found.headers, chain.chain.tip)
+        block: LightBlock = decode(LightBlock, raw(app, "light/60"))
+        assert [h.height for h in block.headers] == [60, 61, 62, 63, 64]
+        assert ask(app, "GET", f"/api/v1/txs/{tx.hex()}/proof").status_code == 404
