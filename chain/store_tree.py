@@ -16,11 +16,11 @@ from struct import pack, unpack
 from typing import Any
 from weakref import WeakSet
 
-from chain.errors import DecodeError, StorageError, invariant
+from chain.errors import DecodeError, InvariantError, StorageError
 from chain.hashes import Hash32
 from chain.tree import StateTree
 from chain.tree_build import TreeBuilder
-from chain.tree_codec import PageWriter, check_page, decode_page, unseal
+from chain.tree_codec import PageWriter, base_of, check_page, decode_page, unseal
 from chain.tree_keys import StoredKeys
 from chain.tree_pages import (
     PAGE_BITS,
@@ -86,9 +86,13 @@ class TreeFile:
 
     def page(self, ref: Ref) -> Page:
         number = ref.number
-        invariant(number is not None, "a page that is not in memory has a number")
+        if number is None:
+            raise InvariantError("a page that is not in memory has a number")
+        payload = self._payload(number)
         try:
-            page = decode_page(self._payload(number or 0))
+            ref.base = base_of(payload)
+            base = None if ref.base is None else (ref.base, self._payload(ref.base))
+            page = decode_page(number, payload, base)
         except DecodeError as error:
             raise self._broken(str(error)) from None
         if hash_of(page[1]) != ref.hash:
@@ -230,6 +234,8 @@ class TreeFile:
                     self.value(leaf)
                     yield leaf.number
         yield ref.number or 0
+        if ref.base is not None:
+            yield ref.base
 
     def _check(self, page: Page, level: int, prefix: int) -> None:
         try:
@@ -252,8 +258,12 @@ class TreeFile:
             self._floor = height
         db.executemany("INSERT INTO state_pages VALUES (?, ?)", writer.rows)
         replaced = tree.replaced if is_new else ()
-        stale = [x.number for x in replaced if x.number is not None]
-        db.execute("INSERT INTO state_stale VALUES (?, ?)", (height, _packed(stale)))
+        numbers = {x.number for x in replaced} | {x.base for x in replaced if type(x) is Ref}
+        stale = sorted(n for n in numbers - writer.bases if n is not None)
+        db.execute(
+            "INSERT INTO state_stale VALUES (?, ?)",
+            (height, _packed(stale)),
+        )
         changes = tree.stored_keys.changes if is_new else {}
         removed = [(key,) for key, is_there in changes.items() if not is_there]
         db.executemany(

@@ -1,5 +1,6 @@
-"""How a page of the state tree is stored (docs/spec/storage.md): its slots, then the hashes of its
-branches, then a checksum that also covers the number it is stored under."""
+"""How a page of the state tree is stored (docs/spec/storage.md): all its slots and the hashes of
+its branches, or the slots that differ from a page that is stored as a whole; then a checksum that
+also covers the number it is stored under."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterable
 from struct import Struct
 from struct import error as StructError
 
-from chain.errors import DecodeError, invariant
+from chain.errors import DecodeError, InvariantError, invariant
 from chain.hashes import Context, Hash32
 from chain.tree_pages import (
     PAGE_BITS,
@@ -17,25 +18,32 @@ from chain.tree_pages import (
     Node,
     Page,
     Ref,
+    Since,
+    Whole,
     fold,
     hash_of,
     join,
     prefix_of,
+    rehash,
+    since,
 )
 
 INLINE_BYTES = 96  # of a value that stands in its page: an account's is 30; longer ones get a row
 MAX_KEY_BYTES = 4096
-_FORMAT = 1
-_HEAD = Struct("<BHHH")  # format, which slots hold a page, which a leaf, which a bucket
-_LENGTHS = Struct("<HH")  # of a leaf's key and value
-_ELSEWHERE = 0xFFFF  # instead of a length: the value's hash and number follow the key
+_WHOLE, _CHANGED = 1, 2  # formats: all slots and branches; the whole page's number and some slots
+_CHANGED_HEAD = Struct("<BQH")  # format, number of the whole page, which slots
+# What a slot begins with. Above _BUCKET: how many leaves there are.
+_EMPTY, _REF, _LEAF, _LONG_LEAF, _BUCKET = 0, 1, 2, 3, 16
+_REF_HEAD = Struct("<BQ")  # then the hash
+_LEAF_HEAD = Struct("<BHH")  # lengths of key and value; a long one's hash and number follow the key
 _NUMBER = Struct("<Q")
 _SUM = Context("state-page")
 _SUM_BYTES = 16
+_NOTHING = bytes((_EMPTY,))
 
 
 def seal(number: int, payload: bytes) -> bytes:
-    return payload + _SUM.hash(_NUMBER.pack(number), payload)[:_SUM_BYTES]
+    return payload + _SUM.fresh().update(payload + _NUMBER.pack(number)).digest(_SUM_BYTES)
 
 
 def unseal(number: int, stored: bytes) -> bytes:
@@ -54,27 +62,46 @@ class PageWriter:
         self.next_number = first_number
         self.rows: list[tuple[int, bytes]] = []
         self.pages: list[Ref] = []
+        self.bases: set[int] = set()  # whole pages of which only changes are written
         self._values: list[Leaf] = []
+        self._wholes: list[Whole] = []
 
     def write(self, ref: Ref) -> None:
         """A page and all below it that have no number yet, lower ones first."""
-        invariant(ref.page is not None, "a page that is not stored is in memory")
-        if ref.page is not None:
-            ref.number = self._add(encode_page(ref.page, self))
-            self.pages.append(ref)
+        page = ref.page
+        if page is None:
+            raise InvariantError("a page that is not stored is in memory")
+        slots = page[SLOTS:]
+        # Most have what they are stored as since they were loaded or written.
+        raws: list[bytes] = [_NOTHING if node is None else node.raw for node in slots]  # type: ignore[union-attr, misc]
+        if None in raws:
+            raws = [raw or self._raw(node) for raw, node in zip(raws, slots, strict=True)]
+        whole, changed = since(page)
+        if changed and whole.number is not None:
+            ref.base = whole.number
+            self.bases.add(whole.number)
+            head = _CHANGED_HEAD.pack(_CHANGED, whole.number, changed)
+            parts = [raw for slot, raw in enumerate(raws) if changed >> slot & 1]
+            ref.number = self._add(b"".join((head, *parts)))
+        else:
+            inner = [node for node in page[SLOTS - 1 : 0 : -1] if type(node) is bytes]
+            ref.number = self._add(b"".join((bytes((_WHOLE,)), *raws, *inner)))
+            if changed:  # since a page that was never stored
+                whole = Whole()
+                page[0] = Since(whole, 0)
+            whole.number = ref.number
+            self._wholes.append(whole)
+        self.pages.append(ref)
 
     def write_below(self, node: Node) -> None:
         if type(node) is Ref and node.number is None:
             self.write(node)
 
-    def write_value(self, leaf: Leaf, value: bytes) -> int:
-        leaf.number = self._add(value)
-        self._values.append(leaf)
-        return leaf.number
-
     def undo(self) -> None:
         for ref in self.pages:
-            ref.number = None
+            ref.number = ref.base = ref.raw = None
+        for whole in self._wholes:
+            whole.number = None
         for leaf in self._values:
             leaf.number = leaf.raw = None
 
@@ -84,83 +111,76 @@ class PageWriter:
         self.rows.append((number, seal(number, payload)))
         return number
 
-
-def encode_page(page: Page, writer: PageWriter) -> bytes:
-    refs = lone = buckets = 0
-    parts: list[bytes] = []
-    bit = 1
-    for node in page[SLOTS:]:
+    def _raw(self, node: Node) -> bytes:
+        """What a slot is stored as, made and kept."""
         if type(node) is Leaf:
-            lone |= bit
-            parts.append(node.raw or _encode_leaf(node, writer))
-        elif type(node) is Ref:
-            refs |= bit
+            return node.raw or self._leaf(node)
+        if type(node) is Ref:
             if node.number is None:
-                writer.write(node)
-            parts += (_NUMBER.pack(node.number or 0), node.hash)
-        elif type(node) is Bucket:
-            buckets |= bit
-            parts.append(node.raw or _encode_bucket(node, writer))
-        bit <<= 1
-    inner = [node for node in page[SLOTS - 1 : 0 : -1] if type(node) is bytes]
-    return b"".join((_HEAD.pack(_FORMAT, refs, lone, buckets), *parts, *inner))
+                self.write(node)
+            node.raw = _REF_HEAD.pack(_REF, node.number or 0) + node.hash
+            return node.raw
+        if type(node) is not Bucket:
+            raise InvariantError("a slot holds leaves or a page")
+        leaves = [leaf.raw or self._leaf(leaf) for leaf in node.leaves]
+        raw = b"".join((bytes((_BUCKET + len(leaves),)), node.hash, *leaves))
+        if all(leaf.number is None for leaf in node.leaves):  # numbers may be undone
+            node.raw = raw
+        return raw
 
-
-def _encode_leaf(leaf: Leaf, writer: PageWriter) -> bytes:
-    key, value = leaf.key, leaf.value
-    invariant(len(key) <= MAX_KEY_BYTES, "a key of the state is short")
-    if value is not None and len(value) <= INLINE_BYTES:
-        leaf.raw = _LENGTHS.pack(len(key), len(value)) + key + value
+    def _leaf(self, leaf: Leaf) -> bytes:
+        key, value = leaf.key, leaf.value
+        invariant(len(key) <= MAX_KEY_BYTES, "a key of the state is short")
+        if value is not None and len(value) <= INLINE_BYTES:
+            leaf.raw = _LEAF_HEAD.pack(_LEAF, len(key), len(value)) + key + value
+            return leaf.raw
+        if leaf.number is None:
+            if value is None:
+                raise InvariantError("a value that is not stored is in memory")
+            leaf.number = self._add(value)
+            self._values.append(leaf)
+        head = _LEAF_HEAD.pack(_LONG_LEAF, len(key), 0)
+        leaf.raw = head + key + leaf.value_hash + _NUMBER.pack(leaf.number)
         return leaf.raw
-    number = leaf.number
-    if number is None:
-        invariant(value is not None, "a value that is not stored is in memory")
-        number = writer.write_value(leaf, value or b"")
-    head = _LENGTHS.pack(len(key), _ELSEWHERE)
-    leaf.raw = head + key + leaf.value_hash + _NUMBER.pack(number)
-    return leaf.raw
 
 
-def _encode_bucket(bucket: Bucket, writer: PageWriter) -> bytes:
-    leaves = [leaf.raw or _encode_leaf(leaf, writer) for leaf in bucket.leaves]
-    raw = b"".join((bytes((len(leaves),)), bucket.hash, *leaves))
-    if all(leaf.number is None for leaf in bucket.leaves):  # numbers may be undone
-        bucket.raw = raw
-    return raw
+def base_of(payload: bytes) -> int | None:
+    """The number of the whole page of which this payload has the changes; None if it is whole."""
+    return int(_CHANGED_HEAD.unpack_from(payload)[1]) if payload[0] == _CHANGED else None
 
 
-def decode_page(data: bytes) -> Page:
-    """The page in a payload; DecodeError if it is none."""
+def decode_page(number: int, payload: bytes, base: tuple[int, bytes] | None = None) -> Page:
+    """The page in a payload, with the number and payload of its base if it has one. DecodeError if
+    it is none."""
     try:
-        return _decode_page(data)
+        if base is None:
+            return _decode_whole(number, payload)
+        page = _decode_whole(*base)
+        _, _, changed = _CHANGED_HEAD.unpack_from(payload)
+        at = _CHANGED_HEAD.size
+        touched = [slot for slot in range(SLOTS) if changed >> slot & 1]
+        for slot in touched:
+            page[SLOTS | slot], at = _decode_slot(payload, at)
+        if at != len(payload):
+            raise DecodeError(f"page {number} of the state tree has another length")
+        page[0] = Since(since(page).whole, changed)
+        rehash(page, [SLOTS | slot for slot in touched])
     except (StructError, IndexError) as error:
-        raise DecodeError(f"a page of the state tree is cut off: {error}") from None
+        raise DecodeError(f"page {number} of the state tree is cut off: {error}") from None
+    return page
 
 
-def _decode_page(data: bytes) -> Page:
-    form, refs, lone, buckets = _HEAD.unpack_from(data)
-    if form != _FORMAT:
-        raise DecodeError(f"a page of the state tree has format {form}, not {_FORMAT}")
+def _decode_whole(number: int, data: bytes) -> Page:
+    if data[0] != _WHOLE:
+        raise DecodeError(f"page {number} of the state tree has the unknown format {data[0]}")
     page: Page = [None] * (2 * SLOTS)
-    at = _HEAD.size
-    for slot in range(SLOTS):
-        bit = 1 << slot
-        if lone & bit:
-            page[SLOTS | slot], at = _decode_leaf(data, at)
-        elif refs & bit:
-            (number,) = _NUMBER.unpack_from(data, at)
-            page[SLOTS | slot] = Ref(Hash32(data[at + 8 : at + 40]), None, number)
-            at += 40
-        elif buckets & bit:
-            start, count, digest = at, data[at], Hash32(data[at + 1 : at + 33])
-            at += 33
-            leaves = []
-            for _ in range(count):
-                leaf, at = _decode_leaf(data, at)
-                leaves.append(leaf)
-            bucket = Bucket(tuple(leaves), digest)
-            bucket.raw = data[start:at]
-            page[SLOTS | slot] = bucket
+    page[0] = Since(Whole(number), 0)
+    at = 1
+    for slot in range(SLOTS, 2 * SLOTS):
+        if data[at]:
+            page[slot], at = _decode_slot(data, at)
+        else:
+            at += 1
     for i in range(SLOTS - 1, 0, -1):
         zero, one = page[2 * i], page[2 * i + 1]
         if zero is None and (one is None or type(one) is Leaf):
@@ -171,16 +191,38 @@ def _decode_page(data: bytes) -> Page:
             page[i] = data[at : at + 32]
             at += 32
     if at != len(data):
-        raise DecodeError("a page of the state tree has another length than its content")
+        raise DecodeError(f"page {number} of the state tree has another length")
     return page
 
 
+def _decode_slot(data: bytes, at: int) -> tuple[Node, int]:
+    kind = data[at]
+    if kind in (_LEAF, _LONG_LEAF):
+        return _decode_leaf(data, at)
+    if kind == _REF:
+        _, number = _REF_HEAD.unpack_from(data, at)
+        ref = Ref(Hash32(data[at + 9 : at + 41]), None, number)
+        ref.raw = data[at : at + 41]
+        return ref, at + 41
+    if kind == _EMPTY:
+        return None, at + 1
+    start, digest = at, Hash32(data[at + 1 : at + 33])
+    at += 33
+    leaves = []
+    for _ in range(kind - _BUCKET):
+        leaf, at = _decode_leaf(data, at)
+        leaves.append(leaf)
+    bucket = Bucket(tuple(leaves), digest)
+    bucket.raw = data[start:at]
+    return bucket, at
+
+
 def _decode_leaf(data: bytes, at: int) -> tuple[Leaf, int]:
-    key_length, value_length = _LENGTHS.unpack_from(data, at)
+    kind, key_length, value_length = _LEAF_HEAD.unpack_from(data, at)
     start = at
-    at += 4 + key_length
-    key = data[start + 4 : at]
-    if value_length != _ELSEWHERE:
+    at += 5 + key_length
+    key = data[start + 5 : at]
+    if kind == _LEAF:
         leaf = Leaf(key, data[at : at + value_length])
         at += value_length
     else:

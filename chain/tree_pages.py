@@ -11,13 +11,16 @@ heap order, node i above nodes 2i and 2i+1, whose last half are its slots. A nod
 
 so which pages there are depends on the content alone. Pages never change: an edit makes new ones
 along the changed paths. Pure; where pages are kept is the business of a `PageSource`.
+
+Node 0 of a page is no node but its `Since`: which of its slots differ from the last page in this
+place that was stored as a whole. Where they are few, only they are stored.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from chain.errors import InvariantError
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Context, Hash32
@@ -26,6 +29,7 @@ STATE_VALUE = Context("state-value")
 PATH_BITS = 256
 PAGE_BITS = 4
 BUCKET_LEAVES = 4
+MOST_CHANGED = 6  # slots of a page of which only what changed is stored
 SLOTS = 1 << PAGE_BITS
 _SLOT = SLOTS - 1
 _SPAN = -(-PATH_BITS // PAGE_BITS) * PAGE_BITS  # bits of a place: a path with zeros behind it
@@ -112,19 +116,37 @@ class Bucket:
         self.raw: bytes | None = None
 
 
+class Whole:
+    """A page that is stored as a whole, once it has a number."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int | None = None) -> None:
+        self.number = number
+
+
+class Since(NamedTuple):
+    """What a page is made from, and which slots changed since, a bit for each."""
+
+    whole: Whole
+    changed: int
+
+
 class Ref:
     """The way to a page: in memory, or by its number."""
 
-    __slots__ = ("hash", "number", "page", "used")
+    __slots__ = ("base", "hash", "number", "page", "raw", "used")
 
     def __init__(self, digest: Hash32, page: Page | None, number: int | None = None) -> None:
         self.hash = digest
         self.number = number  # None: not stored yet, so that `page` stays
+        self.base: int | None = None  # of the whole page, if only what changed is stored
         self.page = page
+        self.raw: bytes | None = None  # as it stands in a page, once it does
         self.used = False  # since a cache looked last
 
 
-Node: TypeAlias = "Leaf | Bucket | Ref | bytes | None"
+Node: TypeAlias = "Leaf | Bucket | Ref | Since | bytes | None"
 Page: TypeAlias = "list[Node]"
 Edit = tuple[int, "Leaf | None"]  # where, and what shall stand there
 
@@ -148,8 +170,19 @@ def hash_of(node: Node) -> Hash32:
     return Hash32(node) if type(node) is bytes else node.hash  # type: ignore[union-attr]
 
 
+def empty_page() -> Page:
+    return [Since(Whole(), 0), *[None] * (2 * SLOTS - 1)]
+
+
 def empty_root() -> Ref:
-    return Ref(ZERO_HASH, [None] * (2 * SLOTS))
+    return Ref(ZERO_HASH, empty_page())
+
+
+def since(page: Page) -> Since:
+    found = page[0]
+    if type(found) is not Since:
+        raise InvariantError("a page says what it is made from")
+    return found
 
 
 def load(ref: Ref, source: PageSource | None) -> Page:
@@ -220,8 +253,10 @@ def _edit_page(
         replaced.append(ref)
     shift = _SPAN - PAGE_BITS * (level + 1)
     touched = []
+    whole, changed = since(page)
     while low < high:
         slot = places[low] >> shift & _SLOT
+        changed |= 1 << slot
         end = low + 1
         while end < high and places[end] >> shift & _SLOT == slot:
             end += 1
@@ -234,7 +269,9 @@ def _edit_page(
             page[at] = _edit_leaves(node, level + 1, edits, low, end, replaced)
         touched.append(at)
         low = end
-    _rehash(page, touched)
+    rehash(page, touched)
+    is_far = changed.bit_count() > MOST_CHANGED
+    page[0] = Since(Whole(), 0) if is_far else Since(whole, changed)
     return page
 
 
@@ -273,7 +310,7 @@ def content(leaves: list[Leaf], places: list[int], level: int) -> Node:
     if len(leaves) <= BUCKET_LEAVES:
         bit = _SPAN - 1 - PAGE_BITS * level
         return Bucket(tuple(leaves), _fold(leaves, places, bit, 0, len(leaves)))
-    page: Page = [None] * (2 * SLOTS)
+    page = empty_page()
     shift = _SPAN - PAGE_BITS * (level + 1)
     low = 0
     touched = []
@@ -285,14 +322,15 @@ def content(leaves: list[Leaf], places: list[int], level: int) -> Node:
         page[SLOTS | slot] = content(leaves[low:end], places[low:end], level + 1)
         touched.append(SLOTS | slot)
         low = end
-    _rehash(page, touched)
+    rehash(page, touched)
     return Ref(hash_of(page[1]), page)
 
 
 def page_of(slots: Sequence[Node]) -> Page:
     """The page of these slots."""
-    page: Page = [*[None] * SLOTS, *slots]
-    _rehash(page, range(SLOTS, 2 * SLOTS))
+    page = empty_page()
+    page[SLOTS:] = slots
+    rehash(page, range(SLOTS, 2 * SLOTS))
     return page
 
 
@@ -347,7 +385,7 @@ def join(zero: Node, one: Node) -> Node:
     return _STATE_NODE().update(first + second).digest()
 
 
-def _rehash(page: Page, touched: Iterable[int]) -> None:
+def rehash(page: Page, touched: Iterable[int]) -> None:
     """Makes the nodes above the touched ones, which come in order and are all of one row."""
     row = list(touched)
     while row and row[0] > 1:
