@@ -71,19 +71,20 @@ class PageWriter:
         page = ref.page
         if page is None:
             raise InvariantError("a page that is not stored is in memory")
-        slots = page[SLOTS:]
-        # Most have what they are stored as since they were loaded or written.
-        raws: list[bytes] = [_NOTHING if node is None else node.raw for node in slots]  # type: ignore[union-attr, misc]
-        if None in raws:
-            raws = [raw or self._raw(node) for raw, node in zip(raws, slots, strict=True)]
         whole, changed = since(page)
         if changed and whole.number is not None:
             ref.base = whole.number
             self.bases.add(whole.number)
-            head = _CHANGED_HEAD.pack(_CHANGED, whole.number, changed)
-            parts = [raw for slot, raw in enumerate(raws) if changed >> slot & 1]
-            ref.number = self._add(b"".join((head, *parts)))
+            parts = [_CHANGED_HEAD.pack(_CHANGED, whole.number, changed)]
+            at = SLOTS
+            while changed:
+                if changed & 1:  # so is whatever below has no number yet
+                    parts.append(self._raw(page[at]))
+                changed >>= 1
+                at += 1
+            ref.number = self._add(b"".join(parts))
         else:
+            raws = [_NOTHING if node is None else self._raw(node) for node in page[SLOTS:]]
             inner = [node for node in page[SLOTS - 1 : 0 : -1] if type(node) is bytes]
             ref.number = self._add(b"".join((bytes((_WHOLE,)), *raws, *inner)))
             if changed:  # since a page that was never stored
@@ -113,15 +114,21 @@ class PageWriter:
 
     def _raw(self, node: Node) -> bytes:
         """What a slot is stored as, made and kept."""
+        if node is None:
+            return _NOTHING
         if type(node) is Leaf:
             return node.raw or self._leaf(node)
         if type(node) is Ref:
+            if node.raw is not None:
+                return node.raw
             if node.number is None:
                 self.write(node)
             node.raw = _REF_HEAD.pack(_REF, node.number or 0) + node.hash
             return node.raw
         if type(node) is not Bucket:
             raise InvariantError("a slot holds leaves or a page")
+        if node.raw is not None:
+            return node.raw
         leaves = [leaf.raw or self._leaf(leaf) for leaf in node.leaves]
         raw = b"".join((bytes((_BUCKET + len(leaves),)), node.hash, *leaves))
         if all(leaf.number is None for leaf in node.leaves):  # numbers may be undone

@@ -283,13 +283,16 @@ def _edit_leaves(
     high: int,
     replaced: list[Ref | Leaf] | None,
 ) -> Node:
+    new = edits[low][1]
+    if high - low == 1 and (node is None or (type(node) is Leaf and new and node.key == new.key)):
+        if type(node) is Leaf and replaced is not None:
+            replaced.append(node)
+        return new
     old: tuple[Leaf, ...] = ()
     if type(node) is Leaf:
         old = (node,)
     elif type(node) is Bucket:
         old = node.leaves
-    if not old and high - low == 1:
-        return edits[low][1]
     merged = {leaf.place: leaf for leaf in old}
     for place, new in edits[low:high]:
         was = merged.pop(place, None)
@@ -388,6 +391,12 @@ def join(zero: Node, one: Node) -> Node:
 def rehash(page: Page, touched: Iterable[int]) -> None:
     """Makes the nodes above the touched ones, which come in order and are all of one row."""
     row = list(touched)
+    if len(row) == 1:
+        up = row[0] >> 1
+        while up:
+            page[up] = join(page[2 * up], page[2 * up + 1])
+            up >>= 1
+        return
     while row and row[0] > 1:
         above = []
         last = 0
