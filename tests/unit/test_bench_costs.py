@@ -1,4 +1,4 @@
-"""The bench of costs runs, and has a row for every kind; what it says of this machine is its own."""
+"""The bench of costs runs, and has a row for every kind; what it says of a machine is its own."""
 
 from __future__ import annotations
 

@@ -273,24 +273,20 @@ def test_who_pays_has_three_quarters_of_a_block_whatever_is_stamped(
     monkeypatch.setattr(mempool, "BUILD_BUDGET_S", 600.0)  # the machine may be slow
     flood = Flood(power=10**9, stamp_bits=0)
     machine = flood.machine
-    pool = Mempool(machine.genesis, machine.rules, lambda: machine.state, lambda raw: None)
     names, each = [key(f"sybil {i}") for i in range(40)], 33  # nonces that a pool takes ahead
-    for name in names:
-        for nonce in range(each):
-            payload = Transfer(BOB.public, Grains(1))
+    payers = [key(f"payer {i}") for i in range(60)]
+    state = machine.state
+    for owner, grains in (*((n, 100) for n in names), *((p, 10**9) for p in payers)):
+        state.put_account(owner.public, balance=grains)
+    machine.tree = state.commit()
+    pool = Mempool(machine.genesis, machine.rules, lambda: machine.state, lambda raw: None)
+    payload = Transfer(BOB.public, Grains(1))
+    for nonce in range(each):
+        for name in names:
             tx = stamped(machine, name, payload, work=0, nonce=nonce, age=2)
             pool.submit(encode(tx), local=False)
-    state = machine.state
-    payers = [key(f"payer {i}") for i in range(60)]
-    for payer in payers:
-        state.put_account(payer.public, balance=10**9)
-    for name in names:
-        state.put_account(name.public, balance=100)
-    machine.tree = state.commit()
-    for nonce in range(each):
         for payer in payers:
-            raw = encode(machine.tx(payer, Transfer(BOB.public, Grains(1)), nonce=nonce))
-            pool.submit(raw, local=False)
+            pool.submit(encode(machine.tx(payer, payload, nonce=nonce)), local=False)
     txs = pool.fill(next_block(machine), MAX_BLOCK_BYTES)
     sent = [decode(Transaction, raw) for raw in txs]
     us = {True: 0, False: 0}
