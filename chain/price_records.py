@@ -19,6 +19,7 @@ class StampLoad:
 
     difficulty: U64
     before: U64
+    since: Height  # of the last retarget
     units: U64
 
 

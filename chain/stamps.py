@@ -15,7 +15,7 @@ from chain.errors import TxError
 from chain.params import Params
 from chain.state import State
 from chain.transactions import Transaction, stamp_digest
-from chain.types import PubKey
+from chain.types import Height, PubKey
 
 MAX_STEP = 2  # a difficulty changes at most by this factor at a time
 MAX_DIFFICULTY = 1 << 48  # more than all computers do between two blocks; products stay in 64 bits
@@ -33,9 +33,7 @@ def difficulty(state: State, params: Params, kind: StampClass, height: int) -> i
     held = state.get(p.StampLoad, p.stamp_class_key(kind))
     if held is None:
         return floor(params)
-    every = params.stamp_retarget_blocks
-    last = (state.head.height - 1) // every * every
-    now = held.difficulty if height >= last else min(held.difficulty, held.before)
+    now = held.difficulty if height >= held.since else min(held.difficulty, held.before)
     return max(now, floor(params))
 
 
@@ -77,17 +75,17 @@ def advance(state: State, params: Params, stamped: Mapping[StampClass, int]) -> 
         if held is None and not units:
             continue
         old = max(held.difficulty, least) if held is not None else least
-        before = held.before if held is not None else least
+        before, since = (held.before, held.since) if held is not None else (least, Height(0))
         load = units + (held.units if held is not None else 0)
         if not due:
             if units:
-                state.put(key, p.StampLoad(old, before, load))
+                state.put(key, p.StampLoad(old, before, since, load))
             continue
         new = _retargeted(params, old, load)
         if new == old == least and not load:
             state.delete(key)
         else:
-            state.put(key, p.StampLoad(new, old, 0))
+            state.put(key, p.StampLoad(new, old, state.head.height, 0))
 
 
 def _retargeted(params: Params, old: int, load: int) -> int:

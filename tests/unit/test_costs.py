@@ -127,17 +127,14 @@ def test_a_stamp_begun_before_difficulty_rose_still_counts() -> None:
     for _ in range(9):
         machine.block()
     state = machine.state
-    state.put(stamp_class_key(StampClass.MONEY), StampLoad(32, 16, 0))
 
-    def needed(height: int) -> int:
+    def needed(height: int, now: int, before: int) -> int:
+        state.put(stamp_class_key(StampClass.MONEY), StampLoad(now, before, Height(8), 0))
         return stamps.difficulty(state, machine.genesis.params, StampClass.MONEY, height)
 
-    assert state.head.height == 9  # retargeted at the end of 8, so it holds from 9 on
-    assert [needed(h) for h in (7, 8)] == [16, 32]
-    state.put(stamp_class_key(StampClass.MONEY), StampLoad(16, 32, 0))
-    assert [needed(h) for h in (7, 8)] == [16, 16]  # nor need it be more than now
-    state.put(stamp_class_key(StampClass.MONEY), StampLoad(2, 2, 0))
-    assert needed(8) == 8  # the floor was raised meanwhile
+    assert [needed(h, 32, 16) for h in (7, 8)] == [16, 32]
+    assert [needed(h, 16, 32) for h in (7, 8)] == [16, 16]  # nor need it be more than now
+    assert needed(8, 2, 2) == 8  # the floor was raised meanwhile
 
 
 # --- learners -------------------------------------------------------------------------------
