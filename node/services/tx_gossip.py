@@ -152,8 +152,12 @@ class TxGossip:
         except DecodeError:
             self.refused_total += 1
             return False
-        if batch is None or any(len(raw) > most_bytes for raw in batch):
-            self.ignored_total += 1  # a large one goes no further that way
+        if batch is None:
+            self.ignored_total += 1
+            return None
+        if any(len(raw) > most_bytes for raw in batch):  # goes no further that way
+            self.ignored_total += 1
+            self._budget.take(peer, time.monotonic(), LARGE_COST)
             return None
         async with self._turn:
             self._new = []

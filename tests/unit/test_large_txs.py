@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
@@ -31,7 +32,7 @@ from node.services.large_txs import (
     LargeTxs,
     parse,
 )
-from node.services.tx_gossip import TX_TOPIC, TxGossip
+from node.services.tx_gossip import LARGE_COST, TX_TOPIC, USELESS_BURST, TxGossip
 from tests.kit.pools import Pooled
 
 SIZE = 100_000
@@ -368,7 +369,10 @@ def test_a_large_one_in_ordinary_gossip_goes_no_further() -> None:
         peer = Peer("a", {})
         first = peer.pooled
         large = first.raw(first.keys[0], 0, payload=JoinRound(0, tuple(range(20_000))))
-        assert await peer.gossip.judge("b", msgpack.packb([large])) is None
+        message = msgpack.packb([large])
+        for _ in range(int(USELESS_BURST / LARGE_COST) + 8):
+            assert await peer.gossip.judge("b", message) is None
         assert peer.pool.size == 0
+        assert not peer.gossip._budget.has("b", time.monotonic() - 1)  # nor is it for nothing
 
     run(act)
