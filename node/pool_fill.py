@@ -15,9 +15,9 @@ from node.pool_index import Index, Sender, Waiting
 from node.pool_value import Kind
 
 LARGE_BYTES = 800 * 1024  # of a block for openings of custody: three, so that gossip bears it
-STAMPED_PART = 4  # stamps have one part in four of a block
+MOST_MISSES = 16  # that do not fit any more: what still might is not worth looking for
 # Refused now, but right in a block to come: the sender's view may be ahead of ours.
-_EARLY = frozenset({"bad_nonce", *NO_ROOM})
+_EARLY = frozenset(("bad_nonce", *NO_ROOM))
 
 # Minus the worth of a sender's next, its turn, and its next, or None where that is a guess.
 _Heap = list[tuple[float, int, Sender, Waiting | None]]
@@ -38,8 +38,7 @@ class Filling:
         self._index, self._execution, self._refuse = index, execution, refuse
         self._until = until
         self._room, self._large = most_bytes, LARGE_BYTES
-        self._stamped_room = most_bytes // STAMPED_PART
-        self._stamps_left = limits.MAX_BLOCK_TXS // STAMPED_PART
+        self._stamps_fit, self._misses = True, 0
         self._txs: list[bytes] = []
 
     def run(self) -> tuple[bytes, ...]:
@@ -50,7 +49,11 @@ class Filling:
 
     @property
     def _is_over(self) -> bool:
-        return len(self._txs) >= limits.MAX_BLOCK_TXS or time.monotonic() > self._until
+        return (
+            len(self._txs) >= limits.MAX_BLOCK_TXS
+            or self._misses >= MOST_MISSES
+            or time.monotonic() > self._until
+        )
 
     def _next(self, sender: Sender) -> Waiting | None:
         return sender.txs.get(self._execution.next_nonce(sender.account))
@@ -67,7 +70,7 @@ class Filling:
         ago. Stamps, which are worth nothing in grains, come first while they have room."""
         paid, stamped = self._heads()
         while not self._is_over:
-            heap = stamped if stamped and self._stamps_left > 0 else paid
+            heap = stamped if stamped and self._stamps_fit else paid
             if not heap:
                 return
             _, _, sender, found = heapq.heappop(heap)
@@ -102,21 +105,19 @@ class Filling:
     def _put(self, found: Waiting) -> bool:
         """Execute it into the block if it fits and holds."""
         size = len(found.raw)
-        is_large, is_stamped = size > limits.MAX_TX_BYTES, found.kind is Kind.STAMPED
-        room = min(self._room, self._large) if is_large else self._room
-        if size > (min(room, self._stamped_room) if is_stamped else room):
+        is_large = size > limits.MAX_TX_BYTES
+        if size > (min(self._room, self._large) if is_large else self._room):
             return False
         receipt = self._execution.try_apply(found.raw)
         if not receipt.ok:
             if receipt.code not in _EARLY:
                 self._refuse(found.tx_id, receipt)
+            self._misses += receipt.code == "block_full"
+            self._stamps_fit &= receipt.code != "stamp_share_full"
             return False
         self._execution.keep(receipt)
         self._txs.append(found.raw)
         self._room -= size
         if is_large:
             self._large -= size
-        if is_stamped:
-            self._stamped_room -= size
-            self._stamps_left -= 1
         return True

@@ -341,7 +341,7 @@ def test_it_reaches_all_over_neighbours_that_hold_it(monkeypatch: pytest.MonkeyP
             one.neighbours.append(other.name)
             other.neighbours.append(one.name)
         first = peers[0].pooled
-        large = first.raw(first.keys[0], 0, payload=JoinRound(0, tuple(range(20_000))))
+        large = first.raw(first.keys[0], 0, fee=10**5, payload=JoinRound(0, tuple(range(20_000))))
         small = first.raw(first.keys[1], 0)
         assert ANNOUNCED_BYTES < len(large) <= limits.MAX_TX_BYTES
         tasks = [asyncio.create_task(p.gossip.run()) for p in peers]
@@ -368,7 +368,7 @@ def test_a_large_one_in_ordinary_gossip_goes_no_further() -> None:
     async def act() -> None:
         peer = Peer("a", {})
         first = peer.pooled
-        large = first.raw(first.keys[0], 0, payload=JoinRound(0, tuple(range(20_000))))
+        large = first.raw(first.keys[0], 0, fee=10**5, payload=JoinRound(0, tuple(range(20_000))))
         message = msgpack.packb([large])
         for _ in range(int(USELESS_BURST / LARGE_COST) + 8):
             assert await peer.gossip.judge("b", message) is None
