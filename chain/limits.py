@@ -13,6 +13,7 @@ MAX_OPENING_TX_BYTES = 260 * 1024  # a custody_opening: one subtile and its path
 MAX_MESSAGE_BYTES = MAX_BLOCK_BYTES + 256 * 1024  # a proposal: block plus certificates
 MAX_EVIDENCE_BYTES = 96 * 1024  # of a block, its leader's room: two certificates of 512 fit
 MAX_BLOB_BYTES = 64 * 1024 * 1024  # a delta payload, a checkpoint or one dataset chunk
+MAX_SNAPSHOT_CHUNK_BYTES = 4 * 1024 * 1024  # one chunk of a state snapshot
 MAX_CHUNK_BYTES = 1024 * 1024  # one dataset chunk: a fetch is retried in this unit
 MAX_NEWCOMER_DATASET_BYTES = 64 * 1024 * 1024  # one dataset, hosted by its submitter alone
 
@@ -60,6 +61,7 @@ MAX_SUBTILE_SIBLINGS = 14  # of a subtile's path to its tile's root: two levels 
 MAX_REPLICAS = 16  # custodians of one tile that a custody event asks
 MAX_CUSTODY_DISPUTES = 8  # open at once: all can be answered in time with one or two a block
 MAX_LIST_LEAVES = 16_777_216  # hashes under one list root (batches, parts of a training state)
+MAX_SNAPSHOT_PARTS = 16_384  # chunks of one snapshot: 32 to 64 GiB of state
 MAX_PROOF_NODES = 256  # siblings of one sparse Merkle proof
 MAX_TX_SIBLINGS = 12  # of a transaction in its block: log2 of MAX_BLOCK_TXS
 

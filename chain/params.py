@@ -75,6 +75,13 @@ class Params:
     quota_day: Window = Window(512, 600_000)
     hosted_bytes_most: int = 4 * 2**30
     audit_patience: Window = Window(1024, 900_000)
+    snapshot_epochs: int = 8
+
+    @property
+    def snapshot_blocks(self) -> int:
+        """Snapshots are of multiples of this height: the last blocks of epochs, each of which has
+        a finalization of its own."""
+        return self.snapshot_epochs * self.epoch_blocks
 
 
 # What execution can bear: outside of these a block could not be executed at all.
@@ -104,6 +111,7 @@ _BOUNDS = {
     "custody_slash_permille": (0, 1000),
     "custody_bond_grains": (1, MAX_GRAINS),
     "custody_tile_bond_grains": (1, MAX_GRAINS),
+    "snapshot_epochs": (1, 10**6),
 }
 
 

@@ -136,14 +136,7 @@ class ChainStore:
                 invariant(header.height == tip.height + 1, follows)
                 invariant(header.parent == tip.hash, "a block extends the tip")
             tip = Tip(header.height, item.block_hash)
-            rows.append(
-                [
-                    (header.height, i, *tx_columns(raw, receipt))
-                    for i, (raw, receipt) in enumerate(
-                        zip(item.block.txs, item.receipts, strict=True)
-                    )
-                ]
-            )
+            rows.append(_tx_rows(item.block, item.receipts))
         trees = self._trees_of(items)
         try:
             with self._transaction() as db:
@@ -446,6 +439,13 @@ class ChainStore:
         return value
 
 
+def _tx_rows(block: Block, receipts: Sequence[Receipt]) -> list[tuple[Any, ...]]:
+    return [
+        (block.header.height, i, *tx_columns(raw, receipt))
+        for i, (raw, receipt) in enumerate(zip(block.txs, receipts, strict=True))
+    ]
+
+
 def _page(limit: int) -> int:
     return max(0, min(limit, MAX_PAGE_ROWS))
 
@@ -463,7 +463,12 @@ class StateImport:
         self._load.add(leaves)
 
     def finish(
-        self, block: Block, block_hash: Hash32, finalization: Certificate | None = None
+        self,
+        block: Block,
+        block_hash: Hash32,
+        finalization: Certificate | None = None,
+        receipts: Sequence[Receipt] = (),
+        events: Sequence[Event] = (),
     ) -> None:
         """The state is the one after `block`, which becomes the tip; else VerifyError."""
         header, store = block.header, self._store
@@ -475,5 +480,7 @@ class StateImport:
             insert_block(db, block, block_hash)
             if finalization is not None:
                 insert_certificate(db, header.height, finalization)
+            insert_txs(db, _tx_rows(block, receipts) if receipts else [])
+            insert_events(db, header.height, events)
             self._load.finish(db, top, header.height, header.time_ms)
         store._open_state()
