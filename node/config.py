@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +20,7 @@ from node.home import Home, write_private
 from node.net.identity import Address
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+SYNC_MODES = ("auto", "blocks", "snapshot")
 MAX_BOOTSTRAP = 64  # addresses; one that answers is enough
 
 
@@ -39,6 +41,8 @@ class Config:
     snapshot_every: int = 16  # of how many versions one is whole, so that a rebuild is short
     capacity_tiles: int = 0  # tiles to keep at most; 0: as announced, else 65536 (256 GiB)
     store_quota: int = 0  # bytes that tiles may take on the disk; 0: all but a reserve
+    sync: str = "auto"  # how to catch up: with a snapshot if far behind, or by blocks alone
+    trust: str = ""  # HEIGHT:HASH of a block known to be right, where genesis is too old
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
 
     @property
@@ -91,6 +95,8 @@ _FIELDS: Mapping[str, _Field] = {
     "snapshot_every": _whole(1, 1000, "versions"),
     "capacity_tiles": _whole(0, 2**32 - 1, "tiles"),
     "store_quota": _whole(0, 2**60, "bytes"),
+    "sync": _Field(f"one of {', '.join(SYNC_MODES)}", str, lambda v: v in SYNC_MODES),
+    "trust": _Field("HEIGHT:HASH of a block, or nothing", str, lambda v: _is_checkpoint(v)),
     "scrub_interval_hours": _whole(0, 8760, "hours"),
 }
 
@@ -100,6 +106,12 @@ def _is_peer(value: Any) -> bool:
         return isinstance(value, str) and Address.parse(value).peer_id is not None
     except BlyanError:
         return False
+
+
+def _is_checkpoint(value: Any) -> bool:
+    return value == "" or (
+        isinstance(value, str) and re.fullmatch("[0-9]{1,19}:[0-9a-f]{64}", value) is not None
+    )
 
 
 def load_config(

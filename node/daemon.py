@@ -26,6 +26,7 @@ from chain.transactions import Payload
 from chain.types import Block, PubKey, TxId
 from learning.init import initial_shard
 from learning.spec import ModelSpec
+from node.clock import Clock
 from node.config import Config, load_genesis
 from node.genesis import GenesisChain, build_genesis
 from node.home import Home, unlock
@@ -46,6 +47,8 @@ from node.services.retention import Retention
 from node.services.retention_plan import RetentionRule
 from node.services.scrub import ScrubService
 from node.services.sender import DutySender
+from node.services.snapshot_entry import SnapshotEntry, adopt
+from node.services.snapshot_serve import SnapshotServer
 from node.services.sync import SyncService
 from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
@@ -111,7 +114,15 @@ class Node:
             capacity_tiles=config.capacity_tiles,
         )
         self._keep_versions(start)
-        self.sync = SyncService(self.chain, self.net)
+        self.snapshots = SnapshotServer(self.chain, self.net)
+        self.entered = asyncio.Event()  # a snapshot waits to be adopted
+        self.sync = SyncService(
+            self.chain,
+            self.net,
+            SnapshotEntry(self.chain, self.net, home.sync, Clock().now_ms, config.trust),
+            mode=config.sync,
+            on_entered=self.entered.set,
+        )
         self.consensus = ConsensusService(
             self.chain, self.pool, self.net, keys, home.wal, self.sync.want, self._halt
         )
@@ -237,6 +248,8 @@ class Node:
             **self.scrub.metrics(),
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,
+            "snapshot_chunks_served": self.snapshots.served,
+            "snapshot_bytes_served": self.snapshots.served_bytes,
             **self._txs.metrics(),
             **self.mesh.metrics(),
             **self.placement.metrics(),
@@ -247,7 +260,8 @@ class Node:
     # --- life -----------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set or consensus halts. Services start in the order of their needs."""
+        """Until `stop` is set, consensus halts or a snapshot waits to be adopted. Services start in
+        the order of their needs."""
         from node.api.server import ApiServer
 
         self._restore_pool()
@@ -268,7 +282,8 @@ class Node:
             tasks.append(asyncio.create_task(self.scrub.run()))
             gc.collect()
             gc.freeze()  # libraries stay as long as the node: not to be looked through for ever
-            ends = [asyncio.create_task(stop.wait()), asyncio.create_task(self.halted.wait())]
+            told = (stop, self.halted, self.entered)
+            ends = [asyncio.create_task(event.wait()) for event in told]
             watched = [*ends, *tasks[len(self.config.bootstrap) :]]
             done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             tasks += ends
@@ -374,9 +389,16 @@ async def _main(home: Home, config: Config, start: GenesisChain, keys: Keys) -> 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    node = Node(home, config, start, keys)
-    await node.run(stop)
-    return 1 if node.halted.is_set() else 0
+    while True:
+        adopt(home.sync, home.chain_db)
+        node = Node(home, config, start, keys)
+        await node.run(stop)
+        if not node.entered.is_set() or stop.is_set():
+            return 1 if node.halted.is_set() else 0
+        log.info("going on from a snapshot")
+        del node
+        gc.unfreeze()
+        gc.collect()
 
 
 def run(home: Home, config: Config, ask: Callable[[str], str] | None = None) -> int:

@@ -43,6 +43,7 @@ class Home:
         self.keystore = self.path / "keystore"
         self.token_file = self.path / "api-token"
         self.chain_db = self.path / "chain.db"
+        self.sync = self.path / "sync"  # a snapshot that is being fetched
         self.wal = self.path / "wal"
         self.tiles = self.path / "tiles"
         self.blobs = self.path / "blobs"

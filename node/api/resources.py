@@ -64,6 +64,26 @@ class Abstains(Resource):
     until_height: int
 
 
+class SnapshotSync(Resource):
+    """The last snapshot that was tried. `trusted_from`: genesis, own chain or --trust."""
+
+    height: int | None
+    chunks_done: int
+    chunks_total: int | None
+    trusted_height: int | None
+    trusted_hash: str | None
+    trusted_from: str | None
+    problem: str | None
+
+
+class Sync(Resource):
+    """`first_height`: the lowest block held; above 0 it is a snapshot's."""
+
+    phase: str | None
+    first_height: int | None
+    snapshot: SnapshotSync | None
+
+
 class Status(Resource):
     network: str
     chain_id: str
@@ -87,6 +107,7 @@ class Status(Resource):
     peers: int
     synced: bool
     target_height: int | None
+    sync: Sync
     uptime_s: int
     memory_mb: int
     mempool: int

@@ -24,7 +24,7 @@ from node.cli.session import (
     pass_session,
     run_program,
 )
-from node.config import LOG_LEVELS, load_config, load_genesis
+from node.config import LOG_LEVELS, SYNC_MODES, load_config, load_genesis
 from node.founding import Founded, found_home, founding_genesis, read_genesis, write_genesis
 from node.home import PASSPHRASE_VARIABLE, read_passphrase
 from node.version import formats
@@ -123,6 +123,8 @@ def _show_founded(session: Session, founded: Founded, chain_id: str) -> None:
 @click.option("--link-port", type=_ANY_PORT, help="Port for tiles and other bulk; 0: a free one.")
 @click.option("--bootstrap", multiple=True, metavar="ADDR", help="A peer's address; repeatable.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="[default: info]")
+@click.option("--sync", type=click.Choice(SYNC_MODES), help="How to catch up. [default: auto]")
+@click.option("--trust", metavar="HEIGHT:HASH", help="A block known to be right.")
 @pass_session
 def start(session: Session, /, bootstrap: tuple[str, ...], **flags: Any) -> int:
     """Run the node until it is told to stop (Ctrl-C or SIGTERM).
@@ -131,6 +133,7 @@ def start(session: Session, /, bootstrap: tuple[str, ...], **flags: Any) -> int:
     Examples:
       blyan-node start
       BLYAN_PASSPHRASE_FILE=/run/secrets/blyan blyan-node start --home DIR
+      blyan-node start --sync blocks
     """
     home = session.home
     config = load_config(home, {**flags, "bootstrap": list(bootstrap) or None})

@@ -82,6 +82,10 @@ class BlockQueries(Reader):
         found = self.node.store.block(Height(height))
         if found is None:
             first = self.node.store.first_height()
+            if first and height < first:
+                raise NotFound(
+                    f"block {height} is not held here: this node started from a snapshot at {first}"
+                )
             raise NotFound(f"there is no block {height}; this node has {first} to {tip}")
         return found
 

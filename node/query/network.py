@@ -61,6 +61,7 @@ class NetworkQueries(Reader):
             "peers": sum(1 for p in node.net.peers() if p.connected),
             "synced": bool(sync.get("synced", True)),
             "target_height": sync.get("target"),
+            "sync": {name: sync.get(name) for name in ("phase", "first_height", "snapshot")},
             "uptime_s": max(0, time.time_ns() // 1_000_000 - node.started_ms) // 1000,
             "memory_mb": memory_mb(),
             "mempool": node.pool.size,

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from chain import records as r
 from chain.errors import BlockError, OrphanError, StorageError, invariant
 from chain.execute import Executed, check_and_execute, check_header
 from chain.hashes import VRF_INPUT, Hash32
@@ -20,6 +21,10 @@ from node.genesis import GenesisChain
 
 log = logging.getLogger("blyan.chain")
 MAX_OVERLAYS = 256  # executed blocks that are not final
+_ANOTHER_GENESIS = (
+    "the chain on disk starts from another genesis; use another --home, or the genesis file that "
+    "this home was made with"
+)
 
 Finalized = Callable[[Block, Executed], None]
 
@@ -45,14 +50,13 @@ class ChainService:
             changes = dict(start.tree.items())
             store.commit(block, block.hash(), None, (), changes)
         if store.height_of(start.block.hash()) is None and store.first_height() == 0:
-            raise StorageError(
-                "the chain on disk starts from another genesis; use another --home, or the "
-                "genesis file that this home was made with"
-            )
+            raise StorageError(_ANOTHER_GENESIS)
         tip = store.tip()
         header = store.header(tip.height) if tip else None
         if tip is None or header is None:
             raise StorageError("the chain store has no tip after it was opened")
+        if header.chain_id != start.genesis.chain_id:  # it began with a snapshot
+            raise StorageError(_ANOTHER_GENESIS)
         self.tip, self.tip_hash = header, tip.hash
         self._tree = store.load_state()
         self.executed_total = 0
@@ -100,6 +104,11 @@ class ChainService:
 
     def validators(self, epoch: int) -> ValidatorSet:
         return self.state().epoch(epoch).validators
+
+    def validators_at(self, epoch: int) -> ValidatorSet | None:
+        """The set of an epoch, None if the state has forgotten it or does not know it yet."""
+        record = self.state().get(r.EpochRecord, r.epoch_key(epoch))
+        return record.validators if record is not None else None
 
     def finalized(self, callback: Finalized) -> None:
         """Call back after each commit, in height order."""

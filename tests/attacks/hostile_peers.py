@@ -30,8 +30,8 @@ from consensus.simplex.messages import BlockReply, BlockRequest, CertificateRequ
 from node.net import Network
 from node.net.peers import EXCHANGE_PROTOCOL, PeerAddresses, PeersAnswer
 from node.services.blobs import PROTOCOL as BLOB
-from node.services.sync import PROTOCOL as SYNC
-from node.services.sync import SyncRequest
+from node.services.sync_wire import PROTOCOL as SYNC
+from node.services.sync_wire import SyncRequest
 from node.services.tiles import PROTOCOL as TILE
 from tests.kit.attacker import attack, connected, drain, say, stranger, thrown_out
 from tests.kit.victims import Victim, Victims

@@ -24,8 +24,8 @@ from chain.types import (
 from consensus.simplex.messages import Envelope
 from node.net import Network
 from node.services.blobs import PROTOCOL as BLOB
-from node.services.sync import PROTOCOL as SYNC
-from node.services.sync import SyncReply, SyncRequest
+from node.services.sync_wire import PROTOCOL as SYNC
+from node.services.sync_wire import SyncReply, SyncRequest
 from node.services.tiles import PROTOCOL as TILE
 from tests.kit.attacker import say
 from tests.kit.victims import START_S, Victim, Victims

@@ -19,7 +19,8 @@ from chain.types import Block, CertifiedBlock, Grains, Height, View
 from node.genesis import build_genesis
 from node.net.info import PeerInfo
 from node.services.chain import ChainService
-from node.services.sync import SyncReply, SyncRequest, SyncService
+from node.services.sync import SyncService
+from node.services.sync_wire import SyncReply, SyncRequest
 from tests.kit.local_chain import LocalChain
 
 Spoil = Callable[[SyncReply], SyncReply]

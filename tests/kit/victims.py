@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,14 @@ from chain.codec import decode
 from chain.params import Genesis, parse_genesis
 from chain.types import CertifiedBlock
 from node.config import Config
-from node.founding import Founded, found_home, founding_genesis, set_bootstrap, write_genesis
+from node.founding import (
+    Founded,
+    found_home,
+    founding_genesis,
+    set_bootstrap,
+    template,
+    write_genesis,
+)
 from node.home import PASSPHRASE_FILE, Home
 from tests.kit.programs import environment
 from tests.kit.waiting import until
@@ -120,11 +128,20 @@ class Victims:
     """`count` validators, and `followers` who have no vote, on loopback ports from `base`."""
 
     def __init__(
-        self, directory: Path, count: int, base: int, followers: int = 0, slack: float = 1.0
+        self,
+        directory: Path,
+        count: int,
+        base: int,
+        followers: int = 0,
+        slack: float = 1.0,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
+        """`params`: of the genesis, in place of the template's."""
         self.slack = slack
         made = [self._found(directory / f"node-{i}", base + i) for i in range(count + followers)]
-        self.text = founding_genesis(made[:count])
+        document = template()
+        document["params"].update(params or {})
+        self.text = founding_genesis(made[:count], document=document)
         self.genesis: Genesis = parse_genesis(self.text)
         for node in made:
             write_genesis(node.home, self.text)

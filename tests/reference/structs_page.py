@@ -39,6 +39,7 @@ PAGES = {
     "chain.light": "light-client.md",
     "chain.light_proofs": "light-client.md",
     "chain.tree": "state-tree.md",
+    "chain.snapshot": "sync.md",
     "chain.latency": "election.md",
     "chain.price_records": "transactions.md",
     "consensus": "consensus.md",
@@ -48,6 +49,8 @@ PAGES = {
     "corpus": "datasets.md",
     "learning": "training.md",
     "node.services.presence": "placement.md",
+    "node.services.snapshot_wire": "sync.md",
+    "node.services.sync_wire": "sync.md",
     "node.services.tile": "tile-transfer.md",
     "node": "network.md",
 }
