@@ -19,6 +19,7 @@ from chain.params import Genesis, parse_genesis
 from node.home import Home, write_private
 from node.net.identity import Address
 
+HISTORIES = ("archive", "pruned")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SYNC_MODES = ("auto", "blocks", "snapshot")
 MAX_BOOTSTRAP = 64  # addresses; one that answers is enough
@@ -43,6 +44,9 @@ class Config:
     store_quota: int = 0  # bytes that tiles may take on the disk; 0: all but a reserve
     sync: str = "auto"  # how to catch up: with a snapshot if far behind, or by blocks alone
     trust: str = ""  # HEIGHT:HASH of a block known to be right, where genesis is too old
+    history: str = "archive"  # keep every block whole, or prune: only headers of old ones
+    history_blocks: int = 100_000  # newest blocks that a pruned node keeps whole; or more, if the
+    # network's terms for evidence and unbonding, or retention_rounds, say so
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
 
     @property
@@ -97,6 +101,8 @@ _FIELDS: Mapping[str, _Field] = {
     "store_quota": _whole(0, 2**60, "bytes"),
     "sync": _Field(f"one of {', '.join(SYNC_MODES)}", str, lambda v: v in SYNC_MODES),
     "trust": _Field("HEIGHT:HASH of a block, or nothing", str, lambda v: _is_checkpoint(v)),
+    "history": _Field(f"one of {', '.join(HISTORIES)}", str, lambda v: v in HISTORIES),
+    "history_blocks": _whole(1, 2**40, "blocks"),
     "scrub_interval_hours": _whole(0, 8760, "hours"),
 }
 

@@ -42,6 +42,7 @@ from node.services.duties import Duties
 from node.services.mesh import Mesh
 from node.services.new_versions import NewVersions, NoTiles, local_payloads
 from node.services.placement import Placement
+from node.services.pruning import Pruner, check_history
 from node.services.rebuild import Rebuild
 from node.services.retention import Retention
 from node.services.retention_plan import RetentionRule
@@ -83,6 +84,7 @@ class Node:
         )
         params = self.genesis.params
         self.store = ChainStore(home.chain_db, params.unbonding_blocks, params.unbonding_ms)
+        check_history(home, config, self.store)
         self.chain = ChainService(start, self.store, self.rules)
         genesis_roots = [s.tile_roots for s in start.rooted]
         self.history = VersionHistory(self.store, start.specs, genesis_roots)
@@ -137,6 +139,7 @@ class Node:
         self._duties = Duties(self)
         self._round_began = 0.0
         self.chain.finalized(self._committed)
+        self.pruner = Pruner(self.chain, config)
 
     def _keep_versions(self, start: GenesisChain) -> None:
         """What makes, keeps, thins and mends the versions of the model on disk."""
@@ -245,6 +248,7 @@ class Node:
             **self.tiles.metrics(),
             "tiles_rebuilt": self._rebuild.rebuilt,
             **self.retention.metrics(),
+            **self.pruner.metrics(),
             **self.scrub.metrics(),
             "sync_batches": self.sync.batches,
             "sync_lies": self.sync.lies,

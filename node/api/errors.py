@@ -12,7 +12,7 @@ from chain.errors import (
     UnreachableError,
     VerifyError,
 )
-from node.query import BadQuery, NotFound
+from node.query import BadQuery, NotFound, Pruned
 
 # Refused now, but the same transaction may be right at another time, or was sent before.
 CONFLICTS = frozenset(
@@ -55,6 +55,7 @@ class BusyError(BlyanError):
 
 _STATUS: tuple[tuple[type[BlyanError], int], ...] = (
     (NotFound, 404),
+    (Pruned, 410),
     (BadQuery, 400),
     (InputError, 400),
     (DecodeError, 400),

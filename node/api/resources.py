@@ -92,6 +92,7 @@ class Status(Resource):
     account: str
     validator: bool
     height: int
+    pruned_below: int
     block_hash: str
     state_root: str
     time_ms: int

@@ -3,7 +3,7 @@ renders (docs/spec/api.md). One object, `Query(node)`; nothing is kept between c
 
 from __future__ import annotations
 
-from node.query.base import BadQuery, NotFound
+from node.query.base import BadQuery, NotFound, Pruned
 from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
 from node.query.light import LightQueries
@@ -17,4 +17,4 @@ class Query(BlockQueries, RoundQueries, ModelQueries, NetworkQueries, CustodyQue
     wrong with a question; everything returned is plain JSON values."""
 
 
-__all__ = ["BadQuery", "NotFound", "Query"]
+__all__ = ["BadQuery", "NotFound", "Pruned", "Query"]

@@ -19,6 +19,18 @@ class NotFound(BlyanError):
     code = "not_found"
 
 
+class Pruned(BlyanError):
+    """It was here, and this node keeps no transactions of blocks that old."""
+
+    code = "pruned"
+
+    def __init__(self, what: str, below: int) -> None:
+        super().__init__(
+            f"{what}: pruned. This node keeps transactions of blocks from {below} on, and headers "
+            "of all: ask an archive node"
+        )
+
+
 class BadQuery(BlyanError):
     """A question that cannot be asked like this."""
 

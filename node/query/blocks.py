@@ -18,7 +18,7 @@ from chain.transactions import Roles, Transaction
 from chain.tree import StateTree
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
 from node.query import prices, staking
-from node.query.base import BadQuery, Json, NotFound, Reader, natural, unhex
+from node.query.base import BadQuery, Json, NotFound, Pruned, Reader, natural, unhex
 from node.query.custody import CustodyQueries
 from node.query.plain import INVALID, KINDS, address, kind_name, plain
 from node.tx_batch import SLICE_TXS
@@ -74,11 +74,12 @@ class BlockQueries(Reader):
     def _block(self, which: str) -> Block:
         tip = self.node.chain.tip.height
         if len(which) == 64:
-            found = self.node.store.block_by_hash(Hash32(unhex(which, "block hash")))
-            if found is None:
+            at = self.node.store.height_of(Hash32(unhex(which, "block hash")))
+            if at is None:
                 raise NotFound(f"no final block has the hash {which}; the height is {tip}")
-            return found
-        height = natural(which, "block height or hash")
+            height: int = at
+        else:
+            height = natural(which, "block height or hash")
         found = self.node.store.block(Height(height))
         if found is None:
             first = self.node.store.first_height()
@@ -86,6 +87,9 @@ class BlockQueries(Reader):
                 raise NotFound(
                     f"block {height} is not held here: this node started from a snapshot at {first}"
                 )
+            below = self.node.store.pruned.height
+            if first is not None and first <= height < below:
+                raise Pruned(f"block {height}", below)
             raise NotFound(f"there is no block {height}; this node has {first} to {tip}")
         return found
 
@@ -159,9 +163,11 @@ class BlockQueries(Reader):
         if raw is not None:
             return {"id": tx_id.hex(), "status": "pending", **nowhere, "code": None,
                     "reason": None, **_tx_content(raw)}  # fmt: skip
+        below = self.node.store.pruned.height
+        among = f" from {below} on (older ones are pruned: ask an archive node)" if below else ""
         raise NotFound(
-            f"this node knows no transaction {tx_id.hex()}: it is in no final block and does not "
-            "wait for one; check the id, or send it again"
+            f"this node knows no transaction {tx_id.hex()}: it is in no final block{among} and "
+            "does not wait for one; check the id, or send it again"
         )
 
     async def submit(self, raw: bytes) -> Json:

@@ -46,6 +46,7 @@ class NetworkQueries(Reader):
             "account": address(node.account),
             "validator": state.validator(node.account) is not None,
             "height": header.height,
+            "pruned_below": self.node.store.pruned.height,
             "block_hash": node.chain.tip_hash.hex(),
             "state_root": header.state_root.hex(),
             "time_ms": header.time_ms,
@@ -209,9 +210,8 @@ class NetworkQueries(Reader):
             return
         state, store = self.state, self.node.store
         name = value.hex()
-        block = store.block_by_hash(Hash32(value))
-        if block is not None:
-            height = block.header.height
+        height = store.height_of(Hash32(value))
+        if height is not None:
             yield _hit("block", name, f"Block {height}", f"/blocks/{height}")
         yield from self._records(value, name)
         if store.tx(TxId(value)) is not None or self.node.pool.status(TxId(value)) is not None:
