@@ -73,8 +73,16 @@ class ChainStore:
     below the tip or not older than `keep_ms`; None keeps all.
     """
 
-    def __init__(self, path: Path, keep_versions: int | None = None, keep_ms: int = 0) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        keep_versions: int | None = None,
+        keep_ms: int = 0,
+        *,
+        synced: bool = True,
+    ) -> None:
+        """`synced=False`: for a file that counts only once it is whole and synced by the caller."""
+        self._path, self._synced = path, synced
         self._write_lock = threading.RLock()
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
@@ -368,7 +376,10 @@ class ChainStore:
 
     def _connect(self) -> sqlite3.Connection:
         with self._reported():
-            return store_schema.connect(self._path)
+            db = store_schema.connect(self._path)
+            if not self._synced:
+                db.execute("PRAGMA synchronous = OFF")
+            return db
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ from tiles.store import TileStore
 from wallet.keys import Keys
 
 log = logging.getLogger("blyan.node")
+TURN_S = 1.5  # in which a leader that is told to stop may still propose: an idle one waits for 1 s
+_TURN_LOOK_S = 0.02
 STOP_S = 4.0  # everything is ended by then, whatever hangs
 LOG_BYTES, LOG_FILES = 8 * 1024 * 1024, 3
 
@@ -293,6 +296,8 @@ class Node:
             tasks += ends
             for task in done:
                 task.result()  # a service that died ends the node with its error
+            if stop.is_set() and not self.halted.is_set():
+                await self._finish_turn()
         finally:
             await self._end(api, tasks)
 
@@ -306,6 +311,18 @@ class Node:
 
     def _is_final(self, tx_id: TxId) -> bool:
         return self.store.tx(tx_id) is not None
+
+    async def _finish_turn(self) -> None:
+        """Whoever leads the view proposes before it goes, or the view would be lost to all."""
+        own, alone = self.keys.consensus.public.hex(), len(self.chain.state().validators()) == 1
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TURN_S):
+                while not alone and self._leads(own):  # noqa: ASYNC110 - the core has no such event
+                    await asyncio.sleep(_TURN_LOOK_S)
+
+    def _leads(self, key: str) -> bool:
+        found: bool = self.consensus.info()["leader"] == key
+        return found
 
     async def _end(self, api: Any, tasks: list[asyncio.Task[Any]]) -> None:
         """In order, and bounded: no new requests, no duties, no messages; then the disk."""

@@ -5,24 +5,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from chain.address import format_address
 from chain.errors import BlyanError, ConfigError, QuotaError, StorageError
 from node.config import load_config, load_genesis
+from node.findings import Finding
 from node.home import Home
 from node.net.identity import Address, check_port_free
 from node.scrub import read_report
 from node.services.tile_cache import RESERVE_BYTES
 from wallet.keystore import Keystore
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    check: str
-    ok: bool
-    detail: str
 
 
 def examine(home: Home) -> list[Finding]:
@@ -56,7 +49,7 @@ def _home(home: Home) -> str:
     mode = home.path.stat().st_mode & 0o777
     if mode & 0o077:
         raise ConfigError(f"others may read {home.path} (mode {mode:o}): chmod 700 {home.path}")
-    return str(home.path)
+    return f"{home.path}, version {home.check_version()}"
 
 
 def _config(home: Home) -> str:

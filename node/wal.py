@@ -71,7 +71,7 @@ class WriteAheadLog:
             self._files = DirectoryFiles(directory) if files is None else files
             data = self._files.read(LOG_NAME) if self._files.exists(LOG_NAME) else _MAGIC
             self._has_begun = self._files.exists(BEGUN_NAME)
-        self._records, self._end = self._parse(data)
+        self._records, self._end = parse(self.path, data)
         cut = len(data) - self._end
         is_old = data.startswith(_MAGIC_1)
         if cut and (_is_torn_1 if is_old else is_torn)(data, self._end):
@@ -169,39 +169,42 @@ class WriteAheadLog:
         self._files.sync_directory()
         self._has_begun = True
 
-    def _parse(self, data: bytes) -> tuple[tuple[bytes, ...], int]:
-        """(records, where the valid part ends)."""
-        if not data.startswith((_MAGIC, _MAGIC_1)):
-            other = _ANY_MAGIC.match(data)
-            if other is not None and int(other[1]) > VERSION:
-                raise VersionError(self.path, "log", int(other[1]), VERSION)
-            raise self._damage(0)
-        is_old = data.startswith(_MAGIC_1)
-        read_at, head_bytes = payload_at, HEAD_BYTES
-        if is_old:
-            read_at, head_bytes = _payload_at_1, _HEAD_BYTES_1
-        records: list[bytes] = []
-        at = len(_MAGIC)
-        while at < len(data):
-            payload = read_at(data, at)
-            if payload is None:
-                # Only the last frame can be torn: each was synced before the next was written.
-                if (_any_frame_after_1 if is_old else any_after)(data, at):
-                    raise self._damage(at)
-                break
-            found = split(payload)
-            if found is None:
-                raise self._damage(at)
-            records += found
-            at += head_bytes + len(payload)
-        return tuple(records), at
 
-    def _damage(self, at: int) -> StorageError:
-        return StorageError(
-            f"{self.path} is damaged at byte {at}, before its last entry: no crash does that. "
-            "It keeps this node from signing twice. Check the disk; then restore the file, or move "
-            "it away: the node then signs nothing until its chain's next epoch, and keeps up"
-        )
+def parse(path: Path, data: bytes) -> tuple[tuple[bytes, ...], int]:
+    """(records, where the valid part ends) of a log's bytes. StorageError for damage that no crash
+    leaves, VersionError for a newer format. `path` is what it is called."""
+    if not data.startswith((_MAGIC, _MAGIC_1)):
+        other = _ANY_MAGIC.match(data)
+        if other is not None and int(other[1]) > VERSION:
+            raise VersionError(path, "log", int(other[1]), VERSION)
+        raise _damage(path, 0)
+    is_old = data.startswith(_MAGIC_1)
+    read_at, head_bytes = payload_at, HEAD_BYTES
+    if is_old:
+        read_at, head_bytes = _payload_at_1, _HEAD_BYTES_1
+    records: list[bytes] = []
+    at = len(_MAGIC)
+    while at < len(data):
+        payload = read_at(data, at)
+        if payload is None:
+            # Only the last frame can be torn: each was synced before the next was written.
+            if (_any_frame_after_1 if is_old else any_after)(data, at):
+                raise _damage(path, at)
+            break
+        found = split(payload)
+        if found is None:
+            raise _damage(path, at)
+        records += found
+        at += head_bytes + len(payload)
+    return tuple(records), at
+
+
+def _damage(path: Path, at: int) -> StorageError:
+    return StorageError(
+        f"{path} is damaged at byte {at}, before its last entry: no crash does that. "
+        "It keeps this node from signing twice. Check the disk; then restore the file, or move "
+        "it away: the node then signs nothing until its chain's next epoch, and keeps up"
+    )
 
 
 # --- version 1: the length of a frame is only as good as the payload that it leads to -------------

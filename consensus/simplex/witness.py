@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from chain.certificates import verify_certificate, verify_seal, verify_vote, votes_of
 from chain.errors import VerifyError
-from chain.types import Certificate, Proposal, ProposalSeal, Vote, VoteKind
+from chain.types import Certificate, Epoch, Proposal, ProposalSeal, Vote, VoteKind
 from consensus.evidence import certificates_conflict, conflicting_certificates, double_proposal
 from consensus.simplex.ballots import contradict
-from consensus.simplex.messages import Evidence
+from consensus.simplex.messages import Effect, Evidence
 from consensus.simplex.rules import Rule
+from consensus.simplex.sign_state import LAST_VIEW
 from consensus.simplex.supply import Supply
 
 KINDS = frozenset(VoteKind)
@@ -112,3 +113,10 @@ class Witness(Supply):
         if self._signs.adopt(record):
             self._did(Rule.SG_ADOPT)
             self._out.record(record)
+
+    def silence(self, epoch: Epoch) -> list[Effect]:
+        """Sign nothing more in `epoch` or before. The driver knows of a reason why the log may have
+        forgotten what was signed there; it says so before the epoch begins here."""
+        self._signs.prune(epoch, LAST_VIEW)
+        self._out.record(self._signs.floor)
+        return self._out.flush()

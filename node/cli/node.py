@@ -7,7 +7,7 @@ import platform
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,13 @@ def _show_founded(session: Session, founded: Founded, chain_id: str) -> None:
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="[default: info]")
 @click.option("--sync", type=click.Choice(SYNC_MODES), help="How to catch up. [default: auto]")
 @click.option("--trust", metavar="HEIGHT:HASH", help="A block known to be right.")
+@click.option(
+    "--trust-log",
+    is_flag=True,
+    help="This home was copied, and no node has run with its keys since: let it sign at once.",
+)
 @pass_session
-def start(session: Session, /, bootstrap: tuple[str, ...], **flags: Any) -> int:
+def start(session: Session, /, bootstrap: tuple[str, ...], trust_log: bool, **flags: Any) -> int:
     """Run the node until it is told to stop (Ctrl-C or SIGTERM).
 
     \b
@@ -140,7 +145,10 @@ def start(session: Session, /, bootstrap: tuple[str, ...], **flags: Any) -> int:
     load_genesis(home)  # a bad one is told before anything heavy is imported
     with home.lock():
         from node import daemon
+        from node.services import doubt
 
+        if trust_log and home.wal.is_dir():
+            doubt.trust(home.wal)
         return daemon.run(home, config, ask_passphrase if sys.stdin.isatty() else None)
 
 
@@ -186,6 +194,29 @@ def stop(session: Session, timeout: float) -> None:
 
 
 @program.command(cls=Command)
+@click.argument("directory", type=click.Path(path_type=Path))
+@pass_session
+def backup(session: Session, directory: Path) -> None:
+    """Copy this home's keys, configuration and chain to the new DIRECTORY; the node may run.
+
+    The log of what was signed is left out, since an old one is worse than none: a node restored
+    from the copy signs nothing until it cannot contradict itself.
+
+    \b
+    Examples:
+      blyan-node backup /mnt/backups/blyan-monday
+      blyan-node start --home /mnt/backups/blyan-monday
+    """
+    from node.backup import back_up
+    from node.cli.progress import CountProgress
+
+    with closing(CountProgress("copying", "pages")) as bar:
+        done = back_up(session.home, directory, bar)
+    data = {"directory": str(directory), "height": done.height, "bytes": done.size_bytes}
+    emit(session, data)
+
+
+@program.command(cls=Command)
 @pass_session
 def version(session: Session) -> None:
     """Versions of this program, of the formats it knows, and of what it runs on.
@@ -204,17 +235,32 @@ def version(session: Session) -> None:
 
 
 @program.command(cls=Command)
+@click.option("--deep", is_flag=True, help="Read everything through; a node may run meanwhile.")
+@click.option("--replay", is_flag=True, help="As --deep, and execute all blocks again.")
+@click.option("--repair", is_flag=True, help="Mend what can be; the node must be stopped.")
 @pass_session
-def doctor(session: Session) -> int:
+def doctor(session: Session, deep: bool, replay: bool, repair: bool) -> int:
     """Check this home: configuration, genesis, keys, store and ports.
 
+    --repair never deletes: what it replaces is moved into damaged-DATE/ of the home.
+
     \b
-    Example:
+    Examples:
       blyan-node doctor --home DIR
+      blyan-node doctor --deep
+      blyan-node doctor --repair
     """
+    from node import doctor_deep
+    from node.cli.progress import CountProgress
     from node.doctor import examine
 
-    findings = examine(session.home)
+    findings = []
+    with closing(CountProgress("checking", "blocks")) as bar:
+        if repair:
+            findings += doctor_deep.repair(session.home, progress, bar)
+        findings += examine(session.home)
+        if deep or replay or repair:
+            findings += doctor_deep.examine_deeply(session.home, bar, replay=replay)
     emit(
         session,
         [{"check": f.check, "ok": f.ok, "detail": f.detail} for f in findings],

@@ -47,7 +47,6 @@ from consensus.simplex.messages import (
     Broadcast,
     Build,
     CancelTimer,
-    Config,
     Deliver,
     Effect,
     Envelope,
@@ -70,11 +69,12 @@ from node.clock import Clock
 from node.mempool import Mempool
 from node.net.port import Network
 from node.services.chain import ChainService, vrf_input
+from node.services.core_config import core_config
 from node.services.delta_floor import DeltaFloor
 from node.services.evidence_pool import EvidencePool
 from node.services.flood import Flood
 from node.services.followers import Followers
-from node.services.signing import ConsensusSigner, abstention, open_log
+from node.services.signing import ConsensusSigner, abstention, open_log, silenced
 from node.services.timers import Timers
 from wallet.keys import Keys
 
@@ -101,7 +101,7 @@ class ConsensusService:
         params = chain.genesis.params
         self._params = params
         self._clock = Clock()
-        self._wal = open_log(wal_path, chain, keys.consensus.public)
+        self._wal, self._doubt = open_log(wal_path, chain, keys.consensus.public)
         self._effects: deque[Effect] = deque()
         self._performing = self._may_rotate = False
         self._timers = Timers(
@@ -117,23 +117,16 @@ class ConsensusService:
         self._is_running = False
         self.halted = ""
         self.counts = {"refused": 0, "rejected_proposals": 0, "built": 0, "validated": 0}
-        config = Config(
-            chain_id=chain.genesis.chain_id,
-            is_last=lambda height: height % params.epoch_blocks == 0 and height > 0,
-            body_matches=body_matches,
-            delta_floor_ms=params.delta_floor_ms,
-            delta_cap_ms=params.delta_cap_ms,
-            empty_interval_ms=params.empty_interval_ms,
-        )
         tip = chain.tip
         self._core = core.Simplex(
-            config,
+            core_config(chain.genesis, body_matches),
             self._context(epoch_of(chain.genesis, tip.height + 1)),
             tip,
             chain.store.certificate(tip.height),
             ConsensusSigner(keys.consensus, chain.genesis.chain_id),
             self._wal.records(),
         )
+        silenced(self._core, self._doubt, chain, self._core.epoch)  # not in the log: --trust-log
         self._flood = Flood(
             net,
             chain.genesis.chain_id,
@@ -157,6 +150,10 @@ class ConsensusService:
 
         return EpochContext(epoch, record.validators, leader_of)
 
+    def _entering(self, epoch: Epoch) -> EpochContext:
+        self._perform(silenced(self._core, self._doubt, self._chain, epoch))
+        return self._context(epoch)
+
     # --- life ---------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -168,8 +165,7 @@ class ConsensusService:
     def stop(self) -> None:
         self._is_running = False
         self._timers.stop()
-        if self._build_timer is not None:
-            self._build_timer.cancel()
+        self._try_build_in(0)
         self._wal.close()
 
     def info(self) -> dict[str, Any]:
@@ -183,7 +179,7 @@ class ConsensusService:
             "delta_ms": self._core.delta_ms,
             "index": index,
             "leader": self._core.leader(self._core.view).hex(),
-            "abstains": abstention(self._core, self._wal, self._params.epoch_blocks),
+            "abstains": abstention(self._core, self._doubt, self._params.epoch_blocks),
             "halted": self.halted,
             "flooded": self._flood.published,
             "flooded_for_others": self._flood.passed_on,
@@ -255,7 +251,7 @@ class ConsensusService:
         if not self._is_running:
             return
         epoch = epoch_of(self._chain.genesis, tip.height + 1)
-        context = self._context(epoch) if epoch > self._core.epoch else None
+        context = self._entering(epoch) if epoch > self._core.epoch else None
         self._perform(self._core.advance_to(tip, certificate, context))
 
     def _fire(self, timer: Timer) -> None:
@@ -479,14 +475,14 @@ class ConsensusService:
         self._tell_followers(last, effect.certificate)
         epoch = epoch_of(self._chain.genesis, last.header.height + 1)
         if epoch > self._core.epoch:
-            self._perform(self._core.begin_epoch(self._context(epoch)))
+            self._perform(self._core.begin_epoch(self._entering(epoch)))
         self._may_rotate = True
 
     def _tell_followers(self, block: Block, certificate: Certificate) -> None:
-        own = self._keys.consensus.public
-        if block.header.proposer == own:
+        own, header = self._keys.consensus.public, block.header
+        if header.proposer == own:
             self._followers.tell_block(block, certificate)
-        elif self._core.leader(View(block.header.view + 1)) == own:
+        elif self._core.leader(View(header.view + 1)) == own:
             self._followers.tell_certificate(certificate)
 
 

@@ -130,7 +130,11 @@ class LocalChain:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.store.close()
+        self.tiles.store.close()
 
     def metrics(self) -> dict[str, int | float]:
         return {"kit": 1}

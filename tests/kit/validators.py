@@ -28,7 +28,7 @@ class Member:
         """`behind_nat`: it dials, and what it announces leads nowhere: the others are told an
         address at which every connection is refused, of libp2p and of links alike, since it
         listens at an address of its own that nobody learns (Linux has all of 127/8)."""
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)  # one that is there is gone on from
         self.directory = directory
         self.local = LocalChain(directory, validators=count, **params)
         self.keys = self.local.validators[index]
@@ -117,7 +117,7 @@ async def validators(
             member.consensus.stop()
         await asyncio.gather(*(member.net.stop() for member in made))
         for member in made:
-            member.local.store.close()
+            member.local.close()
 
 
 async def _dial(member: Member, other: Member) -> None:
