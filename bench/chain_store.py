@@ -16,7 +16,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from chain.signed import signed
 from chain.state import Event
 from chain.store import ChainStore, FinalBlock
 from chain.store_rows import insert_block, insert_certificate, insert_events, insert_txs, tx_columns
+from chain.store_tree import TreeImport
 from chain.transactions import Transaction, Transfer
 from chain.tree import StateTree
 from chain.types import (
@@ -147,9 +148,18 @@ def build_store(path: Path, blocks: int, txs_per_block: int, seed: int = 1) -> M
             for _ in range(min(BATCH_BLOCKS, blocks + 1 - first)):
                 _insert(db, maker.block())
             db.execute("COMMIT")
-        db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", list(_CHANGES.items()))
+        _put_state(db, maker)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return maker
+
+
+def _put_state(db: sqlite3.Connection, maker: Maker) -> None:
+    """The state after the last block; those before are not kept."""
+    db.execute("BEGIN IMMEDIATE")
+    load = TreeImport(lambda: nullcontext(db))
+    load.add(list(_CHANGES.items()))
+    load.finish(db, load.build(), maker.height - 1, START_MS + 1000 * (maker.height - 1))
+    db.execute("COMMIT")
 
 
 def _insert(db: sqlite3.Connection, item: FinalBlock) -> None:

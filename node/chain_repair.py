@@ -54,7 +54,9 @@ def rebuild(path: Path, start: GenesisChain, progress: Progress) -> Rebuilt:
                 "snapshot), so its state cannot be computed again: move it away and start, the "
                 "node fetches the chain from its peers"
             )
-        with ChainStore(new, synced=False) as store:
+        params = start.genesis.params
+        keep = params.unbonding_blocks, params.unbonding_ms
+        with ChainStore(new, *keep, synced=False) as store:
             chain = ChainService(start, store, ProtocolRules())
             why = _replay(db, chain, old_height, progress)
             height = chain.tip.height

@@ -31,7 +31,7 @@ from tests.kit.old_homes import unpack
 from tests.kit.programs import call, parsed
 
 FLIPS = 25  # of each kind of run here
-HELD = ("blocks", "certificates", "txs", "tx_parties", "events", "state", "pruned")
+HELD = ("blocks", "certificates", "txs", "tx_parties", "events", "pruned")
 
 
 def nothing(*_: object) -> None:
@@ -69,6 +69,8 @@ def contents(path: Path) -> list[tuple[object, ...]]:
         for table in HELD:
             found += [(table, *row) for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2")]
         found += [("sql", *row) for row in db.execute("SELECT name, sql FROM sqlite_master")]
+    with ChainStore(path) as store:
+        found += [("state", *item) for item in store.load_state().items()]
     return found
 
 
@@ -127,12 +129,19 @@ DAMAGE = {
         "INSERT INTO tx_parties VALUES (zeroblob(32), 9999)",
         "that are not there",
     ),
-    "a value": (
+    "a page": (
         "state",
-        "UPDATE state SET value = x'00' WHERE key = CAST('head' AS BLOB)",
+        "UPDATE state_pages SET data = zeroblob(length(data)) WHERE number ="
+        " (SELECT page FROM state_versions ORDER BY height DESC LIMIT 1)",
+        "damaged",
+    ),
+    "a lost key": ("state", f"DELETE FROM state_keys WHERE {_ACCOUNT}", "key"),
+    "an old root": (
+        "state",
+        "UPDATE state_versions SET root = zeroblob(32) WHERE height ="
+        " (SELECT min(height) FROM state_versions)",
         "root",
     ),
-    "a lost value": ("state", f"DELETE FROM state WHERE {_ACCOUNT}", "root"),
 }
 REPLAYED = {
     "a receipt": ("txs", "UPDATE txs SET code = 'no', reason = 'why' WHERE number = 5", "receipt"),
@@ -182,7 +191,7 @@ def test_damage_is_found_and_mended(home: Home, name: str) -> None:
 
 def test_what_is_missing_at_the_end_is_cut_off(home: Home) -> None:
     damage(home.chain_db, "certificates", "DELETE FROM certificates WHERE height > 60")
-    damage(home.chain_db, "state", f"DELETE FROM state WHERE {_ACCOUNT}")
+    damage(home.chain_db, *DAMAGE["a lost key"][:2])
     (done,) = (f for f in repair(home, nothing, nothing) if f.check == "chain")
     assert done.ok
     assert "up to block 60 of 64; no certificate for the last blocks" in done.detail
