@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.measure import Row, at_least, at_most, quantile, seconds
 from chain import store_schema
@@ -240,37 +239,40 @@ class StoreSizes:
     txs: int = 1_000_000
     per_block: int = 1000
     appends: int = 40
+    low: int = 1000  # heights between which the cost of a block may not grow
+    high: int = 1_000_000
 
 
 def rows(sizes: StoreSizes) -> list[Row]:
-    """All figures. "Height" is that of the small blocks; the large file has the transactions."""
+    return list(measured(sizes))
+
+
+def measured(sizes: StoreSizes) -> Iterator[Row]:
+    """All figures, each as soon as it is known."""
     large, per_block = sizes.directory / "large.db", sizes.per_block
-    blocks = sizes.txs // per_block
     made: list[Maker] = []
-    built = seconds(lambda: made.append(build_store(large, blocks, per_block)))
+    built = seconds(lambda: made.append(build_store(large, sizes.txs // per_block, per_block)))
+    yield at_least("store build", sizes.txs / built, "tx/s", 20_000)
     opened = [seconds(lambda: ChainStore(large).close()) for _ in range(3)]
-    asked = query_ms(large, 100)
-    page = block_page_ms(large, 50)
-    durable = append_ms(large, made[0], sizes.appends)
-    return [
-        at_least("store build", sizes.txs / built, "tx/s", 20_000),
-        at_most("store open", quantile(opened, 0.5), "s", 2.0),
-        at_most("store queries p99", quantile(asked, 0.99), "ms", 20),
-        at_most(f"store page of {per_block} txs", quantile(page, 0.99), "ms", None),
-        at_most(f"store append {per_block} txs", quantile(durable, 0.5), "ms", 120),
-        *growth(sizes.directory, sizes.appends),
-    ]
+    yield at_most("store open", quantile(opened, 0.5), "s", 2.0)
+    yield at_most("store queries p99", quantile(query_ms(large, 100), 0.99), "ms", 20)
+    page = quantile(block_page_ms(large, 50), 0.99)
+    yield at_most(f"store page of {per_block} txs", page, "ms", None)
+    durable = quantile(append_ms(large, made[0], sizes.appends), 0.5)
+    yield at_most(f"store append {per_block} txs", durable, "ms", 120)
+    yield from growth(sizes)
 
 
-def growth(directory: Path, appends: int, low: int = 1000, high: int = 1_000_000) -> list[Row]:
-    """The cost of a block at height `high` against height `low`, with one transaction in each: the
+def growth(sizes: StoreSizes) -> Iterator[Row]:
+    """The cost of a block at a great height against a low one, with one transaction in each: the
     same blocks appended in turns, so that what else the machine does meets both."""
-    paths = {height: directory / f"height-{height}.db" for height in (low, high)}
+    heights = sizes.low, sizes.high
+    paths = {height: sizes.directory / f"height-{height}.db" for height in heights}
     makers = {height: build_store(path, height, 1) for height, path in paths.items()}
     stores = {height: ChainStore(path) for height, path in paths.items()}
-    taken: dict[int, list[float]] = {low: [], high: []}
+    taken: dict[int, list[float]] = {height: [] for height in heights}
     try:
-        for _ in range(10 * appends):
+        for _ in range(10 * sizes.appends):
             for height, store in stores.items():
                 item = makers[height].block()
                 taken[height].append(
@@ -279,24 +281,28 @@ def growth(directory: Path, appends: int, low: int = 1000, high: int = 1_000_000
     finally:
         for store in stores.values():
             store.close()
-    small, large = (quantile(taken[height], 0.5) for height in (low, high))
-    return [
-        at_most(f"store block at {low}", small, "ms", None),
-        at_most(f"store block at {high}", large, "ms", None),
-        at_most("store block, growth", large / small, "x", 1.1),
-    ]
+    small, large = (quantile(taken[height], 0.5) for height in heights)
+    yield at_most(f"store block at {sizes.low}", small, "ms", None)
+    yield at_most(f"store block at {sizes.high}", large, "ms", None)
+    yield at_most("store block, growth", large / small, "x", 1.1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--txs", type=int, default=1_000_000)
     parser.add_argument("--per-block", type=int, default=1000)
+    parser.add_argument("--high", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    found: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
-        found = rows(StoreSizes(Path(place), options.txs, options.per_block))
-    as_json: list[dict[str, Any]] = [row.as_json() for row in found]
-    print(json.dumps(as_json, indent=1) if options.json else "\n".join(r.as_text() for r in found))
+        sizes = StoreSizes(Path(place), options.txs, options.per_block, high=options.high)
+        for row in measured(sizes):
+            found.append(row)
+            if not options.json:
+                print(row.as_text(), flush=True)
+    if options.json:
+        print(json.dumps([row.as_json() for row in found], indent=1))
     return 0 if all(row.met for row in found) else 1
 
 

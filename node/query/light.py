@@ -8,7 +8,7 @@ from chain.codec import decode, encode
 from chain.light import LightBlock
 from chain.light_proofs import HeaderRange, prove_tx
 from chain.types import Certificate, Epoch, Header, Height, TxId, ValidatorSet
-from node.query.base import BadQuery, NotFound, Reader, natural, unhex
+from node.query.base import BadQuery, NotFound, Pruned, Reader, natural, unhex
 
 
 class LightQueries(Reader):
@@ -25,6 +25,8 @@ class LightQueries(Reader):
                 return encode(LightBlock(tuple(headers), certificate, members))
             if at == self.node.chain.tip.height:
                 break
+        if height < (below := self.node.store.pruned.height):
+            raise Pruned(f"what makes block {height} final", below)
         raise NotFound(
             f"no certificate for block {height} is here; genesis has none, and others may come "
             "with the blocks that follow"
