@@ -7,6 +7,7 @@ that turns an older file into the same (`chain/store_migrations.py`).
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from chain import store_migrations
@@ -77,6 +78,15 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     if version < SCHEMA_VERSION:
         store_migrations.migrate(db, path, SCHEMA_VERSION)
+
+
+def read_version(path: Path) -> int:
+    """The version of a file that is left as it is: opening a `ChainStore` brings it up to date."""
+    try:
+        with closing(connect(path)) as db:
+            return version_of(db, path)
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} is damaged (SQLite says: {error})") from None
 
 
 def version_of(db: sqlite3.Connection, path: Path) -> int:

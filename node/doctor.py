@@ -75,7 +75,10 @@ def _store(home: Home) -> str:
     if not home.chain_db.exists():
         return "no blocks yet; the first start makes it"
     from chain.store import ChainStore
+    from chain.store_schema import SCHEMA_VERSION, read_version
 
+    if (version := read_version(home.chain_db)) < SCHEMA_VERSION:
+        return f"of version {version}; the next start brings it to {SCHEMA_VERSION}"
     with ChainStore(home.chain_db) as store:  # verifies the tip and the state's root
         tip = store.tip()
     return f"height {tip.height}, block {tip.hash.hex()[:16]}…" if tip else "empty"

@@ -6,7 +6,7 @@ noticed. So the key signs nothing in any epoch that may have begun by then: the 
 epoch before tells when, in the time of more than two thirds of the validators. A file beside the
 log keeps the doubt until it is over, whatever the store and its epoch are meanwhile.
 
-A copy is known by a file that is never written again, whose inode and change time no tool can copy.
+A copy is known by a file that is never written again, whose change time no tool can set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from node.home import write_private
 from node.wal import BEGUN_NAME
 
 DOUBT_NAME = "consensus.doubt"  # since when, Unix time in milliseconds
-PLACE_NAME = "consensus.place"  # inode and change time of `consensus.begun`
+PLACE_NAME = "consensus.place"  # change time of `consensus.begun` in nanoseconds
 MARGIN_MS = 60_000  # by which this machine's clock may be behind when the doubt begins
 
 
@@ -85,7 +85,7 @@ def _place(directory: Path) -> str | None:
         found = (directory / BEGUN_NAME).stat()
     except FileNotFoundError:
         return None
-    return f"{found.st_ino} {found.st_ctime_ns}"
+    return str(found.st_ctime_ns)
 
 
 def _number(path: Path) -> int | None:

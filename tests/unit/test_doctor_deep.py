@@ -22,6 +22,7 @@ from chain.types import Height, PubKey, TxId
 from node import chain_check
 from node.chain_check import Problem
 from node.config import load_genesis
+from node.doctor import examine
 from node.doctor_deep import examine_deeply, repair
 from node.findings import Finding
 from node.genesis import GenesisChain, build_genesis
@@ -253,6 +254,15 @@ def test_a_newer_file_is_left_alone(home: Home) -> None:
     (done,) = (f for f in repair(home, nothing, nothing) if f.check == "chain")
     assert not done.ok
     assert home.chain_db.read_bytes() == before
+
+
+def test_looking_brings_nothing_up_to_date(tmp_path: Path) -> None:
+    home = unpack("schema-1", tmp_path)[0].home
+    said = {f.check: f for f in examine(home)}
+    assert said["store"].detail.startswith("of version 1; the next start")
+    assert [f.ok for f in examine_deeply(home, nothing) if f.check == "chain"] == [False]
+    with closing(sqlite3.connect(home.chain_db)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
 
 
 def test_the_program(home: Home) -> None:
