@@ -33,6 +33,7 @@ from node.services.large_txs import (
     parse,
 )
 from node.services.tx_gossip import LARGE_COST, TX_TOPIC, USELESS_BURST, TxGossip
+from tests.kit.net import stations
 from tests.kit.pools import Pooled
 
 SIZE = 100_000
@@ -374,5 +375,39 @@ def test_a_large_one_in_ordinary_gossip_goes_no_further() -> None:
             assert await peer.gossip.judge("b", message) is None
         assert peer.pool.size == 0
         assert not peer.gossip._budget.has("b", time.monotonic() - 1)  # nor is it for nothing
+
+    run(act)
+
+
+def test_over_real_networks() -> None:
+    """Announced by gossip, fetched over links."""
+
+    async def act() -> None:
+        async with stations("a", "b", "c", link_port=0) as made:
+            sites = [Pooled(1) for _ in made]
+            gossips = []
+            for station, site in zip(made, sites, strict=True):
+                gossip = TxGossip(station.net, site.pool, set, station.ring)
+                site.pool._announce = gossip.announce
+                gossips.append(gossip)
+            for station in made:
+                await station.until_linked(*(o for o in made if o is not station))
+            tasks = [asyncio.create_task(gossip.run()) for gossip in gossips]
+            first = sites[0]
+            large = first.raw(
+                first.keys[0], 0, fee=10**5, payload=JoinRound(0, tuple(range(20_000)))
+            )
+            first.pool.submit(large, local=False)
+            for station, site in zip(made, sites, strict=True):
+                # Said again, as the pool does: not every subscription need be known yet.
+                first.pool.reannounce(id_of(large))
+                await station.until(lambda site=site: site.pool.size == 1)  # type: ignore[misc]
+                assert site.pool.get(id_of(large)) == large
+            for gossip in gossips[1:]:
+                assert gossip.metrics()["large_txs_fetched"] == 1
+                assert gossip.metrics()["large_txs_lies"] == 0
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     run(act)
