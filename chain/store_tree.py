@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import takewhile
 from struct import pack, unpack
 from typing import Any
 from weakref import WeakSet
@@ -35,6 +36,7 @@ from chain.tree_pages import (
 )
 
 CACHE_PAGES = 8192  # in memory, of some 3 to 8 KB each
+_PRUNED_VERSIONS = 64  # with one commit
 PRUNED_PAGES = 8192  # deleted with one commit, until which no further version is begun
 _KEPT_VALUE_BYTES = 4096  # of a long value that stays in memory with its page
 _KEYS = 1024  # read at once
@@ -290,11 +292,12 @@ class TreeFile:
             held = [keys.version for keys in self._held if keys.version is not None]
             limit = min(height - self.keep_versions, *held, height)
             rows = db.execute(
-                "SELECT height FROM state_versions WHERE height < ? AND time_ms < ?"
-                " ORDER BY height LIMIT 64",
-                (limit, time_ms - self.keep_ms),
+                "SELECT height, time_ms FROM state_versions WHERE height < ? ORDER BY height"
+                f" LIMIT {_PRUNED_VERSIONS}",
+                (limit,),
             ).fetchall()
-            going = self._choose(db, [old for (old,) in rows])
+            latest = time_ms - self.keep_ms
+            going = self._choose(db, [old for old, _ in takewhile(lambda r: r[1] < latest, rows)])
             if going:
                 self._floor = going[-1] + 1
         for old in going:
