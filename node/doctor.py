@@ -79,7 +79,7 @@ def _store(home: Home) -> str:
 
     if (version := read_version(home.chain_db)) < SCHEMA_VERSION:
         return f"of version {version}; the next start brings it to {SCHEMA_VERSION}"
-    with ChainStore(home.chain_db) as store:  # verifies the tip and the state's root
+    with ChainStore(home.chain_db) as store:  # verifies the tip and the state's root page
         tip = store.tip()
     return f"height {tip.height}, block {tip.hash.hex()[:16]}…" if tip else "empty"
 

@@ -295,8 +295,8 @@ class BlockQueries(Reader):
         header = self.node.store.header(Height(height)) if tree is not None else None
         if tree is None or header is None:
             raise NotFound(
-                f"the state after block {height} is not here; the height is {tip.height}, and only "
-                "the states of recent blocks are kept"
+                f"the state after block {height} is not here: of the recent blocks whose states "
+                f"are kept the first is {self.node.store.oldest_state()}, the last {tip.height}"
             )
         return tree, header
 
