@@ -112,7 +112,6 @@ class ChunkFetch:
         self._busy: set[str] = set()
         self.total = len(self._parts)
         self.lies = 0
-        self.wasted_bytes = 0
 
     @property
     def done(self) -> int:
@@ -226,7 +225,6 @@ class ChunkFetch:
             raise
         except (VerifyError, DecodeError) as error:
             self.lies += 1
-            self.wasted_bytes += len(data)
             rate.lied(time.monotonic())
             log.warning("%s sent a chunk that does not hold: %s", peer, error)
             self._net.report(peer, f"snapshot: {error}", POINTS_LIE)

@@ -58,7 +58,6 @@ class Walker:
     def __init__(self, chain: ChainService, net: Peers, now_ms: Callable[[], int]) -> None:
         self._chain, self._net, self._now_ms = chain, net, now_ms
         self.terms = terms_of(chain.genesis)
-        self.steps = 0
 
     async def start(self, checkpoint: Checkpoint | None, peers: Sequence[str]) -> Start:
         """The operator's checkpoint if it is above the own chain, else that chain's end."""
@@ -102,7 +101,6 @@ class Walker:
             try:
                 block = await self._ask(left[0], wanted)
                 walk.give(block, self._now_ms())
-                self.steps += 1
             except UnreachableError as error:
                 log.debug("%s shows no block %d: %s", left[0], wanted, error)
                 left.pop(0)
