@@ -125,20 +125,18 @@ class ChunkFetch:
             return
         now = time.monotonic()
         asked = [p for p in peers if self._rates[p].banned_until <= now]
-        tasks = [asyncio.create_task(self._from(peer)) for peer in asked]
         self._busy = set(asked)
+        tasks = [asyncio.create_task(self._from(peer)) for peer in asked]
+        for task in tasks:
+            task.add_done_callback(lambda _: self._changed.set())
         try:
             while self._missing:
+                for task in tasks:
+                    if task.done():
+                        task.result()  # what ends the whole fetch
                 self._check_hope()
                 self._changed.clear()
-                changed = asyncio.create_task(self._changed.wait())
-                done, _ = await asyncio.wait(
-                    {changed, *(t for t in tasks if not t.done())},
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                changed.cancel()
-                for task in done - {changed}:
-                    task.result()  # what ends the whole fetch
+                await self._changed.wait()
         finally:
             for task in tasks:
                 task.cancel()
@@ -154,6 +152,8 @@ class ChunkFetch:
                 self._missing.discard(index)
 
     def _check_hope(self) -> None:
+        if self._busy and not self._refused:
+            return
         for index in self._missing:
             if not self._busy - self._refused.get(index, set()):
                 part = self._parts[index][0]
@@ -195,7 +195,6 @@ class ChunkFetch:
                 self._changed.set()
         finally:
             self._busy.discard(peer)
-            self._changed.set()
 
     async def _one(self, peer: str, index: int) -> bool | None:
         """Whether a chunk came. None: its sender lies."""
