@@ -167,6 +167,7 @@ class ConsensusService:
         self._timers.stop()
         self._try_build_in(0)
         self._wal.close()
+        self._doubt.settle()
 
     def info(self) -> dict[str, Any]:
         """Where consensus stands, in plain values."""
