@@ -62,12 +62,14 @@ LOSSES = (-(2**63), -1, 0, 1, 10**9, 2**63 - 1)
 class Chaos(RoundRun):
     """Everyone does something right or something absurd, by the dice."""
 
+    machine: type[Machine] = Machine
+
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         windows: dict[str, Any] = dict.fromkeys(
             ("join", "train", "reveal", "screen", "aggregate", "settle"), WINDOW
         )
-        self.m = Machine(
+        self.m = self.machine(
             funded=NAMES,
             epoch_blocks=8,
             unbonding_blocks=40,

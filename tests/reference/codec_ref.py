@@ -65,6 +65,7 @@ class Reference:
 
     def __init__(self) -> None:
         self.tags = all_structs()
+        self._fields: dict[type, list[tuple[str, tuple[Any, ...]]]] = {}
 
     def kind(self, hint: Any) -> tuple[Any, ...]:
         if hint in self.tags:
@@ -92,8 +93,11 @@ class Reference:
         raise TypeError(f"the reference knows no wire form of {hint}")
 
     def fields(self, cls: type) -> list[tuple[str, tuple[Any, ...]]]:
-        hints = typing.get_type_hints(cls, include_extras=True)
-        return [(f.name, self.kind(hints[f.name])) for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        if cls not in self._fields:
+            hints = typing.get_type_hints(cls, include_extras=True)
+            names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+            self._fields[cls] = [(name, self.kind(hints[name])) for name in names]
+        return self._fields[cls]
 
     def plain(self, value: Any) -> Any:
         """A struct object as nested lists, integers, bytes and strings."""
