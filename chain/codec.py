@@ -15,6 +15,7 @@ A struct is a frozen dataclass marked with `@wire(tag)`; its field types carry t
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -123,23 +124,64 @@ def decode(cls: Any, data: bytes, *, most: int = limits.MAX_MESSAGE_BYTES) -> An
     """The struct of type `cls` (a wire class or a union of them) in `data`, or DecodeError."""
     if len(data) > most:
         raise DecodeError(f"{len(data)} bytes where at most {most} are allowed")
+    plain = unpack(data)
+    value = _reader(cls, _name(cls))(plain)
+    if pack(plain) != bytes(data):
+        raise DecodeError(f"{_name(cls)}: not in canonical (shortest) form")
+    return value
+
+
+def unpack(data: bytes, most_items: int = limits.MAX_SHARDS) -> Any:
+    """What MessagePack says, of the kinds that this protocol has, or DecodeError. Whether it is in
+    shortest form is for the caller."""
+    most = min(most_items, len(data))
+    # Lists are allocated as long as they claim to be, so what is claimed is looked at first, if
+    # there are bytes enough that may claim much.
+    if (data.count(b"\xdc") + data.count(b"\xdd")) * most > _UNSEEN_ITEMS:
+        _check_claims(data)
     try:
-        plain = msgpack.unpackb(
+        return msgpack.unpackb(
             data,
             raw=False,
             use_list=True,
             max_str_len=limits.MAX_MESSAGE_BYTES,
             max_bin_len=limits.MAX_BLOB_BYTES,
-            max_array_len=min(limits.MAX_SHARDS, len(data)),  # lists are allocated up front
+            max_array_len=most,
             max_map_len=0,
             max_ext_len=0,
         )
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise DecodeError(f"not MessagePack of this protocol: {error}") from None
-    value = _reader(cls, _name(cls))(plain)
-    if pack(plain) != bytes(data):
-        raise DecodeError(f"{_name(cls)}: not in canonical (shortest) form")
-    return value
+
+
+_UNSEEN_ITEMS = 32 * 1024  # 256 KiB of lists
+# What takes a known number of bytes, in runs: numbers, arrays of under 16 items (a thousand of
+# them, nested, are 120 KiB), hashes, signatures. Possessive: nothing is kept to go back to.
+_RUN = re.compile(
+    rb"(?:\xc4(?:\x20.{32}|\x40.{64})|[\x00-\x9f\xc0-\xc3\xe0-\xff]"
+    rb"|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2].{4}|[\xcf\xd3].{8})*+",
+    re.DOTALL,
+)
+_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4}
+
+
+def _check_claims(data: bytes) -> None:
+    """Raise DecodeError if arrays claim more items in all than there are bytes: each item takes one
+    at least. Nested arrays could otherwise claim a thousand times what one may."""
+    at, claimed = 0, 0
+    while (at := _RUN.match(data, at).end()) < len(data):  # type: ignore[union-attr]
+        first = data[at]
+        width = _WIDTHS.get(first, 0)
+        size = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else first & 31
+        at += 1 + width
+        if first in (0xDC, 0xDD):
+            claimed += size
+            if claimed > len(data):
+                raise DecodeError("not MessagePack of this protocol: more items than bytes")
+        elif width or 0xA0 <= first < 0xC0:
+            at += size
+        else:
+            return  # a kind that is none of ours: it is refused where it stands
 
 
 def pack(plain: Any) -> bytes:

@@ -207,6 +207,6 @@ def collect(found: set[bytes], numbers: set[int], plain: Any) -> None:
         for item in plain[1:]:
             collect(found, numbers, item)
     elif isinstance(plain, int):
-        numbers.add(plain)
+        numbers.add(abs(plain))
     elif isinstance(plain, bytes) and len(plain) == 32:
         found.add(plain)

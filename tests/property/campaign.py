@@ -42,8 +42,8 @@ from tests.reference import tree as tree_ref
 ROOT = Path(__file__).parents[2]
 FAMILY = 100  # sequences that have a chain in common
 MOMENTS = 6  # of a family's chain, to go on from
-BLOCKS, TXS = 6, 6  # of a sequence, and of a block, at most
-LARGE_EVERY = 10  # of so many blocks one is checked in the ways that are slow
+BLOCKS, TXS = 4, 6  # of a sequence, and of a block, at most
+LARGE_EVERY = 25  # of so many blocks one is checked in the ways that are slow
 
 
 class Broken(AssertionError):

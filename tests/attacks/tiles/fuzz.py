@@ -2,163 +2,23 @@
 
     python -m tests.attacks.tiles.fuzz [--cases N] [--seed S] [--only header|proof|framing]
 
-Every case is a valid input, spoiled by a random generator that its number seeds, so that any
-case can be replayed alone. A case must end in a result or in a BlyanError, within
-CASE_S seconds of processor time and CASE_BYTES of memory (traced for one in TRACED), and
-the process must not grow. What fails prints one line that replays it.
+A case is a valid input, spoiled (tests/attacks/fuzzing.py). It must end in a result or in a
+BlyanError.
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
-import signal
 import sys
-import time
-import tracemalloc
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from random import Random
-from types import FrameType
-from typing import Protocol
 
+from tests.attacks import fuzzing
 from tests.attacks.tiles.fuzz_framing import FramingTarget
 from tests.attacks.tiles.fuzz_header import HeaderTarget
 from tests.attacks.tiles.fuzz_proof import ProofTarget
 
-CASE_S = 1.0  # of processor time; a typical case takes 0.1 ms
-CASE_BYTES = 8 * 1024 * 1024  # allocated at once in one case
-TRACED, TRACED_RUN = 32, 64  # one run of 64 cases in so many is traced, which makes it slower
-GROWTH_BYTES = 32 * 1024 * 1024  # of the process, from the first thousand cases to the last
-WARM_UP = 1000  # cases after which caches are full
-
-
-class Target(Protocol):
-    name: str
-
-    def run(self, random: Random) -> str: ...
-
-
-TARGETS: tuple[type[Target], ...] = (HeaderTarget, ProofTarget, FramingTarget)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a target's cases."""
-
-    target: str
-    cases: int = 0
-    wall_s: float = 0.0
-    results: Counter[str] = field(default_factory=Counter)
-    failure: str | None = None  # with the line that replays it
-
-
-class Hung(Exception):
-    """A case took more than its time."""
-
-
-def seeded(target: str, seed: int, number: int) -> Random:
-    """All choices of one case."""
-    return Random(f"{target} {seed} {number}")
-
-
-def fuzz(target: Target, seed: int, first: int, cases: int) -> Outcome:
-    """Run cases [first, first + cases) of a target, up to the first failure."""
-    outcome = Outcome(target.name)
-    began = time.perf_counter()
-    resident = 0
-    for number in range(first, first + cases):
-        try:
-            with traced(number), limited_time(10 if tracemalloc.is_tracing() else 1):
-                result = target.run(seeded(target.name, seed, number))
-        except Exception as error:
-            replay = f"python -m tests.attacks.tiles.fuzz --only {target.name} --seed {seed}"
-            kind = type(error).__name__
-            outcome.failure = f"{kind}: {error}\n  {replay} --first {number} --cases 1"
-            break
-        outcome.results[result] += 1
-        outcome.cases += 1
-        if outcome.cases == WARM_UP:
-            resident = resident_bytes()
-    tracemalloc.stop()
-    if resident and (grown := resident_bytes() - resident) > GROWTH_BYTES:
-        outcome.failure = f"the process grew by {grown >> 20} MiB in {outcome.cases} cases"
-    outcome.wall_s = time.perf_counter() - began
-    return outcome
-
-
-@contextmanager
-def traced(number: int) -> Iterator[None]:
-    """Raises MemoryError after a case that took too much, if its memory is traced.
-
-    Traced are runs of cases, since each start of the tracing costs the process 4 KiB for good.
-    """
-    if number // TRACED_RUN % TRACED:
-        tracemalloc.stop()
-        yield
-        return
-    if not tracemalloc.is_tracing():
-        tracemalloc.start()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    yield
-    taken = tracemalloc.get_traced_memory()[1] - before
-    if taken > CASE_BYTES:
-        raise MemoryError(f"{taken} bytes at once, at most {CASE_BYTES} are allowed")
-
-
-@contextmanager
-def limited_time(factor: int) -> Iterator[None]:
-    """Raises Hung in whatever takes more than its processor time."""
-    signal.setitimer(signal.ITIMER_VIRTUAL, CASE_S * factor)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-@contextmanager
-def alarm() -> Iterator[None]:
-    """Have the timer's signal raise Hung."""
-
-    def ring(_: int, frame: FrameType | None) -> None:
-        where = f"{frame.f_code.co_qualname}:{frame.f_lineno}" if frame else "nowhere"
-        raise Hung(f"still in {where} after {CASE_S} s")
-
-    before = signal.signal(signal.SIGVTALRM, ring)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGVTALRM, before)
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=20_000, help="of each target [20000]")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0, help="number of the first case [0]")
-    parser.add_argument("--only", choices=[t.name for t in TARGETS], help="one target")
-    options = parser.parse_args()
-    failed = False
-    for kind in TARGETS:
-        if options.only in (None, kind.name):
-            with alarm():
-                outcome = fuzz(kind(), options.seed, options.first, options.cases)
-            rate = outcome.cases / outcome.wall_s
-            print(f"{kind.name}: {outcome.cases} cases, {rate:.0f}/s, {dict(outcome.results)}")
-            if outcome.failure is not None:
-                print(f"  FAILED {outcome.failure}", flush=True)
-                failed = True
-    return 1 if failed else 0
-
+PROGRAM = "tests.attacks.tiles.fuzz"
+TARGETS: dict[str, type[fuzzing.Target]] = {
+    kind.name: kind for kind in (HeaderTarget, ProofTarget, FramingTarget)
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(fuzzing.run(PROGRAM, __doc__ or "", TARGETS))

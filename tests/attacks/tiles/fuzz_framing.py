@@ -15,7 +15,7 @@ from node.net.links import limits
 from node.net.links.frames import Answer, Frame, Kind, LinkError, Open, Reader, Status, header
 from node.net.links.session import Ask, Asked, Session
 from node.net.priority import Priority
-from tests.attacks.tiles.mutation import number, spoil_bytes
+from tests.attacks.mutation import number, spoil_bytes
 
 MOST_REQUEST = 2048  # bytes that the application admits
 MOST_ANSWER = 4096  # bytes of an answer that is asked for

@@ -16,7 +16,7 @@ from typing import Any
 import safetensors
 
 from chain.errors import BlyanError
-from tests.attacks.tiles.mutation import anything, number, spoil_bytes
+from tests.attacks.mutation import anything, number, spoil_bytes
 from tiles.layout import TensorSpec
 from tiles.shardfile import TensorRange, build_header, parse_header
 from tiles.source import SourceParser

@@ -17,7 +17,7 @@ from chain import limits
 from chain.codec import decode, encode
 from chain.errors import BlyanError
 from chain.hashes import Hash32
-from tests.attacks.tiles.mutation import anything, number, spoil_bytes, spoil_tree
+from tests.attacks.mutation import anything, number, spoil_bytes, spoil_tree
 from tests.reference.merkle_ref import noise
 from tiles import merkle, multiproof
 from tiles.tree import ShardTree, prove_subtile_set

@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from tests.attacks.tiles import fuzz
+from tests.attacks import fuzzing as fuzz
+from tests.attacks.tiles.fuzz import PROGRAM
 from tests.attacks.tiles.fuzz_framing import FramingTarget
 from tests.attacks.tiles.fuzz_header import HeaderTarget
 from tests.attacks.tiles.fuzz_proof import ProofTarget
@@ -20,7 +21,7 @@ from tests.attacks.tiles.fuzz_proof import ProofTarget
 )
 def test_nothing_crashes_hangs_or_grows(target: fuzz.Target, cases: int) -> None:
     with fuzz.alarm():
-        outcome = fuzz.fuzz(target, 1, 0, cases)
+        outcome = fuzz.fuzz(target, 1, 0, cases, PROGRAM)
     assert outcome.failure is None, outcome.failure
     assert outcome.cases == cases
     accepted = outcome.results["accepted"] + outcome.results["unchanged"]
@@ -59,8 +60,8 @@ def test_what_goes_wrong_is_told_with_a_line_that_replays_it(
 ) -> None:
     monkeypatch.setattr(fuzz, "CASE_S", 0.01)
     with fuzz.alarm():
-        outcome = fuzz.fuzz(Wrong(act), 3, 0, 50)
+        outcome = fuzz.fuzz(Wrong(act), 3, 0, 50, PROGRAM)
     assert outcome.cases == 32
     assert outcome.failure is not None
     assert outcome.failure.startswith(says)
-    assert outcome.failure.endswith("--only wrong --seed 3 --first 32 --cases 1")
+    assert outcome.failure.endswith(f"-m {PROGRAM} --only wrong --seed 3 --first 32 --cases 1")
