@@ -10,15 +10,15 @@ from __future__ import annotations
 from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
-from chain.hashes import Hash32
 from chain.types import PubKey, Signature
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 
 
-def verify(public_key: PubKey, digest: Hash32, signature: Signature) -> bool:
-    """Whether `signature` is Ed25519 by `public_key` over `digest` (RFC 8032, libsodium's rules).
+def verify(public_key: PubKey, message: bytes, signature: Signature) -> bool:
+    """Whether `signature` is Ed25519 by `public_key` over `message`, which in the protocol is a
+    digest (RFC 8032, libsodium's rules; tests/vectors/signatures).
 
     Anything of a wrong length is simply not a signature: peers' bytes never raise here.
     """
@@ -26,7 +26,7 @@ def verify(public_key: PubKey, digest: Hash32, signature: Signature) -> bool:
     if len(public_key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:
-        crypto_sign_open(signature + digest, public_key)
+        crypto_sign_open(signature + message, public_key)
     except BadSignatureError:
         return False
     return True

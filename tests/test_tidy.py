@@ -209,6 +209,18 @@ def test_no_mocks_in_the_product() -> None:
     assert not wrong
 
 
+def test_signatures_have_one_verifier() -> None:
+    """OpenSSL accepts keys that libsodium refuses: two verdicts on one signature are a fork."""
+    verifiers = re.compile(r"\b(VerifyKey|crypto_sign_open|Ed25519PublicKey|\w+_verify_detached)\b")
+    wrong = [
+        f"{name_of(path)}: {found}"
+        for path in product()
+        if name_of(path) != "chain/crypto.py"
+        for found in verifiers.findall(path.read_text())
+    ]
+    assert not wrong
+
+
 def test_consensus_code_computes_in_integers() -> None:
     wrong = []
     for path in product():

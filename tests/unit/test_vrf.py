@@ -44,6 +44,7 @@ RFC9381 = [
         "2118fec1219202a0edcf038bb6373241578be7217ba85a2687f7a0310b2df19f",
     ),
 ]
+REFUSED: list[dict[str, str]] = json.loads(reference.VECTORS.with_name("refused.json").read_text())
 OWN: list[dict[str, Any]] = json.loads(reference.VECTORS.read_text())
 CASES = RFC9381 + [(c["seed"], c["public"], c["alpha"], c["proof"], c["output"]) for c in OWN]
 
@@ -150,3 +151,9 @@ def test_malformed_proofs(proof: bytes) -> None:
     assert verify(PUBLIC, ALPHA, proof) is None
     with pytest.raises(VerifyError):
         output(proof)
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case["why"])
+def test_vectors_of_what_is_refused(case: dict[str, str]) -> None:
+    key, alpha, proof = (bytes.fromhex(case[k]) for k in ("public", "alpha", "proof"))
+    assert verify(key, alpha, proof) is None

@@ -20,12 +20,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
+from nacl.signing import SigningKey
 
 from chain.address import peer_id_of
+from chain.crypto import verify
 from chain.errors import VerifyError
 from chain.hashes import LINK_AUTHORITY
+from chain.types import PubKey, Signature
 from node.net.links import limits
 
 ALPN = "blyan/link/2"
@@ -124,14 +125,12 @@ def peer_of(der: bytes, now: datetime) -> str:
 
 
 def _verify_extension(value: bytes, public_key: bytes) -> str:
-    node_key = value[len(_KEY_HEAD) : len(_KEY_HEAD) + 32]
-    signature = value[-64:]
+    node_key = PubKey(value[len(_KEY_HEAD) : len(_KEY_HEAD) + 32])
+    signature = Signature(value[-64:])
     if value != _KEY_HEAD + node_key + _SIGNATURE_HEAD + signature:
         raise VerifyError("a certificate without an Ed25519 node key and its signature")
-    try:
-        VerifyKey(node_key).verify(SIGNED + public_key, signature)
-    except (BadSignatureError, ValueError):
-        raise VerifyError("a certificate that its node key has not signed") from None
+    if not verify(node_key, SIGNED + public_key, signature):
+        raise VerifyError("a certificate that its node key has not signed")
     return peer_id_of(node_key)
 
 
