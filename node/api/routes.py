@@ -16,7 +16,13 @@ from node.query import Query
 from node.query.base import DEFAULT_LIMIT, MAX_LIMIT
 from node.seam import NodeSeam
 
-router = APIRouter(prefix="/api/v1", responses={404: {"model": res.Error}})
+# Of every call, also where it is refused before its handler runs.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"model": res.Error, "description": "It does not exist"},
+    "4XX": {"model": res.Error, "description": "Refused: `code` says why (docs/spec/api.md)"},
+    503: {"model": res.Error, "description": "No peer has it now, or every place is taken"},
+}
+router = APIRouter(prefix="/api/v1", responses=ERRORS)
 BYTES = "application/octet-stream"
 
 

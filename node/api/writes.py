@@ -21,14 +21,14 @@ from chain.types import BlobId
 from node.api import resources as res
 from node.api import resources_upkeep as upkeep
 from node.api.errors import MediaError, TokenError, TooLarge
-from node.api.routes import BYTES, Ask, Name, node_of
+from node.api.routes import BYTES, ERRORS, Ask, Name, node_of
 from node.query.base import unhex
 from node.seam import NodeSeam
 from node.tx_batch import parse_batch
 
 BODY_S, BODY_BYTES_PER_S = 10.0, 1024 * 1024  # a body comes within this and its size at this
 MAX_CLIENT_TXS, MAX_BATCH_BYTES = 1024, 1024 * 1024  # of one call: half a second of work
-router = APIRouter(prefix="/api/v1", responses={400: {"model": res.Error}})
+router = APIRouter(prefix="/api/v1", responses=ERRORS)
 Node = Annotated[NodeSeam, Depends(node_of)]
 _BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string"}}}}}
 
