@@ -68,7 +68,7 @@ def bad_signatures(machine: Machine, number: int) -> bytes:
     ("make", "code"),
     [
         (lambda m, n: Random(n).randbytes(200), "bad_encoding"),
-        (lambda m, n: b"\x98" * (n % 900) + b"\xdc\xff\xff" * 300, "bad_encoding"),
+        (lambda m, n: b"\x98" * (n % 100) + b"\xdc\xff\xff" * 100, "bad_encoding"),
         (bad_signatures, "bad_signature"),
         (lambda m, n: encode(m.tx(ANN, Transfer(BEN.public, Grains(1)), nonce=1 + n)), "bad_nonce"),
         (
