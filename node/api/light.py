@@ -7,10 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from node.api import resources as res
-from node.api.routes import BYTES, Ask, Name
+from node.api.routes import BYTES, ERRORS, Ask, Name
 
-router = APIRouter(prefix="/api/v1", responses={404: {"model": res.Error}}, tags=["light client"])
+router = APIRouter(prefix="/api/v1", responses=ERRORS, tags=["light client"])
 
 
 def _answer(struct: str) -> dict[int | str, dict[str, Any]]:
