@@ -72,7 +72,7 @@ def _check_signer(state: State, tx: Transaction, is_signed: bool) -> None:
 
 def _check_price(state: State, genesis: Genesis, tx: Transaction, size: int) -> None:
     """A fee, a stamp, or a duty of a validator (bounded by the round's slots)."""
-    params = genesis.params
+    params = state.params(genesis.params)
     if isinstance(tx.payload, DUTIES):
         if is_free_duty(state, tx):
             if tx.stamp is None:

@@ -13,6 +13,7 @@ from chain import records as r
 from chain.codec import decode
 from chain.errors import TxError
 from chain.hashes import DATASET, EVENT_SEED, ZERO_HASH, Hash32
+from chain.model_versions import current, parse_version
 from chain.params import Params
 from chain.state import State
 from chain.transactions import AuditReport, DatasetSubmit, Verdict
@@ -114,6 +115,10 @@ def event_seed(state: State, params: Params, event: bytes, closed: int) -> Hash3
 
 
 def holdout_id(state: State, datasets: tuple[Hash32, ...]) -> Hash32:
-    """Names a holdout: the same datasets with the same split seeds, in the state's order."""
+    """Names a holdout: the same datasets with the same split seeds, in the state's order, and how a
+    model is measured on it if that is not as in genesis."""
     parts = [d + state.dataset(d).split_seed for d in datasets]
+    major, minor, _ = parse_version(current(state))
+    if (major, minor) != (1, 0):
+        parts.append(f"{major}.{minor}".encode())
     return DATASET.hash(u64_be(len(parts)), *parts)

@@ -14,6 +14,7 @@ from chain import (
     attendance,
     custody,
     datasets,
+    governance,
     hosting,
     jail,
     latency,
@@ -47,10 +48,12 @@ from chain.transactions import (
     DatasetSubmit,
     DeltaCommit,
     DeltaReveal,
+    GovernanceVote,
     JoinRound,
     LatencyReport,
     PodlManifest,
     PolVote,
+    Propose,
     SubmitEvidence,
     TileUpdate,
     Transaction,
@@ -218,8 +221,9 @@ class Execution:
     def __init__(self, tree: StateTree, genesis: Genesis, rules: Rules, ctx: Context) -> None:
         self._genesis, self._rules, self._ctx = genesis, rules, ctx
         self._state = State(tree)
+        self._params = self._state.params(genesis.params)
         self._receipts: list[Receipt] = []
-        self._room = Room(genesis.params.block_cost_us)
+        self._room = Room(self._params.block_cost_us)
         self._tried: tuple[TxId, Spend] | None = None  # what the last one tried would take
         self._stamped: Counter[StampClass] = Counter()  # units that stamps have paid for
         head = self._state.head
@@ -249,9 +253,7 @@ class Execution:
         for item in items:
             mark = self._state.mark()
             try:
-                ledger.slash(
-                    self._state, self._genesis.params, self._genesis.chain_id, self._rules, item
-                )
+                ledger.slash(self._state, self._params, self._genesis.chain_id, self._rules, item)
             except (TxError, VerifyError) as error:
                 self._state.undo(mark)
                 raise BlockError(f"evidence in the block does not hold: {error}") from None
@@ -321,10 +323,12 @@ class Execution:
         self._receipts.append(receipt)
 
     def finish(self) -> Executed:
-        """Close the block: epochs, unbonding, the round; then the root."""
-        state, params = self._state, self._genesis.params
+        """Close the block: votes, epochs, unbonding, the round; then the root."""
+        state, params = self._state, self._params
         ledger.release_unbonded(state, params, custody.at_stake(state))
-        ledger.turn_epoch(state, params, self._rules, self._vrf)
+        governance.advance(state, self._genesis, self._rules)
+        # What an epoch's last block prepares is for the next, and by the next one's parameters.
+        ledger.turn_epoch(state, state.params(self._genesis.params), self._rules, self._vrf)
         custody.advance(state, params, self._rules)
         phases.advance(state, params, self._rules)
         stamps.advance(state, params, self._stamped)
@@ -352,13 +356,13 @@ class Execution:
         sender = tx.sender
         self._dispatch(tx, tx_id, sender)
         if tx.stamp is not None:
-            quotas.count(state, self._genesis.params, sender)
+            quotas.count(state, self._params, sender)
         if tx.fee:
             state.move(sender, self._fees_to, tx.fee)
         state.next_nonce(sender)
 
     def _dispatch(self, tx: Transaction, tx_id: TxId, sender: PubKey) -> None:
-        state, params, rules = self._state, self._genesis.params, self._rules
+        state, params, rules = self._state, self._params, self._rules
         chain_id = self._genesis.chain_id
         match tx.payload:
             case Transfer() as p:
@@ -397,6 +401,10 @@ class Execution:
                 custody.opening(state, params, rules, sender, p)
             case LatencyReport() as p:
                 latency.report(state, sender, p)
+            case Propose() as p:
+                governance.propose(state, self._genesis, rules, tx_id, sender, p)
+            case GovernanceVote() as p:
+                governance.vote(state, sender, p)
             case SubmitEvidence() as p:
                 ledger.slash(state, params, chain_id, rules, p.evidence)
             case other:

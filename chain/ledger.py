@@ -16,7 +16,7 @@ from chain.jail import JailReason, jail
 from chain.params import Params
 from chain.rules import Rules
 from chain.standings import put_cutoffs, put_frozen
-from chain.state import CUSTODY_BONDS, REWARD_POOL, State
+from chain.state import CHAIN_ACCOUNTS, REWARD_POOL, State
 from chain.transactions import Announce, Bond, Transfer, Unbond, announce_digest
 from chain.types import (
     ChainId,
@@ -35,7 +35,7 @@ from chain.validator_sets import freeze_set
 def transfer(state: State, sender: PubKey, tx: Transfer) -> None:
     if tx.amount == 0:
         raise TxError("zero_amount", "a transfer moves at least one grain")
-    if tx.to in (REWARD_POOL, CUSTODY_BONDS):
+    if tx.to in CHAIN_ACCOUNTS:
         raise TxError("bad_recipient", "the chain's own accounts take no transfers")
     state.move(sender, tx.to, tx.amount)
 

@@ -76,6 +76,8 @@ class Params:
     hosted_bytes_most: int = 4 * 2**30
     audit_patience: Window = Window(1024, 900_000)
     snapshot_epochs: int = 8
+    vote: Window = Window(64, 60_000)
+    proposal_deposit_grains: int = 10_000_000_000
 
     @property
     def snapshot_blocks(self) -> int:
@@ -112,6 +114,7 @@ _BOUNDS = {
     "custody_bond_grains": (1, MAX_GRAINS),
     "custody_tile_bond_grains": (1, MAX_GRAINS),
     "snapshot_epochs": (1, 10**6),
+    "proposal_deposit_grains": (1, MAX_GRAINS),
 }
 
 
@@ -277,6 +280,12 @@ def _params(value: Any) -> Params:
         else:
             out[name] = _int(top[name], f"params.{name}")
     params = Params(**out)
+    check_params(params)
+    return params
+
+
+def check_params(params: Params) -> None:
+    """GenesisError for a set that a network could not run with, also if a vote would lead to it."""
     for name, (least, most) in _BOUNDS.items():
         if not least <= getattr(params, name) <= most:
             raise GenesisError(f"params.{name}: expected {least} to {most}")
@@ -285,7 +294,6 @@ def _params(value: Any) -> Params:
         raise GenesisError("params.seed_blocks: expected at most epoch_blocks")
     if params.custody_open.blocks < _LEAST_OPEN_BLOCKS:
         raise GenesisError(f"params.custody_open.blocks: expected at least {_LEAST_OPEN_BLOCKS}")
-    return params
 
 
 def _check_ages(params: Params) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chain import datasets, rounds, trigger_slots
+from chain import datasets, model_versions, rounds, trigger_slots
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
 from chain.limits import MAX_DELTAS, WATCHERS
@@ -150,6 +150,7 @@ def _open(state: State, params: Params, current: r.RoundRecord) -> None:
         known = state.get(r.EvalRecord, r.eval_key(base.root, holdout))
         if known is not None:
             current = replace(current, loss_before=known.loss)
+        model_versions.anchor(state, current.number)
         _enter(state, current, RoundPhase.SEED, None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chain.hashes import Hash32
+from chain.model_versions import Documents, ModelChange
 from chain.records import Cutoff, EpochRecord
 from chain.transactions import LossSlice, TileChange
 from chain.types import ChainId, EvidenceItem, PubKey, Validator, ValidatorSet, View
@@ -58,3 +59,7 @@ class Rules(Protocol):
         self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
     ) -> tuple[PubKey, ...]:
         """The guilty consensus keys, at least one, in the set's order; or VerifyError."""
+
+    def model_change(self, old: Documents, new: Documents) -> tuple[ModelChange, str]:
+        """The least step of SemVer between two versions of the model's documents, and why; or
+        VerifyError if the new ones are not those of a model."""

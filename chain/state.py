@@ -10,10 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from chain import governance_records as g
+from chain import parameters
 from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import TxError, invariant
 from chain.hashes import Hash32
+from chain.params import Params
 from chain.tree import StateTree
 from chain.types import Grains, PubKey, TxId, Validator
 
@@ -26,6 +29,9 @@ EMPTY_ACCOUNT = r.Account(Grains(0), Grains(0), 0, 0, 0)
 REWARD_POOL = PubKey(b"blyan reward pool".ljust(32, b"\xff"))
 # Bonds of custody disputes that are open; nobody has this key either.
 CUSTODY_BONDS = PubKey(b"blyan custody bonds".ljust(32, b"\xff"))
+# Deposits of proposals that are voted on.
+PROPOSAL_DEPOSITS = PubKey(b"blyan proposal deposits".ljust(32, b"\xff"))
+CHAIN_ACCOUNTS = (REWARD_POOL, CUSTODY_BONDS, PROPOSAL_DEPOSITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class State:
         self.events: list[Event] = []
         self._undo: list[tuple[bytes, bool, bytes | r.Account | None]] = []
         self._decoded: dict[bytes, Any] = {}
+        self._params: Params | None = None  # in force; they change at the end of blocks only
 
     # --- raw access ---------------------------------------------------------------
 
@@ -163,6 +170,22 @@ class State:
         if found is None:
             raise TxError("unknown_dataset", f"there is no dataset {dataset.hex()}")
         return found
+
+    # --- parameters ------------------------------------------------------------------------
+
+    def params(self, genesis: Params) -> Params:
+        """Those in force: `genesis`, of this chain, with what was voted on."""
+        if self._params is None:
+            held = self.get(g.Settings, g.SETTINGS)
+            self._params = parameters.with_settings(genesis, held.settings) if held else genesis
+        return self._params
+
+    def put_setting(self, setting: g.Setting) -> None:
+        """Put a value in force. Never within a transaction: nothing takes it back."""
+        held = self.get(g.Settings, g.SETTINGS)
+        settings = parameters.merged(held.settings if held else (), setting)
+        self.put(g.SETTINGS, g.Settings(settings))
+        self._params = None
 
     # --- money: the sum of all grains never changes -----------------------------------------
 

@@ -347,10 +347,11 @@ class DatasetVote:
 @wire(60)
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """A parameter change or a model version, activated at a height if it passes."""
+    """A parameter's value (an encoded integer) or, as `model`, a version of the model's documents
+    (canonical JSON), in force from the block at `activate` if it passes."""
 
     parameter: Annotated[str, Text(limits.MAX_NAME)]
-    value: Annotated[bytes, Bytes(1024)]
+    value: Annotated[bytes, Bytes(limits.MAX_PROPOSAL_BYTES)]
     activate: Height
 
 

@@ -189,6 +189,18 @@ class Client:
     async def custody_event(self, event: str = "current") -> Json:
         return await self._object(f"custody/{event}")
 
+    async def governance(self, limit: int | None = None) -> Json:
+        return await self._object("governance", limit=limit)
+
+    async def parameters(self) -> Json:
+        return await self._object("governance/parameters")
+
+    async def model_documents(self, version: str | None = None) -> Json:
+        return await self._object("governance/model", version=version)
+
+    async def proposal(self, proposal: str) -> Json:
+        return await self._object(f"governance/{proposal}")
+
     async def peers(self) -> Any:
         return await self._json("peers")
 
@@ -310,7 +322,8 @@ class Client:
         genesis = await self.genesis()
         account = await self.account(key.public)
         nonce = int(account["next_nonce"])
-        price = genesis.params.min_fee_grains * spend_of(payload).units if fee is None else fee
+        units = spend_of(payload).units
+        price = int(account["price"]["fee"]) * units if fee is None else fee
         if not stamp and (stamp is False or int(account["balance"]) >= price):
             return sign_transaction(
                 key, chain_id=genesis.chain_id, nonce=nonce, payload=payload, fee=Grains(price)

@@ -79,9 +79,10 @@ async def write_model(
     path: Path, reader: VerifiedReader, model: FoundModel, progress: Progress
 ) -> int:
     """Write the file, whole or not at all, a few tiles in memory at a time; its size in bytes."""
+    spec = (await reader.specs_now()).model
     metadata = {
         "format": "pt",
-        "blyan.model": json.dumps(reader.spec.to_json(), sort_keys=True),
+        "blyan.model": json.dumps(spec.to_json(), sort_keys=True),
         "blyan.root": model.root.hex(),
         "blyan.height": str(model.height),
         "blyan.version": str(model.version),

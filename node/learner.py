@@ -17,6 +17,7 @@ from chain.records import RoundPhase
 from chain.transactions import PodlManifest
 from chain.types import BlobId, PubKey, ShardIndex
 from corpus.batches import Assignment
+from learning.spec import ModelSpec, TrainingSpec
 from node.data import RoundData, fetch_round_data
 from node.learner_files import LearnerFiles, Memory, Prepared
 from node.submission import Progress, Submission, Summary
@@ -52,7 +53,6 @@ class Learner:
         self._reader, self._files, self._worker = reader, files, worker
         self._progress = progress
         self._submission = Submission(reader, keys, files, progress)
-        self._training = self._submission.training
 
     async def train_round(self) -> Summary:
         """One round from joining to its end, or the rest of one that was interrupted."""
@@ -106,14 +106,12 @@ class Learner:
             await asyncio.to_thread(self._files.save_blob, blob, held)
         return held
 
-    async def _memory(self, account: PubKey) -> Memory | None:
+    async def _memory(self, spec: ModelSpec, account: PubKey) -> Memory | None:
         """Optimizer and residual as the chain chains them; None to start from zero."""
         last = await self._reader.read(r.LearnerRecord, r.learner_key(account))
         if last is None or last.residual == ZERO_HASH:
             return None
-        memory = await asyncio.to_thread(
-            self._files.memory, self._reader.spec, last.residual, last.optimizer
-        )
+        memory = await asyncio.to_thread(self._files.memory, spec, last.residual, last.optimizer)
         if memory is None:
             self._progress.say("the last round's optimizer state is not here; starting from zero")
         return memory
@@ -124,12 +122,13 @@ class Learner:
         self, record: r.RoundRecord, base: Sequence[bytes], data: RoundData
     ) -> Prepared:
         """Train, upload payload and checkpoints, and keep what opens the commitment."""
-        rule, spec = self._training, self._reader.spec
+        specs = await self._reader.round_specs(record.number)
+        rule, spec = specs.training, specs.model
         account = self._submission.account
         assignment = Assignment(
             data.train, record.seed, account, record.number, batch=rule.batch, context=spec.context
         )
-        memory = await self._memory(account)
+        memory = await self._memory(spec, account)
         batches = await asyncio.to_thread(assignment.batches, 0, rule.steps)
         job = TrainJob(
             model=spec,
@@ -151,12 +150,12 @@ class Learner:
             f"payload {len(outcome.payload):,} bytes"
         )
         batch_root = await asyncio.to_thread(assignment.root, rule.steps)
-        return await self._prepare(record, outcome, batch_root)
+        return await self._prepare(record, rule, outcome, batch_root)
 
     async def _prepare(
-        self, record: r.RoundRecord, outcome: TrainOutcome, batch_root: Hash32
+        self, record: r.RoundRecord, rule: TrainingSpec, outcome: TrainOutcome, batch_root: Hash32
     ) -> Prepared:
-        rule, client = self._training, self._reader.client
+        client = self._reader.client
         manifest = PodlManifest(
             round=record.number,
             learner=self._submission.account,

@@ -117,7 +117,7 @@ class _Holdings:
         return {
             "model_tiles": self._tiles,
             "capacity_tiles": self._capacity,
-            "replication_target": node.genesis.params.custody_replicas,
+            "replication_target": state.params(node.genesis.params).custody_replicas,
             "kept_tiles": here,
             "missing_tiles": 0,
             "beyond_capacity_tiles": 0,
@@ -132,8 +132,9 @@ class _Holdings:
 
     def tile_info(self, shard: int, root: Hash32, tile: int) -> Mapping[str, Any]:
         held = self._node.tiles.store.has_tile(shard, root, tile)
+        params = self._node.chain.state().params(self._node.genesis.params)
         return {
-            "replication_target": self._node.genesis.params.custody_replicas,
+            "replication_target": params.custody_replicas,
             "kept_here": held,
             "held_here": held,
             "holders": int(held),

@@ -42,8 +42,9 @@ def bid_of(state: State, genesis: Genesis, tx: Transaction, kind: Kind) -> int:
     parent = head.recent_parents[tx.stamp.height - head.height]
     digest = stamp_digest(tx.chain_id, tx.sender, tx.nonce, parent, tx.payload, tx.stamp.work)
     bits = 256 - int.from_bytes(digest, "big").bit_length()
-    extra = min(max(bits - genesis.params.stamp_bits, 0), MOST_EXTRA_BITS)
-    return genesis.params.min_fee_grains << extra
+    params = state.params(genesis.params)
+    extra = min(max(bits - params.stamp_bits, 0), MOST_EXTRA_BITS)
+    return params.min_fee_grains << extra
 
 
 def spends(tx: Transaction) -> Grains:

@@ -1,4 +1,5 @@
-"""The state machine's questions (chain/rules.py), answered from tiles/ and consensus/."""
+"""The state machine's questions (chain/rules.py), answered from tiles/, consensus/ and
+learning/."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import lru_cache
 
 from chain.errors import VerifyError
 from chain.hashes import Hash32
+from chain.model_versions import Documents, ModelChange
 from chain.records import Cutoff, EpochRecord
 from chain.transactions import GRAM_BYTES, LossSlice, TileChange
 from chain.types import (
@@ -24,6 +26,7 @@ from consensus.bounded import Assignment
 from consensus.custodians import CustodyOrder
 from consensus.election import Candidate
 from consensus.evidence import check_evidence
+from learning.versions import change_between
 from tiles import aggregate, merkle
 
 
@@ -89,6 +92,9 @@ class ProtocolRules:
         self, chain_id: ChainId, validators: ValidatorSet, item: EvidenceItem
     ) -> tuple[PubKey, ...]:
         return check_evidence(chain_id, validators, item)
+
+    def model_change(self, old: Documents, new: Documents) -> tuple[ModelChange, str]:
+        return change_between(old, new)
 
 
 def custodians(epoch: EpochRecord) -> tuple[Candidate, ...]:

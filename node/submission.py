@@ -22,7 +22,6 @@ from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import manifest_root
 from chain.transactions import DeltaCommit, DeltaReveal, JoinRound, delta_commitment
 from chain.types import BlobId, PubKey, TxId
-from learning.spec import TrainingSpec
 from node.learner_files import LearnerFiles, Prepared
 from node.sealed import SALT_BYTES, seal
 from node.verified import VerifiedReader
@@ -130,7 +129,6 @@ class Submission:
     ) -> None:
         self.reader, self.files, self.progress = reader, files, progress
         self.watch = Watch(reader)
-        self.training = TrainingSpec.from_json(dict(reader.genesis.training))
         self._keys = keys
         self._client = reader.client
         self._told_stamp = False
@@ -287,7 +285,7 @@ class Submission:
         votes = [v for v in record.votes if v.revealed]
         gains = [v.gain for v in votes if v.verdict != 2]
         merged = record.status == DeltaStatus.MERGED
-        params = self.reader.genesis.params
+        params = await self.reader.params()
         reward = params.round_reward_grains // len(round_.accepted) if merged else 0
         return Summary(
             round=record.round,

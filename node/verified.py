@@ -16,17 +16,20 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-from chain import limits
+from chain import governance_records as g
+from chain import limits, model_versions
 from chain import records as r
 from chain.certificates import verify_certificate
 from chain.codec import decode
 from chain.errors import InputError, UnreachableError, VerifyError
 from chain.hashes import BLOB, Hash32
-from chain.params import Genesis
+from chain.parameters import with_settings
+from chain.params import Genesis, Params
 from chain.tree import StateProof, verify_state_proof
 from chain.types import BlobId, Certificate, CertifiedBlock, Header, TxId, VoteKind
 from learning.spec import ModelSpec
 from node.client import Client
+from node.round_specs import RoundSpecs
 from tiles import merkle
 from tiles.layout import ShardSpec
 
@@ -97,8 +100,8 @@ class VerifiedReader:
 
     def __init__(self, client: Client, genesis: Genesis) -> None:
         self.client, self.genesis = client, genesis
-        self.spec = ModelSpec.from_json(dict(genesis.model))
-        self.specs = self.spec.shards()
+        # No version changes the shape or the place of a tensor.
+        self.specs = ModelSpec.from_json(dict(genesis.model)).shards()
 
     @classmethod
     async def connect(cls, client: Client) -> VerifiedReader:
@@ -136,6 +139,28 @@ class VerifiedReader:
     async def dataset(self, dataset: Hash32) -> r.DatasetRecord:
         key = r.dataset_key(dataset)
         return await self.need(r.DatasetRecord, key, f"dataset {dataset.hex()}")
+
+    # --- what is in force --------------------------------------------------------------------
+
+    async def params(self) -> Params:
+        """Parameters in force."""
+        held = await self.read(g.Settings, g.SETTINGS)
+        return with_settings(self.genesis.params, held.settings) if held else self.genesis.params
+
+    async def specs_now(self) -> RoundSpecs:
+        """Model and training rule of the rounds that anchor now."""
+        return await self._specs_of(await self.read(g.ModelVersion, g.VERSION))
+
+    async def round_specs(self, number: int) -> RoundSpecs:
+        """Model and training rule of a round that is anchored."""
+        return await self._specs_of(await self.read(g.RoundVersion, g.round_version_key(number)))
+
+    async def _specs_of(self, held: g.ModelVersion | g.RoundVersion | None) -> RoundSpecs:
+        if held is None:
+            return RoundSpecs.of(model_versions.of_genesis(self.genesis))
+        key = g.documents_key(held.version)
+        found = await self.need(g.ModelDocuments, key, f"model version {held.version}")
+        return RoundSpecs.of(model_versions.parse_document(found.document).documents)
 
     # --- finality --------------------------------------------------------------------------
 

@@ -287,13 +287,24 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """What of `Config` may be another from one epoch to the next."""
+
+    delta_floor_ms: int
+    delta_cap_ms: int
+    empty_interval_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class EpochContext:
     """What holds for one epoch. Views start at 1 in each; view 0 is the last block of the epoch
-    before (or genesis). `leader_of(view)` is an index into `validators`."""
+    before (or genesis). `leader_of(view)` is an index into `validators`. Without `timing` that of
+    the epoch before holds."""
 
     epoch: Epoch
     validators: ValidatorSet
     leader_of: Callable[[View], int]
+    timing: Timing | None = None
 
 
 __all__ = [
@@ -323,5 +334,6 @@ __all__ = [
     "Sync",
     "Timer",
     "TimerKind",
+    "Timing",
     "Validate",
 ]

@@ -20,6 +20,11 @@ class Pace:
         self._cap_ms, self._did = cap_ms, on_rule
         self._floor_ms = self.delta_ms = min(floor_ms, cap_ms)
 
+    def set_bounds(self, floor_ms: int, cap_ms: int) -> None:
+        """Those of an epoch that begins."""
+        self._cap_ms, self._floor_ms = cap_ms, min(floor_ms, cap_ms)
+        self.delta_ms = min(max(self.delta_ms, self._floor_ms), cap_ms)
+
     def set_floor(self, floor_ms: int) -> None:
         """The driver's measure: twice the round trip of two thirds of stake, plus execution."""
         self._floor_ms = min(floor_ms, self._cap_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 
 from chain.codec import decode, encode
 from chain.hashes import Hash32
@@ -62,7 +63,8 @@ class Replica:
         self._signs = SignState(signer)
         self._tree = BlockTree(tip)
         self._fetch = Fetcher()
-        self._pace = Pace(config.delta_floor_ms, config.delta_cap_ms, config.on_rule)
+        timing = context.timing or config
+        self._pace = Pace(timing.delta_floor_ms, timing.delta_cap_ms, config.on_rule)
         self._attendance = Attendance()
         self._halted = False
         self._early: list[tuple[str, Message]] = []
@@ -74,6 +76,9 @@ class Replica:
 
     def _open_epoch(self, context: EpochContext, tip_certificate: Certificate | None) -> None:
         self._context = context
+        if context.timing is not None:
+            self._config = replace(self._config, **asdict(context.timing))
+            self._pace.set_bounds(self._config.delta_floor_ms, self._config.delta_cap_ms)
         self._ballots = Ballots(context.validators)
         self._chamber = Chamber(self._config, context, self._tree, self._ballots)
         self._attendance.open_epoch(context.validators)

@@ -303,6 +303,7 @@ class PhaseMark(Resource):
 
 
 class Round(RoundRow):
+    model_version: str
     phase_index: int
     deadline_height: int
     deadline_ms: int

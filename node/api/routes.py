@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from node.api import resources as res
 from node.api import resources_custody as kept
+from node.api import resources_governance as gov
 from node.api import resources_learning as learn
 from node.api.metrics import CONTENT_TYPE, metrics_text
 from node.query import Query
@@ -257,6 +258,35 @@ async def datasets(ask: Ask) -> Response:
 async def dataset(ask: Ask, which: Name) -> Response:
     """A dataset with its audits, and what was trained on it."""
     return _json(ask.dataset(which))
+
+
+# --- governance --------------------------------------------------------------------------
+
+
+@router.get("/governance", response_model=gov.Governance, tags=["governance"])
+async def governance(ask: Ask, before: Before = None, limit: Limit = DEFAULT_LIMIT) -> Response:
+    """Proposals: those that are voted on or wait, and those that ended, newest first."""
+    return _json(ask.governance(before, limit))
+
+
+@router.get("/governance/parameters", response_model=gov.Parameters, tags=["governance"])
+async def parameters(ask: Ask) -> Response:
+    """Every parameter: in force, in genesis, and what a vote may make of it."""
+    return _json(ask.parameters())
+
+
+@router.get("/governance/model", response_model=gov.ModelDocuments, tags=["governance"])
+async def model_documents(
+    ask: Ask, version: Annotated[str | None, Parameter(max_length=32)] = None
+) -> Response:
+    """The model's documents of a version, by default of rounds that anchor now."""
+    return _json(ask.model_documents(version))
+
+
+@router.get("/governance/{which}", response_model=gov.Proposal, tags=["governance"])
+async def proposal(ask: Ask, which: Name) -> Response:
+    """A proposal by its id: what it changes, who voted how, and what became of it."""
+    return _json(ask.proposal(which))
 
 
 # --- metrics -----------------------------------------------------------------------------

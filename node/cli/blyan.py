@@ -18,6 +18,10 @@ _COMMANDS = {
     "delta": ("node.cli.delta:delta", "Submit a delta trained elsewhere."),
     "dataset": ("node.cli.dataset:dataset", "Submit data to learn from."),
     "custody": ("node.cli.custody:custody", "Who had to show what it keeps; doubt it."),
+    "governance": (
+        "node.cli.governance:governance",
+        "Change parameters and the model's documents by vote.",
+    ),
     "model": ("node.cli.model:model", "Models as files, in and out."),
     "generate": ("node.cli.generate:generate", "Text from the network's model."),
     "eval": ("node.cli.generate:evaluate", "How well the model knows a text."),

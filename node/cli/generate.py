@@ -79,12 +79,12 @@ def generate(
         from node.worker.client import Worker
 
         reader, found, shards = await _model(client, height)
-        worker = Worker()
+        spec, worker = (await reader.specs_now()).model, Worker()
         try:
             if is_shown:
                 click.echo(prompt.decode("utf-8", "replace"), nl=False)
             seconds = await worker.generate(
-                reader.spec,
+                spec,
                 shards,
                 prompt,
                 count,
@@ -139,9 +139,9 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
             what, text, chain_loss = await _holdout(reader, found)
         else:
             what, text, chain_loss = str(file), _read(file), None
-        worker = Worker()
+        spec, worker = (await reader.specs_now()).model, Worker()
         try:
-            losses = await worker.losses(reader.spec, shards, text)
+            losses = await worker.losses(spec, shards, text)
         finally:
             await worker.close()
         mean = sum(losses) / len(losses)

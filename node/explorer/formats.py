@@ -45,7 +45,7 @@ STATUS_TONES: dict[str, str] = {
         ("harmful", "unhelpful", "mismatch", "rejected", "dropped", "failed", "no"), "bad"
     ),
     **dict.fromkeys(("unavailable", "pending", "missed", "disputed"), "warn"),
-    **dict.fromkeys(("revealed", "committed"), "info"),
+    **dict.fromkeys(("revealed", "committed", "open", "passed"), "info"),
     **dict.fromkeys(("shown", "closed"), "good"),
     **dict.fromkeys(("convicted", "wrong", "not_shown"), "bad"),
 }

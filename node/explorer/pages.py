@@ -30,6 +30,7 @@ NAVIGATION = (
     ("/datasets", "Datasets"),
     ("/shards", "Model"),
     ("/custody", "Custody"),
+    ("/governance", "Votes"),
     ("/validators", "Validators"),
     ("/peers", "Peers"),
 )
@@ -266,3 +267,18 @@ async def datasets(request: Request, show: Show) -> Response:
 @router.get("/datasets/{which}")
 async def dataset(request: Request, show: Show, which: str) -> Response:
     return show.render(request, "dataset", dataset=show.query.dataset(which))
+
+
+# --- governance ------------------------------------------------------------------------------
+
+
+@router.get("/governance")
+async def governance(request: Request, show: Show, before: Before = None) -> Response:
+    page = show.query.governance(before, ROWS)
+    settings = show.query.parameters()["parameters"]
+    return show.render(request, "governance", page=page, settings=settings, before=before)
+
+
+@router.get("/governance/{which}")
+async def proposal(request: Request, show: Show, which: str) -> Response:
+    return show.render(request, "proposal", proposal=show.query.proposal(which))

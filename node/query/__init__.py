@@ -6,13 +6,22 @@ from __future__ import annotations
 from node.query.base import BadQuery, NotFound, Pruned
 from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
+from node.query.governance import GovernanceQueries
 from node.query.light import LightQueries
 from node.query.model import ModelQueries
 from node.query.network import NetworkQueries
 from node.query.rounds import RoundQueries
 
 
-class Query(BlockQueries, RoundQueries, ModelQueries, NetworkQueries, CustodyQueries, LightQueries):
+class Query(
+    BlockQueries,
+    RoundQueries,
+    ModelQueries,
+    NetworkQueries,
+    CustodyQueries,
+    GovernanceQueries,
+    LightQueries,
+):
     """Reads of one node, each from its latest final state. NotFound and BadQuery say what was
     wrong with a question; everything returned is plain JSON values."""
 

@@ -225,6 +225,7 @@ class BlockQueries(Reader):
             raise BadQuery(str(error)) from None
         state = self.state
         account = state.account(key)
+        params = state.params(self.node.genesis.params)
         node = state.get(r.NodeRecord, r.node_key(key))
         most = self.limit(limit)
         page = self.node.store.txs_of(key, most, *(() if before is None else (before,)))
@@ -248,8 +249,8 @@ class BlockQueries(Reader):
                 {"amount": u.amount, "release": u.release, "release_ms": u.release_ms}
                 for u in self._unbonding(key)
             ],
-            "price": prices.price(state, self.node.genesis.params, key),
-            "quota": prices.quota(state, self.node.genesis.params, key),
+            "price": prices.price(state, params, key),
+            "quota": prices.quota(state, params, key),
             "stamp": _stamp_block(state.head),
             "validator": validator is not None,
             "node": _node_record(node) if node is not None else None,

@@ -30,7 +30,7 @@ class CustodyQueries(Reader):
     def custody(self, before: int | None = None, limit: int | None = None) -> Json:
         """The event in progress, and those that ended below height `before`, newest first."""
         most, state = self.limit(limit), self.state
-        params = self.node.genesis.params
+        params = state.params(self.node.genesis.params)
         below = (LAST if before is None else before, 0)
         rows = self.node.store.history(KIND, limit=most, before=below)
         current = custody.current(state)
@@ -91,7 +91,7 @@ class CustodyQueries(Reader):
             [p.subtile for p in event.places if (p.shard, p.tile) == (shard, tile)] if event else []
         )
         return {
-            "replicas": self.node.genesis.params.custody_replicas,
+            "replicas": self.state.params(self.node.genesis.params).custody_replicas,
             "event": event.seed.hex() if event is not None and named else None,
             "subtiles": sorted(named),
         }

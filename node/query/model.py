@@ -13,6 +13,7 @@ from node.query.base import Json, NotFound, Reader, natural, unhex
 from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
 from node.query.plain import address, plain
+from node.round_specs import in_force
 from node.rules import ProtocolRules
 from node.services.retention import retained_from
 from tiles import merkle
@@ -38,7 +39,7 @@ class ModelQueries(Reader):
             "height": at,
             "changed": changed,
             "retained_from": retained_from(self.node.tiles.store, self.node.history),
-            "spec": dict(self.node.genesis.model),
+            "spec": in_force(self.state, self.node.genesis).model.to_json(),
             "data_bytes": sum(spec.data_bytes for spec in self.node.tiles.specs),
             "shards": [
                 {

@@ -10,6 +10,7 @@ from chain import records as r
 from chain.codec import decode
 from chain.errors import TxError
 from chain.hashes import ZERO_HASH, Hash32
+from chain.model_versions import of_round
 from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import watchers
 from chain.transactions import TileUpdate, Transaction
@@ -49,6 +50,7 @@ class RoundQueries(Reader):
         deltas = [self._delta_row(state.delta(d)) for d in record.deltas]
         return {
             **_round_fields(record),
+            "model_version": of_round(state, record.number),
             "current": record.number == state.head.round,
             "phases": self._timeline(record),
             "learners": [

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 
 from chain import records as r
 from chain.errors import BlockError, OrphanError, StorageError, invariant
-from chain.execute import Executed, check_and_execute, check_header
+from chain.execute import Executed, check_and_execute, check_header, evidence_root
 from chain.hashes import VRF_INPUT, Hash32
 from chain.params import Genesis
 from chain.rules import Rules
 from chain.state import State
 from chain.store import ChainStore, FinalBlock
 from chain.tree import StateTree
-from chain.types import Block, Certificate, Header, ValidatorSet, u64_be
+from chain.types import Block, Certificate, Header, ValidatorSet, tx_root, u64_be
 from consensus import vrf
 from node.genesis import GenesisChain
 
@@ -33,6 +33,15 @@ def vrf_input(parent: Header, epoch: int, view: int) -> bytes:
     """What a leader's VRF is evaluated on: the output before, and the block's own epoch and view,
     in which it was first proposed (DESIGN 6, docs/spec/vrf.md)."""
     return VRF_INPUT.hash(parent.vrf_output, u64_be(epoch), u64_be(view))
+
+
+def body_matches(block: Block) -> bool:
+    """Whether transactions and evidence are those that the header, and so the hash, commits to."""
+    header = block.header
+    return (
+        tx_root(block.txs) == header.tx_root
+        and evidence_root(block.evidence) == header.evidence_root
+    )
 
 
 class ChainService:

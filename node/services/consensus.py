@@ -26,7 +26,8 @@ from chain.errors import (
     VerifyError,
     invariant,
 )
-from chain.execute import Context, Execution, epoch_of, evidence_root, seal_header
+from chain.execute import Context, Execution, epoch_of, seal_header
+from chain.params import Params
 from chain.phases import waits_for_blocks
 from chain.state import State
 from chain.types import (
@@ -38,7 +39,6 @@ from chain.types import (
     Height,
     TimeMs,
     View,
-    tx_root,
 )
 from consensus import election, vrf
 from consensus.simplex import core
@@ -63,12 +63,13 @@ from consensus.simplex.messages import (
     Sync,
     Timer,
     TimerKind,
+    Timing,
     Validate,
 )
 from node.clock import Clock
 from node.mempool import Mempool
 from node.net.port import Network
-from node.services.chain import ChainService, vrf_input
+from node.services.chain import ChainService, body_matches, vrf_input
 from node.services.core_config import core_config
 from node.services.delta_floor import DeltaFloor
 from node.services.evidence_pool import EvidencePool
@@ -98,16 +99,18 @@ class ConsensusService:
     ) -> None:
         self._chain, self._pool, self._net, self._keys = chain, pool, net, keys
         self._on_sync, self._on_halt = on_sync, on_halt
-        params = chain.genesis.params
-        self._params = params
+        params = self._params
         self._clock = Clock()
         self._wal, self._doubt = open_log(wal_path, chain, keys.consensus.public)
         self._effects: deque[Effect] = deque()
         self._performing = self._may_rotate = False
         self._timers = Timers(
-            self._fire, lambda: bool(pool.size), self._waits_for_gone, params.empty_interval_ms
+            self._fire,
+            lambda: bool(pool.size),
+            self._waits_for_gone,
+            lambda: self._params.empty_interval_ms,
         )
-        self._delta_floor = DeltaFloor(net, params.delta_floor_ms)
+        self._delta_floor = DeltaFloor(net, lambda: self._params.delta_floor_ms)
         self._build: Build | None = None
         self._build_timer: asyncio.TimerHandle | None = None
         self._build_began = 0.0
@@ -138,6 +141,11 @@ class ConsensusService:
         net.on_message(self._received)
         net.on_peer(self._peer_changed)
 
+    @property
+    def _params(self) -> Params:
+        """Those in force: they change between two epochs."""
+        return self._chain.state().params(self._chain.genesis.params)
+
     def _context_of(self, epoch: Epoch) -> EpochContext | None:
         known = self._chain.state().get(r.EpochRecord, r.epoch_key(epoch)) is not None
         return self._context(epoch) if known else None
@@ -148,7 +156,9 @@ class ConsensusService:
         def leader_of(view: View) -> int:
             return election.leader(record.seed, view, record.validators)
 
-        return EpochContext(epoch, record.validators, leader_of)
+        p = self._params
+        timing = Timing(p.delta_floor_ms, p.delta_cap_ms, p.empty_interval_ms)
+        return EpochContext(epoch, record.validators, leader_of, timing)
 
     def _entering(self, epoch: Epoch) -> EpochContext:
         self._perform(silenced(self._core, self._doubt, self._chain, epoch))
@@ -485,12 +495,3 @@ class ConsensusService:
             self._followers.tell_block(block, certificate)
         elif self._core.leader(View(header.view + 1)) == own:
             self._followers.tell_certificate(certificate)
-
-
-def body_matches(block: Block) -> bool:
-    """Whether transactions and evidence are those that the header, and so the hash, commits to."""
-    header = block.header
-    return (
-        tx_root(block.txs) == header.tx_root
-        and evidence_root(block.evidence) == header.evidence_root
-    )

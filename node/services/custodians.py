@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from chain.params import Params
 from chain.records import EpochRecord
 from chain.rules import Rules
+from chain.state import State
 from chain.types import Epoch, PubKey, TimeMs
 from node.rules import custody_order
 from node.services.placement_plan import Ahead, Tile, standing
@@ -104,10 +106,18 @@ class Lacking:
         return found
 
 
+def replicas(state: Callable[[], State], genesis: Params) -> Callable[[], int]:
+    """How many have to keep a tile, whenever that is asked."""
+    return lambda: state().params(genesis).custody_replicas
+
+
 class Standings:
     """Who stands before us at each tile, by epoch: computed once, some 10 µs a tile."""
 
-    def __init__(self, account: PubKey, model: Sequence[Tile], target: int, rules: Rules) -> None:
+    def __init__(
+        self, account: PubKey, model: Sequence[Tile], target: Callable[[], int], rules: Rules
+    ) -> None:
+        """`target`: how many have to keep a tile, as things stand."""
         self._account, self._model, self._target, self._rules = account, model, target, rules
         self._known: dict[Epoch, tuple[EpochRecord, int, Ahead]] = {}
         shards = max((shard for shard, _ in model), default=-1) + 1
@@ -121,12 +131,12 @@ class Standings:
         spare = SPARE
         while spare < gone:
             spare *= 2
-        found = []
+        depth, found = self._target() + spare, []
         for epoch in (*epochs[:1], *await self.ahead(epochs[1:])):
             same = replace(epoch, ended_ms=TimeMs(0))
             known = self._known.get(epoch.epoch)
-            if known is None or known[:2] != (same, spare):
-                known = same, spare, await self._elect(epoch, self._target + spare)
+            if known is None or known[:2] != (same, depth):
+                known = same, depth, await self._elect(epoch, depth)
             found.append(known)
         self._known = {entry[0].epoch: entry for entry in found}
         return tuple(ahead for *_, ahead in found)
@@ -136,7 +146,8 @@ class Standings:
         them out in the middle of a block: the rules remember them."""
         found = []
         for epoch in epochs:
-            cutoffs = await asyncio.to_thread(self._rules.cutoffs, epoch, self._tiles, self._target)
+            depth = self._target()
+            cutoffs = await asyncio.to_thread(self._rules.cutoffs, epoch, self._tiles, depth)
             found.append(replace(epoch, cutoffs=cutoffs))
         return found
 

@@ -42,9 +42,9 @@ def round_trips(net: Pings) -> dict[str, float]:
 
 class DeltaFloor:
     def __init__(
-        self, net: Pings, least_ms: int, clock: Callable[[], float] = time.monotonic
+        self, net: Pings, least_ms: Callable[[], int], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`least_ms`: the genesis' floor, below which no measure leads."""
+        """`least_ms`: the network's floor, below which no measure leads."""
         self._net, self._least_ms, self._clock = net, least_ms, clock
         self._mean_ms = self._deviation_ms = 0.0
         self._quorum_ms = 0.0
@@ -63,7 +63,7 @@ class DeltaFloor:
             self._looked_at = now
             self._quorum_ms = self._round_trip_ms(members)
         budget_ms = 2 * (self._mean_ms + 4 * self._deviation_ms)  # by the leader, and then here
-        return max(self._least_ms, round(2 * self._quorum_ms + budget_ms))
+        return max(self._least_ms(), round(2 * self._quorum_ms + budget_ms))
 
     def _round_trip_ms(self, members: Sequence[Validator]) -> float:
         """Within which a quorum of the stake answers, this node's own at once. What was last known

@@ -122,7 +122,7 @@ class Duties:
         context = self._context
         owed = plan(
             state,
-            context.node.genesis.params,
+            context.params(),
             context.rules,
             context.account,
             context.holds,

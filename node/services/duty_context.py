@@ -12,7 +12,7 @@ from chain import limits
 from chain import records as r
 from chain.errors import TxError
 from chain.hashes import Hash32
-from chain.params import Genesis
+from chain.params import Genesis, Params
 from chain.receipts import Receipt
 from chain.rules import Rules
 from chain.state import State
@@ -20,8 +20,9 @@ from chain.store_rows import StoredTx
 from chain.transactions import Payload
 from chain.types import BlobId, PubKey, TxId
 from corpus.batches import Assignment
-from learning.spec import ModelSpec, TrainingSpec
+from node import round_specs
 from node.data import RoundData, fetch_round_data
+from node.round_specs import RoundSpecs
 from node.sealed import unseal
 from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
@@ -123,8 +124,6 @@ class DutyContext:
     def __init__(self, node: DutyNode, worker: Worker) -> None:
         self.node, self.worker = node, worker
         self.account = node.account
-        self.model = ModelSpec.from_json(dict(node.genesis.model))
-        self.training = TrainingSpec.from_json(dict(node.genesis.training))
         self.files = DutyFiles(node.home.path / "duties")
         self.custody = CustodyChecks()
         self._sending: set[asyncio.Future[Receipt]] = set()
@@ -136,6 +135,14 @@ class DutyContext:
 
     def state(self) -> State:
         return self.node.chain.state()
+
+    def params(self) -> Params:
+        """Those in force."""
+        return self.state().params(self.node.genesis.params)
+
+    def specs(self, round_: int) -> RoundSpecs:
+        """What a round trains, and how."""
+        return round_specs.of_round(self.state(), self.node.genesis, round_)
 
     async def send(self, payload: Payload) -> None:
         """Send a duty and wait for its receipt. TxError if it was refused.
@@ -191,14 +198,14 @@ class DutyContext:
 
     async def assignment(self, record: r.RoundRecord, learner: PubKey) -> Assignment:
         """A learner's data of a round."""
-        data = await self.round_data(record)
+        data, specs = await self.round_data(record), self.specs(record.number)
         return Assignment(
             data.train,
             record.seed,
             learner,
             record.number,
-            batch=self.training.batch,
-            context=self.model.context,
+            batch=specs.training.batch,
+            context=specs.model.context,
         )
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from chain.transactions import (
     Verdict,
     pol_commitment,
 )
+from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, sections_root
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
@@ -70,7 +71,7 @@ async def _judge(
         base = await context.newest_model(context.state())
         numerator, denominator = FRACTION
         losses = await context.worker.evaluate(
-            context.model,
+            context.specs(current.number).model,
             base,
             payload,
             slices.windows,
@@ -78,7 +79,7 @@ async def _judge(
             denominator=denominator,
         )
     except UnreachableError:
-        if not context.late(current, context.node.genesis.params.screen.ms):
+        if not context.late(current, context.params().screen.ms):
             raise
         return Verdict.UNAVAILABLE, ()
     except (DecodeError, VerifyError) as error:
@@ -107,7 +108,7 @@ def check_payload(
     if header.density != manifest.density:
         raise VerifyError("the payload has another density than its manifest")
     if manifest.proven:
-        rule = context.training
+        rule = context.specs(current.number).training
         expected = (rule.steps, rule.segment_steps, rule.density(current.number))
         if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
             raise VerifyError("the manifest's steps or density are not the protocol's")
@@ -126,7 +127,7 @@ async def replay(context: DutyContext, duty: Replay) -> None:
         verdict, evidence = await _replayed(context, current, record.manifest, duty.segment)
     except UnreachableError:
         opening = current.phase == r.RoundPhase.SCREEN_REVEAL
-        if not (opening and context.late(current, context.node.genesis.params.screen.ms)):
+        if not (opening and context.late(current, context.params().screen.ms)):
             raise
         verdict, evidence = Verdict.UNAVAILABLE, ZERO_HASH
     log.info("replay of %s, segment %d: %s", record.id.hex()[:16], duty.segment, verdict.name)
@@ -143,29 +144,31 @@ async def _replayed(
     root = await asyncio.to_thread(assignment.root, manifest.steps)
     if root != manifest.batch_root:
         return Verdict.NO, root  # not the batches that the seed assigns
-    first, last = context.training.segment_range(segment)
-    checkpoint = await _checkpoint(context, manifest.state_hashes[segment])
-    state = deserialize_state(context.model, checkpoint)
-    drawn = first * context.training.batch * WORDS_PER_WINDOW
+    specs = context.specs(current.number)
+    model, training = specs.model, specs.training
+    first, last = training.segment_range(segment)
+    checkpoint = await _checkpoint(context, model, manifest.state_hashes[segment])
+    state = deserialize_state(model, checkpoint)
+    drawn = first * training.batch * WORDS_PER_WINDOW
     sound = (state.step, state.draws) == (first, drawn)
     if segment == 0:
         sound &= await asyncio.to_thread(starts_at_base, state, current.base_root, manifest)
     if not sound:
         return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
     batches = await asyncio.to_thread(assignment.batches, first, last)
-    found = await context.worker.replay(context.model, context.training, checkpoint, batches)
+    found = await context.worker.replay(model, training, checkpoint, batches)
     if found.profile != manifest.profile:
         return Verdict.UNAVAILABLE, ZERO_HASH  # other hardware: a difference would prove nothing
     same = found.after == manifest.state_hashes[segment + 1]
     return (Verdict.YES if same else Verdict.NO), found.after
 
 
-async def _checkpoint(context: DutyContext, state_hash: Hash32) -> bytes:
+async def _checkpoint(context: DutyContext, model: ModelSpec, state_hash: Hash32) -> bytes:
     """A training state by its hash, recomputed here. UnreachableError if nobody has it."""
 
     def matches(data: bytes) -> bool:
         try:
-            return deserialize_state(context.model, data).hash() == state_hash
+            return deserialize_state(model, data).hash() == state_hash
         except BlyanError:
             return False
 
@@ -196,7 +199,8 @@ async def evaluate(context: DutyContext, duty: Evaluate) -> None:
         return  # a newer model came meanwhile; it has a duty of its own
     data = await context.round_data(state.round(duty.round))
     shards = await context.newest_model(state)
-    loss = await context.worker.holdout(context.model, shards, data.holdout)
+    model = context.specs(duty.round).model
+    loss = await context.worker.holdout(model, shards, data.holdout)
     await context.send(
         Attest(AttestKind.EVAL, duty.round, duty.root, Verdict.YES, loss, duty.holdout)
     )

@@ -23,7 +23,7 @@ from chain.limits import DEFAULT_CAPACITY_TILES
 from chain.params import Genesis
 from chain.state import State
 from chain.types import Certificate, Height, PubKey
-from node.services.custodians import GRACE_S, Custodians, Lacking, Standings
+from node.services.custodians import GRACE_S, Custodians, Lacking, Standings, replicas
 from node.services.holder_search import HolderSearch, PlacementChain, PlacementNet
 from node.services.placement_plan import (
     Ahead,
@@ -89,7 +89,7 @@ class Placement:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`capacity_tiles`: 0 for what the account has announced, else the default."""
-        self._chain_id, self._target = genesis.chain_id, genesis.params.custody_replicas
+        self._chain_id, self._target = genesis.chain_id, replicas(chain.state, genesis.params)
         self._account, self._chain, self._store = account, chain, store
         self._tiles, self._net, self.cache, self._clock = tiles, net, cache, clock
         self._capacity_set, self._tick_s = capacity_tiles, min(TICK_S, grace_s / 2)
@@ -210,7 +210,7 @@ class Placement:
         return {
             "model_tiles": len(self._model),
             "capacity_tiles": self.capacity(state),
-            "replication_target": self._target,
+            "replication_target": self._target(),
             "kept_tiles": len(plan.kept.tiles),
             "missing_tiles": missing,
             "beyond_capacity_tiles": plan.kept.beyond,
@@ -238,7 +238,7 @@ class Placement:
         held = self._tiles.store.has_tile(shard, root, tile)
         peers = self.presence.holdings.holders(shard, root, tile)
         return {
-            "replication_target": self._target,
+            "replication_target": self._target(),
             "kept_here": self.keeps(shard, tile),
             "held_here": held,
             "holders": len(peers) + held,
@@ -348,7 +348,7 @@ class Placement:
                 self._model,
                 {t: others for t, others in ahead.items() if t not in kept},
                 own=self._account,
-                target=self._target,
+                target=self._target(),
                 capacity=capacity - len(kept),
                 gone=gone,
                 lacking=lacking,
@@ -366,7 +366,7 @@ class Placement:
         def says(account: PubKey, tile: Tile) -> bool | None:
             return holdings.holds(names[account], tile[0], roots[tile[0]], tile[1])
 
-        return self._lacking.of(before, self._target, says, self._clock())
+        return self._lacking.of(before, self._target(), says, self._clock())
 
     def _adopt(self, plan: _Plan) -> None:
         changed = plan.kept != self._plan.kept
@@ -380,7 +380,7 @@ class Placement:
     def _under(self, plan: _Plan, roots: Mapping[int, Hash32]) -> int:
         """Kept tiles of which fewer holders are known than the target, or than there are nodes."""
         there = len(plan.epochs[0].validators.members) - len(plan.gone) if plan.epochs else 1
-        target = max(1, min(self._target, there))
+        target = max(1, min(self._target(), there))
         count = 0
         for shard, tiles in plan.by_shard.items():
             root = roots[shard]
@@ -480,7 +480,7 @@ class Placement:
         before = plan.before[0] if plan.before else {}
 
         def ordered() -> list[Hash32]:
-            keys = provider_keys(self._chain_id, self._model, held, before, self._target)
+            keys = provider_keys(self._chain_id, self._model, held, before, self._target())
             return sorted(keys, key=lambda key: spread(self._account, (key[0], key[1])))
 
         keys = dict.fromkeys(await asyncio.to_thread(ordered))

@@ -21,8 +21,8 @@ from chain.errors import BlockError, BlyanError, DecodeError, UnreachableError, 
 from chain.execute import epoch_of
 from chain.types import Block, Certificate, CertifiedBlock, Height, VoteKind
 from node.net.port import Network
-from node.services.chain import ChainService
-from node.services.consensus import ConsensusService, body_matches
+from node.services.chain import ChainService, body_matches
+from node.services.consensus import ConsensusService
 from node.services.followers import BLOCK_TOPIC, CERTIFICATE_TOPIC
 from node.services.peer_rates import PeerRates
 from node.services.snapshot_entry import SnapshotEntry

@@ -34,10 +34,10 @@ class Timers:
         fire: Callable[[Timer], None],
         works: Callable[[], bool],
         is_gone: Callable[[Timer], bool],
-        empty_interval_ms: int,
+        empty_interval_ms: Callable[[], int],
     ) -> None:
         self._fire, self._works, self._is_gone = fire, works, is_gone
-        self._idle_s = empty_interval_ms / 1000
+        self._idle_ms = empty_interval_ms
         self._running: dict[Timer, _Running] = {}
         self._work_since: float | None = None  # without a moment in which nothing waited
 
@@ -53,7 +53,7 @@ class Timers:
         loop, timer, delay_s = asyncio.get_running_loop(), effect.timer, effect.delay_ms / 1000
         now = loop.time()
         is_hurried = timer.kind is TimerKind.PROPOSAL
-        busy_s = max(0.0, delay_s - self._idle_s) if is_hurried else delay_s
+        busy_s = max(0.0, delay_s - self._idle_ms() / 1000) if is_hurried else delay_s
         running = _Running(loop.call_later(delay_s, self._ring, timer), now, now + delay_s, busy_s)
         self._running[timer] = running
         due = self._due(running)

@@ -17,14 +17,16 @@ from chain.transactions import (
     DatasetSubmit,
     DeltaCommit,
     DeltaReveal,
+    GovernanceVote,
     JoinRound,
     LatencyReport,
     Payload,
+    Propose,
     Transfer,
     Unbond,
     Unjail,
 )
-from chain.types import BlobId, Grains, PubKey, TxId
+from chain.types import BlobId, Grains, Height, PubKey, TxId
 from tests.kit.machine import Machine, key
 
 NAMES = ("ann", "ben", "eve")
@@ -54,6 +56,13 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
     st.builds(Custody, hashes, st.lists(hashes, max_size=2).map(tuple)),
     st.builds(CustodyDispute, hashes, keys, st.integers(0, 2), amounts),
     st.builds(CustodyOpening, hashes, keys, st.integers(0, 2), st.just(()), st.just(b"x")),
+    st.builds(
+        Propose,
+        st.sampled_from(["min_fee_grains", "ranks", "vote.ms", "epoch_blocks", "model", ""]),
+        st.sampled_from([b"", b"\x01", b"\xcd\x07\xd0", b"{}"]),
+        st.integers(0, 12).map(lambda epoch: Height(4 * epoch + 1)),
+    ),
+    st.builds(GovernanceVote, hashes.map(TxId), st.integers(0, 2)),
     st.builds(LatencyReport, st.integers(0, 2), st.binary(max_size=5)),
     st.builds(
         DatasetSubmit,
@@ -87,6 +96,8 @@ def test_the_sum_of_all_grains_never_changes(
         min_bond_grains=2,
         seed_blocks=1,
         custody_interval_blocks=3,
+        vote={"blocks": 2, "ms": 0},
+        proposal_deposit_grains=10**7,
     )
     total = machine.grains()
     for block in blocks:

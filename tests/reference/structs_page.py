@@ -38,6 +38,7 @@ PAGES = {
     "chain.custody_records": "custody.md",
     "chain.light": "light-client.md",
     "chain.light_proofs": "light-client.md",
+    "chain.governance_records": "governance.md",
     "chain.tree": "state-tree.md",
     "chain.snapshot": "sync.md",
     "chain.latency": "election.md",

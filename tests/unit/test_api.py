@@ -22,6 +22,7 @@ from chain.tree import StateProof, verify_state_proof
 from chain.types import CertifiedBlock, Grains, Header, TxId
 from node.api import resources as res
 from node.api import resources_custody as kept
+from node.api import resources_governance as gov
 from node.api import resources_learning as learn
 from node.api import resources_upkeep as upkeep
 from node.api.app import create_app
@@ -91,6 +92,9 @@ ROUTES: list[tuple[str, Any]] = [
     ("model", learn.Model),
     ("model?height=0", learn.Model),
     ("custody", kept.CustodyList),
+    ("governance", gov.Governance),
+    ("governance/parameters", gov.Parameters),
+    ("governance/model", gov.ModelDocuments),
     ("rounds", learn.Rounds),
     ("rounds/current", learn.Round),
     ("rounds/0", learn.Round),
@@ -121,6 +125,7 @@ def test_openapi_names_every_tested_route(app: FastAPI) -> None:
     raw = {"/api/v1/blocks/{which}/raw", "/api/v1/tiles/{shard}/{tile}/data", "/api/v1/events"}
     raw |= {"/api/v1/light/{height}", "/api/v1/headers/{first}/{last}"}  # test_light_api.py
     raw.add("/api/v1/custody/{which}")  # tests/unit/test_custody_pages.py
+    raw.add("/api/v1/governance/{which}")  # tests/unit/test_governance_cli.py
     tested = {"/api/v1/" + path.partition("?")[0] for path, _ in ROUTES}
     for path in gets - raw - {"/api/v1/blobs/{blob}", "/api/v1/checkpoints/{state_hash}"}:
         prefix = path.partition("{")[0]

@@ -101,7 +101,7 @@ class Node:
             return 200, {
                 "balance": self.balance,
                 "next_nonce": self.nonce,
-                "price": {"tries": dict.fromkeys(TRIES_OF, 64)},
+                "price": {"fee": 10, "tries": dict.fromkeys(TRIES_OF, 64)},
                 "quota": {"left": self.left, "limit": 20, "resets": 9, "resets_ms": 10},
                 "stamp": recent,
             }

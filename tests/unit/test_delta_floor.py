@@ -52,13 +52,13 @@ def members(**stakes: int) -> list[Validator]:
 def test_twice_the_round_trip_of_a_quorum(
     stakes: dict[str, int], rtts: dict[str, float | None], floor_ms: int
 ) -> None:
-    assert DeltaFloor(Pings(rtts), 50).measured(members(**stakes)) == floor_ms
+    assert DeltaFloor(Pings(rtts), lambda: 50).measured(members(**stakes)) == floor_ms
 
 
 def test_the_quicker_of_two_ways_counts_and_the_last_known_while_too_few_answer() -> None:
     now = 0.0
     pings = Pings({"a": 500.0, "b": 500.0}, {"a": 80.0, "b": 90.0})
-    floor = DeltaFloor(pings, 50, lambda: now)
+    floor = DeltaFloor(pings, lambda: 50, lambda: now)
     everyone = members(own=1, a=1, b=1)
     assert floor.measured(everyone) == 180
     pings.rtts, pings.links = {}, {}
@@ -67,7 +67,7 @@ def test_the_quicker_of_two_ways_counts_and_the_last_known_while_too_few_answer(
 
 
 def test_execution_adds_what_it_takes_and_how_much_that_varies() -> None:
-    floor = DeltaFloor(Pings({}), 50)
+    floor = DeltaFloor(Pings({}), lambda: 50)
     for _ in range(200):
         floor.executed(0.1)
     steady = floor.measured(members(own=1))
@@ -85,7 +85,8 @@ class Far(SimNode):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         others = {name(i): 2.0 * ONE_WAY_MS for i in range(self.law.size) if i != self.index}
-        self.floor = DeltaFloor(Pings(others, own=name(self.index)), self.habits.delta_floor_ms)
+        pings = Pings(others, own=name(self.index))
+        self.floor = DeltaFloor(pings, lambda: self.habits.delta_floor_ms)
         self.deltas: list[int] = []
 
     def _deliver(self, effect: m.Deliver, core: Simplex) -> None:

@@ -9,9 +9,10 @@ import pytest
 from chain.admission import check_transaction
 from chain.codec import encode
 from chain.errors import DecodeError
+from chain.hashes import ZERO_HASH
 from chain.records import account_key
 from chain.signed import MAX_TX_BYTES, SignedTransactions, signed
-from chain.transactions import Bond, Propose, Transfer, Unbond
+from chain.transactions import Bond, DatasetVote, Transfer, Unbond
 from chain.types import ChainId, Grains, Height, PubKey, Signature
 from tests.kit.machine import Machine, key
 
@@ -110,7 +111,7 @@ def resigned(tx):  # type: ignore[no-untyped-def]
 
 
 def test_what_is_not_in_force_says_so(machine: Machine) -> None:
-    tx = machine.tx(ALICE, Propose("min_fee_grains", b"1", Height(10)))
+    tx = machine.tx(ALICE, DatasetVote(ZERO_HASH, 1))
     assert refused(machine, encode(tx)) == "not_active"
 
 

@@ -63,7 +63,7 @@ def test_every_page_is_reached_and_every_json_link_works(app: FastAPI) -> None:
     kinds = {path.split("/")[1].split("?")[0] for path in pages}
     assert kinds == {
         *("", "blocks", "txs", "accounts", "validators", "shards", "tiles", "rounds"),
-        *("deltas", "updates", "datasets", "peers", "search", "custody"),
+        *("deltas", "updates", "datasets", "peers", "search", "custody", "governance"),
     }
     links = {link for path, text in pages.items() for link in JSON.findall(text)}
     assert len(links) > 100

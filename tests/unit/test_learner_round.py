@@ -158,7 +158,7 @@ async def _check_exports(run: Run, dataset: Hash32, first: Hash32) -> None:
     raw = out.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert header["__metadata__"]["blyan.root"] == first.hex()
-    assert json.loads(header["__metadata__"]["blyan.model"]) == reader.spec.to_json()
+    assert json.loads(header["__metadata__"]["blyan.model"]) == reader.genesis.model
 
 
 async def _check_tiles(run: Run) -> None:

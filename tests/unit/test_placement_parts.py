@@ -98,7 +98,7 @@ def test_the_election_is_computed_once_and_deeper_when_many_are_gone() -> None:
         for e in range(3)
     ]
     model = [(0, tile) for tile in range(600)]
-    standings = Standings(A, model, 3, ProtocolRules())
+    standings = Standings(A, model, lambda: 3, ProtocolRules())
 
     async def scenario() -> None:
         first, second = await standings.of(epochs[:2], 0)
@@ -123,7 +123,7 @@ def test_an_epoch_to_come_is_elected_with_the_cutoffs_that_it_will_have() -> Non
         for e in range(2)
     )
     model, rules = [(0, tile) for tile in range(60)], ProtocolRules()
-    standings = Standings(members[0].account, model, 3, rules)
+    standings = Standings(members[0].account, model, lambda: 3, rules)
 
     async def scenario() -> None:
         _, coming = await standings.of((now, ahead), 0)

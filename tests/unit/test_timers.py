@@ -28,7 +28,7 @@ class Bench:
             lambda timer: self.rang.setdefault(timer, loop_time()) and None,
             lambda: self.works,
             lambda timer: self.gone and timer.kind is TimerKind.PROPOSAL,
-            IDLE_MS,
+            lambda: IDLE_MS,
         )
 
     def begin(self) -> None:
