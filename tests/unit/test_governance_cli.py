@@ -112,7 +112,7 @@ def test_a_fee_goes_from_a_proposal_to_its_effect(chain: LocalChain, blyan: Run,
     (epoch,) = [s for s in settings if s["name"] == "epoch_blocks"]
     assert epoch["least"] is None
     account = get(app, f"/api/v1/accounts/{chain.validators[0].account.public.hex()}").json()
-    assert account["min_fee"] == 2000
+    assert account["price"]["fee"] == 2000
     # The client pays what holds by now.
     assert blyan("propose", "auditors", "2", "--yes")[0] == 0
     assert get(app, f"/governance/{sent['id']}").status_code == 200
