@@ -34,7 +34,7 @@ from chain.store_rows import (
     tx_columns,
     tx_row,
 )
-from chain.store_tree import TreeFile, TreeImport
+from chain.store_tree import TreeFile, TreeImport, clear
 from chain.tree import StateTree
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
 
@@ -179,9 +179,13 @@ class ChainStore:
 
     @contextmanager
     def import_state(self) -> Iterator[StateImport]:
-        """Put a state into this empty store, by its leaves: for `with`."""
+        """Put a state into this empty store, by its leaves: for `with`. Nothing stays of one that
+        does not finish."""
         invariant(self.tip() is None, "a state is imported into an empty store")
-        yield StateImport(self)
+        try:
+            yield StateImport(self)
+        finally:
+            self._open_state()
 
     def add_certificate(self, height: Height, certificate: Certificate) -> None:
         """Keeps the finalization of a stored block that came later. A second one is ignored."""
@@ -361,6 +365,8 @@ class ChainStore:
     def _open_state(self) -> None:
         """The tip is the block it claims to be, and the state's root page gives its root."""
         tip = self.tip()
+        if tip is None:
+            self._drop_import()
         self._states.start()
         if tip is None:
             return
@@ -373,6 +379,12 @@ class ChainStore:
             raise self._broken(f"the state's root is not the one of block {tip.height}")
         self._states.check_top(tree)
         self._state = tree
+
+    def _drop_import(self) -> None:
+        """What an import that did not finish has left."""
+        if self._one("SELECT 1 FROM state_pages LIMIT 1") is not None:
+            with self._transaction() as db:
+                clear(db)
 
     def _connect(self) -> sqlite3.Connection:
         with self._reported():
@@ -494,4 +506,3 @@ class StateImport:
             insert_txs(db, _tx_rows(block, receipts) if receipts else [])
             insert_events(db, header.height, events)
             self._load.finish(db, top, header.height, header.time_ms)
-        store._open_state()

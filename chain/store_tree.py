@@ -342,6 +342,11 @@ class TreeFile:
         self._begun, self._floor = self._newest, self._kept_floor
 
 
+def clear(db: sqlite3.Connection) -> None:
+    for table in TREE_TABLES:
+        db.execute(f"DELETE FROM {table}")
+
+
 class TreeImport:
     """Puts a whole tree into a file that has none, from its leaves in the order of their paths.
     What it stores before `finish` belongs to no version yet."""
@@ -352,8 +357,7 @@ class TreeImport:
         self._builder = TreeBuilder(self._writer, self._flush)
         self._keys: list[tuple[bytes]] = []
         with transaction() as db:
-            for table in TREE_TABLES:
-                db.execute(f"DELETE FROM {table}")  # of an import that was cut off
+            clear(db)
             db.execute("CREATE TEMP TABLE IF NOT EXISTS import_keys (key BLOB NOT NULL)")
             db.execute("DELETE FROM import_keys")
 

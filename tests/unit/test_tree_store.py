@@ -265,7 +265,8 @@ def test_an_import_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.Mon
     with ChainStore(path) as store:
         with store.import_state() as load:
             load.add(leaves[:2000])
-        assert sql(path, "SELECT count(*) > 10 FROM state_pages") == [(1,)]
+            assert sql(path, "SELECT count(*) > 10 FROM state_pages") == [(1,)]
+        assert sql(path, "SELECT count(*) FROM state_pages") == [(0,)]
         with store.import_state() as load:
             load.add(leaves[1:])
             with pytest.raises(VerifyError, match="not the one of block 5"):
@@ -273,6 +274,10 @@ def test_an_import_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.Mon
         for bad in ([leaves[1], leaves[0]], [leaves[2000], leaves[3]], [leaves[0], leaves[0]]):
             with store.import_state() as load, pytest.raises(VerifyError, match="order"):
                 load.add(bad)
+        with pytest.raises(KeyboardInterrupt):
+            _cut_off(store, leaves[:2000])
+        assert store.load_state().root == ZERO_HASH
+    sql(path, "INSERT INTO state_pages VALUES (1, x'00')")  # as a process leaves it that is killed
     with ChainStore(path) as store:
         assert store.tip() is None
         with store.import_state() as load:
@@ -285,6 +290,23 @@ def test_an_import_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.Mon
         )
         with pytest.raises(InvariantError, match="empty store"), store.import_state():
             pass
+
+
+def _cut_off(store: ChainStore, leaves: list[tuple[bytes, bytes]]) -> None:
+    with store.import_state() as load:
+        load.add(leaves)
+        raise KeyboardInterrupt
+
+
+def test_what_an_import_left_is_in_nobody_s_way(path: Path) -> None:
+    with ChainStore(path):
+        pass
+    sql(path, "INSERT INTO state_pages VALUES (1, x'00')")
+    with ChainStore(path) as store:
+        grow(store, dict(content(20)))
+        assert store.check_state() == 20
+        numbers = sorted(store._states.numbers(0))
+        assert sql(path, "SELECT number FROM state_pages ORDER BY 1") == [(n,) for n in numbers]
 
 
 # --- versions and readers -------------------------------------------------------------
