@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from chain import limits, store_pruning, store_schema
 from chain.codec import decode
-from chain.errors import DecodeError, StorageError, VerifyError, invariant
+from chain.errors import DecodeError, StorageError, invariant
 from chain.hashes import Hash32
 from chain.receipts import Receipt
+from chain.store_import import StateImport
 from chain.store_rows import (
     BlockRow,
     EventRow,
@@ -31,10 +32,10 @@ from chain.store_rows import (
     insert_certificate,
     insert_events,
     insert_txs,
-    tx_columns,
     tx_row,
+    tx_rows,
 )
-from chain.store_tree import TreeFile, TreeImport, clear
+from chain.store_tree import TreeFile, clear
 from chain.tree import StateTree
 from chain.types import Block, Certificate, CertifiedBlock, Header, Height, PubKey, TxId
 
@@ -144,7 +145,7 @@ class ChainStore:
                 invariant(header.height == tip.height + 1, follows)
                 invariant(header.parent == tip.hash, "a block extends the tip")
             tip = Tip(header.height, item.block_hash)
-            rows.append(_tx_rows(item.block, item.receipts))
+            rows.append(tx_rows(item.block, item.receipts))
         trees = self._trees_of(items)
         try:
             with self._transaction() as db:
@@ -183,7 +184,7 @@ class ChainStore:
         does not finish."""
         invariant(self.tip() is None, "a state is imported into an empty store")
         try:
-            yield StateImport(self)
+            yield StateImport(self._transaction)
         finally:
             self._open_state()
 
@@ -462,47 +463,5 @@ class ChainStore:
         return value
 
 
-def _tx_rows(block: Block, receipts: Sequence[Receipt]) -> list[tuple[Any, ...]]:
-    return [
-        (block.header.height, i, *tx_columns(raw, receipt))
-        for i, (raw, receipt) in enumerate(zip(block.txs, receipts, strict=True))
-    ]
-
-
 def _page(limit: int) -> int:
     return max(0, min(limit, MAX_PAGE_ROWS))
-
-
-class StateImport:
-    """A state on its way into an empty store, in as many transactions as it needs: a crash before
-    the end of `finish` leaves the store empty."""
-
-    def __init__(self, store: ChainStore) -> None:
-        self._store = store
-        self._load = TreeImport(store._transaction)
-
-    def add(self, leaves: Iterable[tuple[bytes, bytes]]) -> None:
-        """Leaves in the order of their paths, which goes on from call to call; else VerifyError."""
-        self._load.add(leaves)
-
-    def finish(
-        self,
-        block: Block,
-        block_hash: Hash32,
-        finalization: Certificate | None = None,
-        receipts: Sequence[Receipt] = (),
-        events: Sequence[Event] = (),
-    ) -> None:
-        """The state is the one after `block`, which becomes the tip; else VerifyError."""
-        header, store = block.header, self._store
-        invariant(block_hash == header.hash(), "a block is stored under its own hash")
-        top = self._load.build()
-        if top.hash != header.state_root:
-            raise VerifyError(f"the imported state is not the one of block {header.height}")
-        with store._transaction() as db:
-            insert_block(db, block, block_hash)
-            if finalization is not None:
-                insert_certificate(db, header.height, finalization)
-            insert_txs(db, _tx_rows(block, receipts) if receipts else [])
-            insert_events(db, header.height, events)
-            self._load.finish(db, top, header.height, header.time_ms)

@@ -157,3 +157,11 @@ def insert_events(db: sqlite3.Connection, height: Height, events: Sequence[Event
             for i, event in enumerate(events)
         ],
     )
+
+
+def tx_rows(block: Block, receipts: Sequence[Receipt]) -> list[tuple[Any, ...]]:
+    """What `insert_txs` takes of a block."""
+    return [
+        (block.header.height, i, *tx_columns(raw, receipt))
+        for i, (raw, receipt) in enumerate(zip(block.txs, receipts, strict=True))
+    ]

@@ -58,6 +58,7 @@ CREATE TABLE state_gone (
 CREATE INDEX state_gone_by_height ON state_gone (removed);
 """
 
+Transaction = Callable[[], AbstractContextManager[sqlite3.Connection]]
 Ask = Callable[..., list[Any]]  # (sql, *values) -> rows, over the calling thread's connection
 
 
@@ -351,7 +352,7 @@ class TreeImport:
     """Puts a whole tree into a file that has none, from its leaves in the order of their paths.
     What it stores before `finish` belongs to no version yet."""
 
-    def __init__(self, transaction: Callable[[], AbstractContextManager[sqlite3.Connection]]):
+    def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
         self._writer = PageWriter(1)
         self._builder = TreeBuilder(self._writer, self._flush)
