@@ -57,7 +57,7 @@ def put(chain: LocalChain, change: Callable[[State], None]) -> None:
     """Change the state beneath the tip: jail comes from evidence and absence, which take epochs."""
     state = chain.state
     change(state)
-    chain.chain._tree = state.commit()
+    chain.chain._tree = chain.store._state = state.commit()
 
 
 def test_a_bond_counts_in_the_set_that_freezes_next(
