@@ -18,6 +18,8 @@ def parse_batch(data: bytes, most: int = MAX_BATCH_TXS) -> list[bytes]:
     batch = unpack(data, most)
     if not isinstance(batch, list) or not all(isinstance(raw, bytes) for raw in batch):
         raise DecodeError("not a list of transactions")
+    if max(map(len, batch), default=0) > limits.MAX_OPENING_TX_BYTES:
+        raise DecodeError(f"a transaction of more than {limits.MAX_OPENING_TX_BYTES} bytes")
     if len(set(batch)) != len(batch):
         raise DecodeError("the same transaction twice in one message")
     return batch
