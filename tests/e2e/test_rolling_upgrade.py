@@ -15,7 +15,7 @@ from tests.kit.old_homes import kinds
 BUSY = 0.1  # of all views may be lost for another reason on a machine that does other things
 
 
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", kinds()[:1])  # of the others: python -m tests.e2e.rolling
 def test_a_network_is_upgraded_node_by_node(kind: str, tmp_path: Path) -> None:
     report, homes = roll(tmp_path, 1, kind)
     assert report.transfers > 0

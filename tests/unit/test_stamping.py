@@ -19,6 +19,7 @@ from node.client import Client
 from node.query import prices
 from node.stamping import spend_of
 from tests.kit.local_chain import LocalChain, key
+from wallet import signing
 from wallet.keys import KeyPair
 
 POOR = key("poor")
@@ -79,7 +80,10 @@ def test_the_price_is_the_states(chain: LocalChain) -> None:
     assert spend_of(JoinRound(0, ())).kind == StampClass.DELTAS
 
 
-def test_progress_tells_what_a_stamp_takes_on_average(tmp_path: Path) -> None:
+def test_progress_tells_what_a_stamp_takes_on_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing, "_STAMP_BATCH", 16)  # however lucky, it is told once
     tries: list[int] = []
     with LocalChain(tmp_path, stamp_bits=12, stamp_new_account_bits=5) as dear:
         dear.blocks(2)
