@@ -10,8 +10,6 @@ mean nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `chain` would be this file
 
 from bench import chain_execute, chain_state, chain_store, light_chain, snapshot_sync
-from bench.measure import Row
+from bench.measure import Row, run_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +57,5 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
-    parser.add_argument("--only", action="append", choices=GROUPS, help="one group")
-    parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
-    options = parser.parse_args()
-    amount, rows = SMALL if options.small else Amount(), []
-    for group in options.only or GROUPS:
-        for row in GROUPS[group](amount):
-            rows.append(row)
-            if not options.json:
-                print(row.as_text(), flush=True)
-    if options.json:
-        print(json.dumps([row.as_json() for row in rows], indent=1))
-    return 0 if all(row.met for row in rows) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL))

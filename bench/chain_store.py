@@ -10,7 +10,6 @@ that `ChainStore` opens like any other.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sqlite3
 import sys
@@ -20,7 +19,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure import Row, at_least, at_most, quantile, seconds
+from bench.measure import Row, at_least, at_most, quantile, report, seconds
 from chain import store_schema
 from chain.codec import encode
 from chain.hashes import TX, ZERO_HASH, Hash32
@@ -243,10 +242,6 @@ class StoreSizes:
     high: int = 1_000_000
 
 
-def rows(sizes: StoreSizes) -> list[Row]:
-    return list(measured(sizes))
-
-
 def measured(sizes: StoreSizes) -> Iterator[Row]:
     """All figures, each as soon as it is known."""
     large, per_block = sizes.directory / "large.db", sizes.per_block
@@ -294,16 +289,9 @@ def main() -> int:
     parser.add_argument("--high", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
         sizes = StoreSizes(Path(place), options.txs, options.per_block, high=options.high)
-        for row in measured(sizes):
-            found.append(row)
-            if not options.json:
-                print(row.as_text(), flush=True)
-    if options.json:
-        print(json.dumps([row.as_json() for row in found], indent=1))
-    return 0 if all(row.met for row in found) else 1
+        return report(measured(sizes), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ Exit code 1 if a target is missed. `--small` does little: its figures mean nothi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `consensus
 
 from bench import election, finality, simulated, throughput
 from bench.local_net import answers, found, height, payer, running
-from bench.measure import Row, at_most, quantile
+from bench.measure import Row, at_most, quantile, run_groups
 from bench.recovery import imports
 from chain.address import format_address
 from chain.codec import encode
@@ -149,22 +147,5 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
-    parser.add_argument("--only", action="append", choices=GROUPS, help="one group")
-    parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
-    options = parser.parse_args()
-    amount, rows = SMALL if options.small else Amount(), []
-    for group in options.only or GROUPS:
-        for row in GROUPS[group](amount):
-            rows.append(row)
-            if not options.json:
-                print(row.as_text(), flush=True)
-    if options.json:
-        print(json.dumps([row.as_json() for row in rows], indent=1))
-    return 0 if all(row.met for row in rows) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL))

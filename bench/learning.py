@@ -9,8 +9,6 @@ missed. `--small` does little: its figures mean nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tracemalloc
@@ -26,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `learning`
 import numpy as np
 import numpy.typing as npt
 
-from bench.measure import Row, at_most, in_turns, quantile, seconds
+from bench.measure import Row, at_most, in_turns, quantile, run_groups, seconds
 from chain import limits
 from chain.hashes import ZERO_HASH
 from tiles.aggregate import aggregate_tile
@@ -120,22 +118,5 @@ def _ms(samples: list[float]) -> float:
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {"codec": codec, "aggregate": aggregate}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
-    parser.add_argument("--only", action="append", choices=GROUPS, help="one group")
-    parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
-    options = parser.parse_args()
-    amount, rows = SMALL if options.small else Amount(), []
-    for group in options.only or GROUPS:
-        for row in GROUPS[group](amount):
-            rows.append(row)
-            if not options.json:
-                print(row.as_text(), flush=True)
-    if options.json:
-        print(json.dumps([row.as_json() for row in rows], indent=1))
-    return 0 if all(row.met for row in rows) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL))

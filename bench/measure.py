@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
+import json
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 MIB = 1 << 20
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -72,6 +75,32 @@ def at_least(
 ) -> Row:
     """A row whose value should be large."""
     return Row(name, value, unit, target, floor, target is None or value >= target, True)
+
+
+def report(rows: Iterable[Row], *, as_json: bool) -> int:
+    """Print rows as they come, or all of them as JSON; the exit code of a benchmark."""
+    found = []
+    for row in rows:
+        found.append(row)
+        if not as_json:
+            print(row.as_text(), flush=True)
+    if as_json:
+        print(json.dumps([row.as_json() for row in found], indent=1))
+    return 0 if all(row.met for row in found) else 1
+
+
+def run_groups(
+    text: str | None, groups: Mapping[str, Callable[[T], Iterator[Row]]], whole: T, small: T
+) -> int:
+    """The program of a benchmark whose rows come in groups; `text` is its module's docstring."""
+    parser = argparse.ArgumentParser(description=(text or "").splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
+    parser.add_argument("--only", action="append", choices=groups, help="one group")
+    parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
+    options = parser.parse_args()
+    amount = small if options.small else whole
+    rows = (row for group in options.only or groups for row in groups[group](amount))
+    return report(rows, as_json=options.json)
 
 
 def quantile(samples: list[float], q: float) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.measure import Row, at_least, at_most, seconds
+from bench.measure import Row, at_least, at_most, report, seconds
 from chain.codec import encode
 from chain.errors import invariant
 from chain.snapshot import plan
@@ -129,14 +128,8 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=Amount().blocks, help="of the chain")
     parser.add_argument("--replayed", type=int, default=Amount().replayed, help="of them, measured")
     options = parser.parse_args()
-    rows = []
-    for row in syncs(Amount(options.blocks, options.replayed)):
-        rows.append(row)
-        if not options.json:
-            print(row.as_text(), flush=True)
-    if options.json:
-        print(json.dumps([row.as_json() for row in rows], indent=1))
-    return 0 if all(row.met for row in rows) else 1
+    rows = syncs(Amount(options.blocks, options.replayed))
+    return report(rows, as_json=options.json)
 
 
 if __name__ == "__main__":
