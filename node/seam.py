@@ -15,7 +15,7 @@ from chain.params import Genesis
 from chain.state import State
 from chain.store import ChainStore
 from chain.tree import StateTree
-from chain.types import BlobId, Block, Header, PubKey, TxId
+from chain.types import BlobId, Block, Certificate, Header, PubKey, TxId
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
 
@@ -38,6 +38,9 @@ class ChainSeam(Protocol):
 
     def tree_at(self, height: int) -> StateTree | None:
         """The state after a recent final height, for proofs."""
+
+    def certified(self, height: int) -> tuple[tuple[Header, ...], Certificate] | None:
+        """The headers from a height to the first with a finalization of its own, and that."""
 
     def finalized(self, callback: Callable[[Block, Executed], None]) -> object:
         """Call back on the main loop after each final block."""

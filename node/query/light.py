@@ -7,7 +7,7 @@ from chain import records as r
 from chain.codec import decode, encode
 from chain.light import LightBlock
 from chain.light_proofs import HeaderRange, prove_tx
-from chain.types import Certificate, Epoch, Header, Height, TxId, ValidatorSet
+from chain.types import Epoch, Header, Height, TxId, ValidatorSet
 from node.query.base import BadQuery, NotFound, Pruned, Reader, natural, unhex
 
 
@@ -15,16 +15,11 @@ class LightQueries(Reader):
     def light_block(self, which: str) -> bytes:
         """encode(LightBlock) of a height: why it is final, and by whose signatures."""
         height = natural(which, "block height")
-        headers: list[Header] = []
-        for at in range(height, height + limits.MAX_LIGHT_HEADERS):
-            header = self._header(at)
-            headers.append(header)
-            certificate: Certificate | None = self.node.store.certificate(header.height)
-            if certificate is not None:
-                members = self._validators(header.epoch)
-                return encode(LightBlock(tuple(headers), certificate, members))
-            if at == self.node.chain.tip.height:
-                break
+        self._header(height)  # or there is no such block
+        found = self.node.chain.certified(height)
+        if found is not None:
+            headers, certificate = found
+            return encode(LightBlock(headers, certificate, self._validators(headers[-1].epoch)))
         if height < (below := self.node.store.pruned.height):
             raise Pruned(f"what makes block {height} final", below)
         raise NotFound(

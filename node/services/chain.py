@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from chain import limits
 from chain import records as r
 from chain.errors import BlockError, OrphanError, StorageError, invariant
 from chain.execute import Executed, check_and_execute, check_header, evidence_root
@@ -15,7 +16,7 @@ from chain.rules import Rules
 from chain.state import State
 from chain.store import ChainStore, FinalBlock
 from chain.tree import StateTree
-from chain.types import Block, Certificate, Header, ValidatorSet, tx_root, u64_be
+from chain.types import Block, Certificate, Header, Height, ValidatorSet, tx_root, u64_be
 from consensus import vrf
 from node.genesis import GenesisChain
 
@@ -118,6 +119,20 @@ class ChainService:
         """The set of an epoch, None if the state has forgotten it or does not know it yet."""
         record = self.state().get(r.EpochRecord, r.epoch_key(epoch))
         return record.validators if record is not None else None
+
+    def certified(self, height: int) -> tuple[tuple[Header, ...], Certificate] | None:
+        """What shows that the block of a height is final: the headers from it to the first that has
+        a finalization of its own, and that. None if not all of it is here."""
+        headers = []
+        for at in range(height, min(height + limits.MAX_LIGHT_HEADERS, self.tip.height + 1)):
+            header = self.store.header(Height(at))
+            if header is None:
+                return None
+            headers.append(header)
+            certificate = self.store.certificate(Height(at))
+            if certificate is not None:
+                return tuple(headers), certificate
+        return None
 
     def finalized(self, callback: Finalized) -> None:
         """Call back after each commit, in height order."""

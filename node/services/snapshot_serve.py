@@ -16,7 +16,6 @@ from chain.errors import DecodeError, UnreachableError
 from chain.execute import Executed
 from chain.hashes import Hash32
 from chain.light import LightBlock
-from chain.limits import MAX_LIGHT_HEADERS
 from chain.snapshot import Place, SnapshotManifest, make_chunk, places, plan
 from chain.tree import StateTree
 from chain.types import Block, Height
@@ -165,16 +164,11 @@ def _pause() -> None:
 
 def light_block(chain: ChainService, height: int) -> LightBlock:
     """What shows that the block of a height is final. UnreachableError if this node cannot."""
-    store, headers = chain.store, []
-    for at in range(height, min(height + MAX_LIGHT_HEADERS, chain.tip.height + 1)):
-        header = store.header(Height(at))
-        if header is None:
-            break
-        headers.append(header)
-        certificate = store.certificate(Height(at))
-        if certificate is not None:
-            validators = chain.validators_at(header.epoch)
-            if validators is None:
-                raise UnreachableError(f"the validators of epoch {header.epoch} are forgotten here")
-            return LightBlock(tuple(headers), certificate, validators)
-    raise UnreachableError(f"this node cannot show that a block {height} is final")
+    found = chain.certified(height)
+    if found is None:
+        raise UnreachableError(f"this node cannot show that a block {height} is final")
+    headers, certificate = found
+    validators = chain.validators_at(headers[-1].epoch)
+    if validators is None:
+        raise UnreachableError(f"the validators of epoch {headers[-1].epoch} are forgotten here")
+    return LightBlock(headers, certificate, validators)

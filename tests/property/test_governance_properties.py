@@ -125,7 +125,7 @@ def value(chain: Assembly, name: str) -> int:
 
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_a_document_is_read_or_refused(raw: bytes) -> None:
+def test_random_bytes_are_no_document(raw: bytes) -> None:
     try:
         model_versions.parse_document(raw)
     except VerifyError:
