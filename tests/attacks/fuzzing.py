@@ -1,9 +1,9 @@
 """What the fuzz programs have in common: cases by number, their time and memory, and the words.
 
 Every case is made by a random generator that its number seeds, so that any case can be replayed
-alone. A case must end in a result within CASE_S seconds of processor time and CASE_BYTES of
-memory (traced for one in TRACED), and the process must not grow. What fails prints one line that
-replays it.
+alone. A case must end in a result within CASE_S seconds of processor time and CASE_BYTES of memory
+and a little for each byte of its input (traced for one in TRACED), and the process must not grow.
+What fails prints one line that replays it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from types import FrameType
 from typing import Protocol
 
 CASE_S = 1.0  # of processor time; a typical case takes 0.1 ms
-CASE_BYTES = 8 * 1024 * 1024  # allocated at once in one case
+CASE_BYTES = 8 * 1024 * 1024  # allocated at once in one case,
+PER_BYTE = (
+    8  # and so many for each byte of its input: as given, as made, as decoded by two, as encoded
+)
 TRACED, TRACED_RUN = 32, 64  # one run of 64 cases in so many is traced, which makes it slower
 GROWTH_BYTES = 32 * 1024 * 1024  # of the process, from the first thousand cases to the last
 WARM_UP = 1000  # cases after which caches are full
@@ -31,6 +34,7 @@ WARM_UP = 1000  # cases after which caches are full
 
 class Target(Protocol):
     name: str
+    size: int  # bytes that the last case decoded, if they may be many
 
     def run(self, random: Random) -> str: ...
 
@@ -63,7 +67,7 @@ def fuzz(target: Target, seed: int, first: int, cases: int, program: str = "") -
     resident = 0
     for number in range(first, first + cases):
         try:
-            with traced(number), limited_time(10 if tracemalloc.is_tracing() else 1):
+            with traced(number, target), limited_time(10 if tracemalloc.is_tracing() else 1):
                 result = target.run(seeded(target.name, seed, number))
         except Exception as error:
             replay = f"python -m {program} --only {target.name} --seed {seed}"
@@ -83,8 +87,8 @@ def fuzz(target: Target, seed: int, first: int, cases: int, program: str = "") -
 
 
 @contextmanager
-def traced(number: int) -> Iterator[None]:
-    """Raises MemoryError after a case that took too much, if its memory is traced.
+def traced(number: int, target: Target) -> Iterator[None]:
+    """Raises MemoryError after a target's case that took too much, if its memory is traced.
 
     Traced are runs of cases, since each start of the tracing costs the process 4 KiB for good.
     """
@@ -98,8 +102,9 @@ def traced(number: int) -> Iterator[None]:
     before = tracemalloc.get_traced_memory()[0]
     yield
     taken = tracemalloc.get_traced_memory()[1] - before
-    if taken > CASE_BYTES:
-        raise MemoryError(f"{taken} bytes at once, at most {CASE_BYTES} are allowed")
+    most = CASE_BYTES + PER_BYTE * target.size
+    if taken > most:
+        raise MemoryError(f"{taken} bytes at once, at most {most} are allowed")
 
 
 @contextmanager

@@ -61,11 +61,12 @@ class CodecTarget:
     """The cases of one decoder."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.types = name, types_of(name)
+        self.name, self.types, self.size = name, types_of(name), 0
 
     def run(self, random: Random) -> str:
         name = random.choice(self.types)
         data = case(random, name)
+        self.size = len(data)
         asked = name if random.random() < 0.97 else random.choice(self.types)
         return judge(asked, data)
 
@@ -103,6 +104,7 @@ class BatchTarget:
     """Several transactions as one message: a list of byte strings, all different."""
 
     name = "batch"
+    size = 0
 
     def run(self, random: Random) -> str:
         sizes = (0, 1, 1, 2, 3, 17)

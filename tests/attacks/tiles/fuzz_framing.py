@@ -24,6 +24,7 @@ GUARD = 64  # bytes behind an asker's buffer that must stay as they are
 
 class FramingTarget:
     name = "framing"
+    size = 0
 
     def run(self, random: Random) -> str:
         """One case: what became of it. Raises AssertionError where a limit was broken."""

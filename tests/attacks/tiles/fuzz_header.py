@@ -29,6 +29,7 @@ MOST_DATA = 1 << 16  # bytes of a data section that is really made
 
 class HeaderTarget:
     name = "header"
+    size = 0
 
     def run(self, random: Random) -> str:
         """One case: what became of it. Raises AssertionError where a parser is wrong."""

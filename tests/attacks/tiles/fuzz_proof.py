@@ -39,6 +39,7 @@ CLASSES = (
 
 class ProofTarget:
     name = "proof"
+    size = 0
 
     def run(self, random: Random) -> str:
         """One case: what became of it. Raises AssertionError where a lie was believed."""

@@ -32,6 +32,7 @@ class Wrong:
     """A target whose case 32 misbehaves; it is one whose memory is traced."""
 
     name = "wrong"
+    size = 1000
 
     def __init__(self, act: Callable[[], object]) -> None:
         self._act, self._bad = act, fuzz.seeded("wrong", 3, 32).random()
@@ -51,7 +52,7 @@ def hang() -> None:
     ("act", "says"),
     [
         (lambda: [][0], "IndexError"),
-        (lambda: bytearray(fuzz.CASE_BYTES + 1), "MemoryError"),
+        (lambda: bytearray(fuzz.CASE_BYTES + fuzz.PER_BYTE * 1000 + 1), "MemoryError"),
         (hang, "Hung: still in hang"),
     ],
 )
