@@ -24,9 +24,7 @@ from typing import Protocol
 
 CASE_S = 1.0  # of processor time; a typical case takes 0.1 ms
 CASE_BYTES = 8 * 1024 * 1024  # allocated at once in one case,
-PER_BYTE = (
-    8  # and so many for each byte of its input: as given, as made, as decoded by two, as encoded
-)
+PER_BYTE = 8  # and for each byte of its input: given, made, decoded by two, encoded again
 TRACED, TRACED_RUN = 32, 64  # one run of 64 cases in so many is traced, which makes it slower
 GROWTH_BYTES = 32 * 1024 * 1024  # of the process, from the first thousand cases to the last
 WARM_UP = 1000  # cases after which caches are full
