@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 import click
 
 from chain.address import parse_address
-from chain.codec import encode
 from chain.errors import GenesisError, InputError
 from chain.light import Attack
 from chain.params import Genesis, parse_genesis
@@ -24,6 +22,7 @@ from node.client import Client, Json
 from node.config import load_genesis
 from node.delta_file import parse_root
 from node.light.anchor import GENESIS, anchor_at, duration, parse_trust
+from node.light.attack_file import file_name, write_attack
 from node.light.facts import Fact, Verifier
 from node.light.follow import STALE_MS, Follower, wall_ms
 from node.light.source import LightSource
@@ -204,7 +203,8 @@ def _run(session: Session, asked: _Asked, ask: Callable[[Verifier], Awaitable[Fa
             async with asyncio.timeout(TOTAL_S):
                 return await work(client)
         except Attack as attack:
-            raise Attack(*attack.blocks, hint=_save(attack, asked.evidence)) from None
+            target = Path(asked.evidence or file_name(attack))
+            raise Attack(*attack.blocks, hint=write_attack(attack, target)) from None
 
     found = session.read(bounded)
     emit(session, found, _human)
@@ -263,19 +263,3 @@ def _human(found: Any) -> str:
     lines += ["checked", *(f"  {line}" for line in found["checked"])]
     lines += ["not checked", *(f"  {line}" for line in found["unchecked"])]
     return "\n".join([*lines, f"next time: --trust {found['next_trust']}"])
-
-
-def _save(attack: Attack, path: str | None) -> str:
-    """Write both histories down, for people and, if it is an offence, for the chain."""
-    height = attack.blocks[0].header.height
-    item = attack.evidence()
-    target = Path(path or f"blyan-attack-{height}.json")
-    content = {
-        "height": height,
-        "blocks": [encode(block).hex() for block in attack.blocks],
-        "evidence": None if item is None else encode(item).hex(),
-    }
-    target.write_text(json.dumps(content, indent=1) + "\n")
-    if item is None:
-        return f"both are in {target}; certified in different views, they convict nobody by rule"
-    return f"both are in {target}: `blyan evidence submit {target}` has the signers slashed"

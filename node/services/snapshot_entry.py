@@ -32,6 +32,7 @@ from chain.limits import MAX_MESSAGE_BYTES
 from chain.snapshot import SnapshotManifest, WrongSize, places
 from chain.store import ChainStore
 from chain.types import Block, Certificate, Height
+from node.light.attack_file import file_name, write_attack
 from node.services.chain import ChainService
 from node.services.peer_rates import PeerRates
 from node.services.peers import Peers
@@ -97,13 +98,21 @@ class SnapshotEntry:
         self.problem = None
         try:
             return await self._enter()
-        except Attack as error:
-            log.critical("%s", error)
-            self.problem = str(error)
+        except Attack as attack:
+            self.problem = str(Attack(*attack.blocks, hint=self._save(attack)))
+            log.critical("%s", self.problem)
         except BlyanError as error:
             log.warning("no snapshot: %s", error)
             self.problem = str(error)
         return False
+
+    def _save(self, attack: Attack) -> str:
+        """Beside the chain's file. The operator must decide: who is behind cannot tell which of two
+        histories the others go on with, nor whom its own state could still punish."""
+        try:
+            return write_attack(attack, self._directory.parent / file_name(attack))
+        except OSError as error:
+            return f"they could not be written down ({error.strerror}); ask people"
 
     async def _enter(self) -> bool:
         offers = await self._offers()

@@ -4,6 +4,7 @@ charged, and an honest server beside it is enough."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from chain.light import LightBlock
 from chain.snapshot import SnapshotChunk, SnapshotManifest, SnapshotPart
 from chain.transactions import Transfer
 from chain.types import Block, Epoch, Grains, Height, Stake, TimeMs
+from node.cli.evidence import read_evidence
 from node.services import snapshot_chunks, sync, sync_plan
 from node.services.snapshot_wire import (
     PROTOCOL,
@@ -211,6 +213,34 @@ def test_an_honest_server_beside_it_is_enough(
     assert tree is not None
     assert list(new.chain.state().tree.items()) == list(tree.items())
     new.close()
+
+
+def test_two_histories_that_all_have_signed_are_written_down(
+    tmp_path: Path, source: LocalChain, others: dict[str, SyncPort]
+) -> None:
+    """Nothing of either is taken; the file is what `blyan evidence submit` sends."""
+    (tmp_path / "rival").mkdir()
+    with LocalChain(tmp_path / "rival", epoch_blocks=4, snapshot_epochs=2) as rival:
+        for _ in range(BLOCKS):
+            rival.block()
+        assert rival.genesis.chain_id == source.genesis.chain_id
+        serve_chain(source, "one", others)
+        serve_chain(rival, "other", others)
+        new = SyncNode(tmp_path / "node", source, SyncPort("node", others))
+        assert not asyncio.run(new.entry.enter())
+        told = new.entry.info()
+        assert told is not None
+        assert f"two final blocks of height {NEWEST}" in told["problem"]
+        path = tmp_path / "node" / f"blyan-attack-{NEWEST}.json"
+        assert f"`blyan evidence submit {path}`" in told["problem"]
+        item = read_evidence(path)
+        assert set(item.first.indices()) & set(item.second.indices())  # whom it convicts
+        found = json.loads(path.read_text())["blocks"]
+        shown = {decode(LightBlock, bytes.fromhex(raw)).header.hash() for raw in found}
+        blocks = [made.store.block(Height(NEWEST)) for made in (source, rival)]
+        assert shown == {b.hash() for b in blocks if b is not None}
+        assert not (tmp_path / "node" / "sync" / "chain.db").exists()
+        new.close()
 
 
 def test_a_manifest_of_smaller_parts_with_false_sizes(
