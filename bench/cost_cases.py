@@ -6,15 +6,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from chain import governance_records as g
 from chain import price_records as p
 from chain import records as r
 from chain.address import peer_id_of
 from chain.certificates import assemble
-from chain.codec import encode
+from chain.codec import encode, pack
 from chain.custody_records import CustodyPhase
+from chain.governance import soonest
+from chain.governance_records import ProposalRecord, ProposalStatus
 from chain.hashes import DATASET, ZERO_HASH, Hash32
 from chain.jail import JailReason, jail
-from chain.limits import MAX_DATASETS, MAX_DELTAS, MAX_LEARNERS
+from chain.limits import MAX_DATASETS, MAX_DELTAS, MAX_LEARNERS, MAX_PROPOSALS
+from chain.model_versions import canonical
+from chain.parameters import CHANGEABLE, value_of
 from chain.params import Window
 from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import manifest_root, put_round
@@ -28,6 +33,7 @@ from chain.transactions import (
     DatasetSubmit,
     DeltaCommit,
     DeltaReveal,
+    GovernanceVote,
     JoinRound,
     LatencyReport,
     LossSlice,
@@ -35,6 +41,7 @@ from chain.transactions import (
     Phase,
     PodlManifest,
     PolVote,
+    Propose,
     SubmitEvidence,
     Transfer,
     Unbond,
@@ -43,7 +50,7 @@ from chain.transactions import (
     delta_commitment,
     pol_commitment,
 )
-from chain.types import BlobId, Grains, PubKey, TxId, View, Vote, VoteKind
+from chain.types import BlobId, Grains, Height, PubKey, Stake, TimeMs, TxId, View, Vote, VoteKind
 from consensus.evidence import conflicting_certificates, double_vote
 from tests.kit.custody_run import CustodyRun
 from tests.kit.machine import Machine, key
@@ -63,10 +70,12 @@ class Case:
     payload: Payload
     raw: bytes
     name: str
+    code: str = "ok"  # of its receipt: what is refused late costs as much
 
 
 def all_cases(validators: int = VALIDATORS) -> Iterator[Case]:
     yield from _money(validators)
+    yield from _governance(validators)
     yield from _learning(validators)
     yield from _custody(validators)
 
@@ -104,6 +113,43 @@ def _money(count: int) -> Iterator[Case]:
     yield from _evidence(machine)
     machine.tree = jailed.commit()
     yield _case(machine, Unjail())
+
+
+def _governance(count: int) -> Iterator[Case]:
+    """With as many proposals as there may be but one, all passed and to be in force before."""
+    machine = Machine(count, funded=("ann",), proposal_deposit_grains=1)
+    state, epoch = machine.state, machine.genesis.params.epoch_blocks
+    at = soonest(machine.genesis.params, machine.height)
+    names = [name for name in CHANGEABLE if name.endswith(".blocks")][: MAX_PROPOSALS - 1]
+    names += [n for n in CHANGEABLE if n not in names][: MAX_PROPOSALS - 1 - len(names)]
+    held = ProposalRecord(
+        id=TxId(ZERO_HASH), proposer=key("ben").public, parameter="", value=b"", activate=at,
+        height=state.head.height, epoch=state.head.epoch, deadline_height=Height(10**6),
+        deadline_ms=TimeMs(10**15), deposit=Grains(1), member=1, status=ProposalStatus.PASSED,
+        total=Stake(1), yes=Stake(1), no=Stake(0),
+    )  # fmt: skip
+    for name in names:
+        made = TxId(DATASET.hash(name.encode()))
+        value = pack(value_of(machine.genesis.params, name))
+        state.put(g.proposal_key(made), replace(held, id=made, parameter=name, value=value))
+    machine.tree = state.commit()
+    ahead = Height(at + 100 * epoch)
+    yield _case(machine, Propose("jury_size", pack(5), ahead))
+    deep: list[object] = []
+    for _ in range(80):
+        deep = [deep]
+    document = canonical({"model": {"": [deep] * 95}, "training": {}, "version": "1.0.0"})
+    refused = _case(machine, Propose("model", document, ahead), "Propose (a document)")
+    yield replace(refused, code="bad_document")
+    open_one = TxId(DATASET.hash(names[0].encode()))
+    members = machine.state.validators()[1:]
+    electors = tuple(g.Elector(v.account, v.stake) for v in members)
+    electors += (g.Elector(key("ann").public, Stake(1)),)
+    state = machine.state
+    state.put(g.proposal_key(open_one), replace(held, id=open_one, parameter=names[0], status=0))
+    state.put(g.electorate_key(held.epoch), g.Electorate(electors))
+    machine.tree = state.commit()
+    yield _case(machine, GovernanceVote(open_one, Verdict.YES))
 
 
 def _first(machine: Machine) -> Keys:

@@ -71,7 +71,7 @@ COSTS: dict[type, Cost] = {
     t.DatasetSubmit: Cost(700, 20, _DATA),  # seven keys
     t.AuditReport: Cost(850, 40, _DATA),  # a record with all reports is written anew
     t.DatasetVote: Cost(240, 20, _DATA),  # not in force
-    t.Propose: Cost(480, 20, _GOVERN),
+    t.Propose: Cost(750, 160, _GOVERN),  # a document of nested lists is read and written again
     t.GovernanceVote: Cost(480, 20, _GOVERN),
     t.SubmitEvidence: Cost(700, 3500, _OTHER),  # 15 signatures in a KiB of certificates
 }

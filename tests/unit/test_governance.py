@@ -95,7 +95,7 @@ def test_every_parameter_is_changeable_or_not_by_name() -> None:
 def test_a_deposit_is_locked_whoever_proposes(chain: Assembly) -> None:
     before = chain.m.state.account(key("ann").public).balance
     assert chain.propose(FEE, 1, who="ann") == "ok"
-    assert chain.m.state.account(key("ann").public).balance == before - 1000 - 10**6
+    assert chain.m.state.account(key("ann").public).balance == before - 2 * 1000 - 10**6
     assert chain.m.state.account(PROPOSAL_DEPOSITS).balance == 10**6
     assert chain.propose("ranks", 1, who=VALIDATORS[0]) == "ok"
     assert chain.m.state.account(PROPOSAL_DEPOSITS).balance == 2 * 10**6
