@@ -81,7 +81,8 @@ def test_what_is_dear_is_priced_by_time_or_by_bytes_whichever_is_more() -> None:
 
 
 def test_every_kind_that_is_measured_is_taken() -> None:
-    """The bench's cases are transactions that the next block takes, or refuses late; what they cost is for `python -m bench.costs`."""
+    """The bench's cases are transactions that the next block takes, or refuses late; what they cost
+    is for `python -m bench.costs`."""
     seen = set()
     for case in all_cases(4):
         machine = case.machine
