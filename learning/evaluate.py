@@ -10,6 +10,7 @@ import torch
 
 from chain.errors import InputError
 from learning.model import forward, weights_from_shards, window_cross_entropy
+from learning.ops import NATIVE, Ops
 from learning.spec import ModelSpec
 
 NANO_PER_NAT = 1_000_000_000
@@ -21,7 +22,7 @@ Windows = npt.NDArray[np.uint8]
 
 
 def window_losses(
-    spec: ModelSpec, shards: Sequence[bytes], windows: Windows
+    spec: ModelSpec, shards: Sequence[bytes], windows: Windows, ops: Ops = NATIVE
 ) -> npt.NDArray[np.float64]:
     """Mean cross-entropy of each window in nats per byte: float64 [n].
 
@@ -35,8 +36,8 @@ def window_losses(
     with torch.inference_mode():
         for i in range(0, len(windows), _BATCH):
             tokens = torch.from_numpy(windows[i : i + _BATCH].astype(np.int64))
-            logits = forward(spec, weights, tokens[:, :-1]).logits
-            each = window_cross_entropy(logits, tokens[:, 1:]).double().mean(-1)
+            logits = forward(spec, weights, tokens[:, :-1], ops).logits
+            each = window_cross_entropy(logits, tokens[:, 1:], ops).double().mean(-1)
             losses[i : i + _BATCH] = each.numpy()
     return np.where(losses < MAX_LOSS, losses, MAX_LOSS)  # also where it is not a number
 

@@ -15,13 +15,8 @@ from torch import Tensor
 from chain.errors import InputError
 from chain.hashes import PRF
 from chain.prf import Prf
-from learning.model import (
-    mixture,
-    rms_norm,
-    rotary_tables,
-    rotate,
-    weights_from_shards,
-)
+from learning.model import attend, mixture, project, weights_from_shards
+from learning.ops import NATIVE, Ops
 from learning.spec import VOCAB, ModelSpec
 
 MAX_TEXT = 1 << 20  # bytes of prompt and answer together
@@ -30,8 +25,9 @@ MAX_TEXT = 1 << 20  # bytes of prompt and answer together
 class Generator:
     """A model that reads bytes and says what may come next. Not reentrant."""
 
-    def __init__(self, spec: ModelSpec, shards: Sequence[bytes]) -> None:
+    def __init__(self, spec: ModelSpec, shards: Sequence[bytes], ops: Ops = NATIVE) -> None:
         self._spec, self._weights = spec, weights_from_shards(spec, shards)
+        self._ops = ops
         self._kept: list[tuple[Tensor, Tensor] | None] = [None] * spec.layers
         self._position = 0
 
@@ -46,41 +42,32 @@ class Generator:
         return logits
 
     def _some(self, text: bytes) -> Tensor:
-        spec, weights = self._spec, self._weights
+        spec, weights, ops = self._spec, self._weights, self._ops
         tokens = torch.tensor([list(text)])
         x = F.embedding(tokens, weights["embed.weight"])
+        turns = ops.rotary(self._position, len(text), spec.head_width)
         for i in range(spec.layers):
             at = f"layers.{i}"
-            x = x + self._attention(i, rms_norm(x, weights[f"{at}.router.attention_norm"]))
-            flat = rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(-1, spec.width)
-            mixed, _ = mixture(spec, weights, at, flat)
+            normed = ops.rms_norm(x, weights[f"{at}.router.attention_norm"])
+            query, *new = project(spec, weights, at, normed, turns, ops)
+            x = x + attend(weights, at, query, *self._keep(i, *new), ops)
+            normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"])
+            mixed, _ = mixture(spec, weights, at, normed.reshape(-1, spec.width), ops)
             x = x + mixed.reshape(x.shape)
         self._position += len(text)
-        logits: Tensor = (rms_norm(x[:, -1], weights["final.norm"]) @ weights["head.weight"])[0]
-        return logits
+        normed = ops.rms_norm(x[:, -1], weights["final.norm"])
+        return ops.matmul(normed, weights["head.weight"])[0]
 
-    def _attention(self, layer: int, x: Tensor) -> Tensor:
-        """Of new positions to themselves and to the kept ones, at most `context` back."""
-        spec, at = self._spec, f"layers.{layer}.attention"
-        new = x.shape[1]
-        cosine, sine = rotary_tables(new, spec.head_width, self._position)
-
-        def heads(name: str) -> Tensor:
-            projected = x @ self._weights[f"{at}.{name}"]
-            return projected.reshape(1, new, spec.heads, spec.head_width).transpose(1, 2)
-
-        query, key = rotate(heads("query"), cosine, sine), rotate(heads("key"), cosine, sine)
-        value = heads("value")
-        kept = self._kept[layer]
+    def _keep(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Kept keys and values with the new ones, and which of them each new position sees: itself
+        and at most `context` - 1 before it."""
+        new, kept = key.shape[2], self._kept[layer]
         if kept is not None:
             key, value = torch.cat((kept[0], key), 2), torch.cat((kept[1], value), 2)
         back = torch.arange(new)[:, None] + key.shape[2] - new - torch.arange(key.shape[2])[None]
-        mask = (back >= 0) & (back < spec.context)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        most = spec.context - 1  # so many the next byte sees beside itself
+        most = self._spec.context - 1  # so many the next byte sees beside itself
         self._kept[layer] = (key[:, :, -most:], value[:, :, -most:])
-        joined = mixed.transpose(1, 2).reshape(1, new, spec.width)
-        return joined @ self._weights[f"{at}.output"]
+        return key, value, (back >= 0) & (back < self._spec.context)
 
 
 def generate(

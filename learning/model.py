@@ -15,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chain.errors import InputError
+from learning.ops import NATIVE, Ops
 from learning.spec import ModelSpec
-
-NORM_EPSILON = 1e-6
-ROTARY_BASE = 10_000.0
 
 Weights = dict[str, Tensor]  # "<shard>.<tensor>" to fp32
 
@@ -58,21 +56,24 @@ def shards_from_weights(spec: ModelSpec, weights: Mapping[str, Tensor]) -> list[
     ]
 
 
-def forward(spec: ModelSpec, weights: Mapping[str, Tensor], tokens: Tensor) -> Forward:
+def forward(
+    spec: ModelSpec, weights: Mapping[str, Tensor], tokens: Tensor, ops: Ops = NATIVE
+) -> Forward:
     """Next-byte logits and expert loads. `tokens`: int64 [batch, time], time <= context."""
     batch, time = tokens.shape
-    cosine, sine = rotary_tables(time, spec.head_width)
+    turns = ops.rotary(0, time, spec.head_width)
     x = F.embedding(tokens, weights["embed.weight"])
     loads = []
     for i in range(spec.layers):
         at = f"layers.{i}"
-        normed = rms_norm(x, weights[f"{at}.router.attention_norm"])
-        x = x + _attention(spec, weights, f"{at}.attention", normed, cosine, sine)
-        normed = rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(batch * time, spec.width)
-        mixed, load = mixture(spec, weights, at, normed)
+        normed = ops.rms_norm(x, weights[f"{at}.router.attention_norm"])
+        x = x + attend(weights, at, *project(spec, weights, at, normed, turns, ops), None, ops)
+        normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"])
+        mixed, load = mixture(spec, weights, at, normed.reshape(batch * time, spec.width), ops)
         x = x + mixed.reshape(batch, time, spec.width)
         loads.append(load)
-    return Forward(rms_norm(x, weights["final.norm"]) @ weights["head.weight"], loads)
+    normed = ops.rms_norm(x, weights["final.norm"])
+    return Forward(ops.matmul(normed, weights["head.weight"]), loads)
 
 
 class Forward:
@@ -84,27 +85,10 @@ class Forward:
         self.logits, self.loads = logits, loads
 
 
-def window_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def window_cross_entropy(logits: Tensor, targets: Tensor, ops: Ops = NATIVE) -> Tensor:
     """Cross-entropy in nats for each byte: [batch, time], from logits [batch, time, 256]."""
-    flat = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
-    )
+    flat = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
     return flat.reshape(targets.shape)
-
-
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """x / sqrt(mean(x**2) + 1e-6) * weight over the last dimension (arXiv 1910.07467)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON) * weight
-
-
-def rotary_tables(time: int, head_width: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions from `first` on, fp32 [time, head_width / 2], by way of
-    float64 (arXiv 2104.09864)."""
-    half = head_width // 2
-    frequency = ROTARY_BASE ** (-np.arange(half, dtype=np.float64) / half)
-    angle = np.outer(np.arange(first, first + time, dtype=np.float64), frequency)
-    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    return torch.from_numpy(cosine), torch.from_numpy(sine)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -113,29 +97,47 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), -1)
 
 
-def _attention(
-    spec: ModelSpec, weights: Mapping[str, Tensor], at: str, x: Tensor, cosine: Tensor, sine: Tensor
-) -> Tensor:
+def project(
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    at: str,
+    x: Tensor,
+    turns: tuple[Tensor, Tensor],
+    ops: Ops,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of x [batch, time, width], by heads: [batch, heads, time, head_width].
+    `turns`: the positions' cosines and sines."""
     batch, time, _ = x.shape
 
     def heads(name: str) -> Tensor:
-        projected = x @ weights[f"{at}.{name}"]
+        projected = ops.matmul(x, weights[f"{at}.attention.{name}"])
         return projected.reshape(batch, time, spec.heads, spec.head_width).transpose(1, 2)
 
-    query, key = rotate(heads("query"), cosine, sine), rotate(heads("key"), cosine, sine)
-    mixed = F.scaled_dot_product_attention(query, key, heads("value"), is_causal=True)
-    joined = mixed.transpose(1, 2).reshape(batch, time, spec.width)
-    return joined @ weights[f"{at}.output"]
+    return rotate(heads("query"), *turns), rotate(heads("key"), *turns), heads("value")
+
+
+def attend(
+    weights: Mapping[str, Tensor],
+    at: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    ops: Ops,
+) -> Tensor:
+    """What the heads found, joined and projected: [batch, time, width]."""
+    mixed = ops.attention(query, key, value, mask).transpose(1, 2)
+    return ops.matmul(mixed.reshape(*mixed.shape[:2], -1), weights[f"{at}.attention.output"])
 
 
 def mixture(
-    spec: ModelSpec, weights: Mapping[str, Tensor], at: str, x: Tensor
+    spec: ModelSpec, weights: Mapping[str, Tensor], at: str, x: Tensor, ops: Ops
 ) -> tuple[Tensor, Tensor]:
     """Mixture for tokens [n, width] and the tokens each expert got, int64 [experts]."""
-    scores = x @ weights[f"{at}.router.weight"]
+    scores = ops.matmul(x, weights[f"{at}.router.weight"])
     biased = scores.detach() + weights[f"{at}.router.bias"].detach()
     chosen = biased.topk(spec.top_k, -1).indices
-    gates = torch.softmax(scores.gather(-1, chosen), -1)
+    gates = ops.softmax(scores.gather(-1, chosen))
     mixed = torch.zeros_like(x)
     counts = []
     for j in range(spec.experts):
@@ -145,7 +147,8 @@ def mixture(
             continue
         name = f"{at}.experts.{j}"
         taken = x.index_select(0, rows)
-        hidden = F.silu(taken @ weights[f"{name}.gate"]) * (taken @ weights[f"{name}.up"])
-        out = (hidden @ weights[f"{name}.down"]) * gates[rows, slots].unsqueeze(-1)
+        gate, up, down = (weights[f"{name}.{part}"] for part in ("gate", "up", "down"))
+        hidden = ops.silu(ops.matmul(taken, gate)) * ops.matmul(taken, up)
+        out = ops.matmul(hidden, down) * gates[rows, slots].unsqueeze(-1)
         mixed = mixed.index_add(0, rows, out)
     return mixed, torch.tensor(counts)

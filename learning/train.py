@@ -16,6 +16,7 @@ from torch import Tensor
 
 from chain.errors import InputError
 from learning.model import Forward, forward, window_cross_entropy
+from learning.ops import NATIVE, Ops
 from learning.spec import PPM, WORDS_PER_WINDOW, ModelSpec, TrainingSpec
 from learning.state import Sections, TrainState
 
@@ -38,11 +39,12 @@ def train_segment(
     batches: Batches,
     last: int,
     on_step: Callable[[Progress], None] | None = None,
+    ops: Ops = NATIVE,
 ) -> TrainState:
     """The state before step `last`, from one at or before it. Call `profile.configure` first."""
     if last < state.step:
         raise InputError(f"a state at step {state.step} cannot be trained back to step {last}")
-    run = _Run(spec, training, state)
+    run = _Run(spec, training, state, ops)
     for step in range(state.step, last):
         loss = run.step(_tokens(spec, training, batches(step)))
         if on_step is not None:
@@ -62,7 +64,10 @@ def _tokens(spec: ModelSpec, training: TrainingSpec, batch: npt.NDArray[np.uint8
 class _Run:
     """Tensors of a state while it is trained. Parameters are views of one vector."""
 
-    def __init__(self, spec: ModelSpec, training: TrainingSpec, state: TrainState) -> None:
+    def __init__(
+        self, spec: ModelSpec, training: TrainingSpec, state: TrainState, ops: Ops
+    ) -> None:
+        self._ops = ops
         self._spec, self._training, self._updates = spec, training, state.updates
         self._flat, self._first, self._second = (
             torch.from_numpy(np.frombuffer(b"".join(part), "<f4").astype(np.float32))
@@ -88,8 +93,8 @@ class _Run:
 
     def step(self, tokens: Tensor) -> float:
         """One AdamW step; the loss before it."""
-        out = forward(self._spec, self._views, tokens[:, :-1])
-        loss = window_cross_entropy(out.logits, tokens[:, 1:]).mean()
+        out = forward(self._spec, self._views, tokens[:, :-1], self._ops)
+        loss = window_cross_entropy(out.logits, tokens[:, 1:], self._ops).mean()
         learned = [self._views[name] for name, _, _ in self._learned]
         # An expert that no byte was routed to has no gradient: its moments decay all the same.
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, learned, allow_unused=True)
@@ -112,7 +117,7 @@ class _Run:
         if self._updates < rule.warmup_steps:
             rate *= self._updates / rule.warmup_steps
         gradient = self._gradient
-        norm = float(torch.linalg.vector_norm(gradient))
+        norm = self._ops.norm(gradient)
         clip = rule.clip_ppm / PPM
         if norm > clip:
             gradient.mul_(clip / norm)
