@@ -2,7 +2,8 @@
 
     python -m bench.learning [--json] [--only GROUP]... [--small]
 
-The groups are `codec` (a tile's delta as bytes and back) and `aggregate` (many deltas of a tile).
+The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile) and
+`moe` (a layer's experts against a plain loop over them).
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
 """
@@ -41,9 +42,10 @@ class Amount:
     elements: int = limits.TILE_BYTES // 4
     deltas: int = 32
     samples: int = 15
+    width: int = 256  # of a mixture of experts
 
 
-SMALL = Amount(10_000, 3, 2)
+SMALL = Amount(10_000, 3, 2, 16)
 
 
 def _values(amount: Amount, count: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -111,11 +113,22 @@ def _aggregate(base: bytes, payloads: list[bytes], spec: ShardSpec) -> None:
     aggregate_tile(base, [PayloadTile(payload, [spec], 0, 0) for payload in payloads])
 
 
+def moe(amount: Amount) -> Iterator[Row]:
+    """A layer's mixture of experts; torch is imported for this group alone."""
+    from bench.learning_moe import moe_rows
+
+    return moe_rows(amount.width, amount.samples)
+
+
 def _ms(samples: list[float]) -> float:
     return quantile(samples, 0.5) * 1000
 
 
-GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {"codec": codec, "aggregate": aggregate}
+GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
+    "codec": codec,
+    "aggregate": aggregate,
+    "moe": moe,
+}
 
 
 if __name__ == "__main__":

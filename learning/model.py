@@ -7,6 +7,7 @@ balancing, arXiv 2408.15664); the training loop moves them by the loads that `fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -136,19 +137,45 @@ def mixture(
     """Mixture for tokens [n, width] and the tokens each expert got, int64 [experts]."""
     scores = ops.matmul(x, weights[f"{at}.router.weight"])
     biased = scores.detach() + weights[f"{at}.router.bias"].detach()
-    chosen = biased.topk(spec.top_k, -1).indices
-    gates = ops.softmax(scores.gather(-1, chosen))
-    mixed = torch.zeros_like(x)
-    counts = []
-    for j in range(spec.experts):
-        rows, slots = (chosen == j).nonzero(as_tuple=True)
-        counts.append(rows.numel())
-        if not rows.numel():
-            continue
-        name = f"{at}.experts.{j}"
-        taken = x.index_select(0, rows)
-        gate, up, down = (weights[f"{name}.{part}"] for part in ("gate", "up", "down"))
-        hidden = ops.silu(ops.matmul(taken, gate)) * ops.matmul(taken, up)
-        out = ops.matmul(hidden, down) * gates[rows, slots].unsqueeze(-1)
-        mixed = mixed.index_add(0, rows, out)
-    return mixed, torch.tensor(counts)
+    chosen = largest(biased, spec.top_k)
+    shares = ops.softmax(scores.gather(-1, chosen))
+    return dispatch(weights, at, x, chosen, shares, spec.experts, ops)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Columns of the `count` largest of each row, largest first; ties: the lower column (which
+    `topk` does not promise)."""
+    left, found = scores.clone(), []
+    for _ in range(count):
+        found.append(left.argmax(-1, keepdim=True))
+        left.scatter_(-1, found[-1], -math.inf)
+    return torch.cat(found, -1)
+
+
+def dispatch(
+    weights: Mapping[str, Tensor],
+    at: str,
+    x: Tensor,
+    chosen: Tensor,
+    shares: Tensor,
+    experts: int,
+    ops: Ops,
+) -> tuple[Tensor, Tensor]:
+    """Each token's experts, weighed: sum over s of shares[:, s] * expert chosen[:, s] (x).
+
+    The pairs of token and expert are put in order of the experts once, so each expert finds its
+    tokens in one piece; a token's sum goes from zero in ascending order of its experts.
+    """
+    which = chosen.reshape(-1)
+    order = which.argsort(stable=True)
+    loads = torch.bincount(which, minlength=experts)
+    rows = order.div(chosen.shape[1], rounding_mode="floor")
+    outs = []
+    for j, taken in enumerate(torch.split(x.index_select(0, rows), loads.tolist())):
+        if len(taken):
+            name = f"{at}.experts.{j}"
+            gate, up, down = (weights[f"{name}.{part}"] for part in ("gate", "up", "down"))
+            hidden = ops.silu(ops.matmul(taken, gate)) * ops.matmul(taken, up)
+            outs.append(ops.matmul(hidden, down))
+    out = torch.cat(outs) * shares.reshape(-1).index_select(0, order).unsqueeze(-1)
+    return torch.zeros_like(x).index_add(0, rows, out), loads
