@@ -223,12 +223,14 @@ class ChainStore:
 
     def block(self, height: Height) -> Block | None:
         """None if it is not here, or pruned: then its header is."""
-        row = self._one("SELECT body FROM blocks WHERE height = ?", height)
-        return self._decode(Block, row[0]) if row is not None and row[0] else None
+        row = self._one("SELECT body FROM bodies WHERE height = ?", height)
+        return None if row is None else self._decode(Block, row[0])
 
     def block_by_hash(self, block_hash: Hash32) -> Block | None:
-        row = self._one("SELECT body FROM blocks WHERE hash = ?", block_hash)
-        return self._decode(Block, row[0]) if row is not None and row[0] else None
+        row = self._one(
+            "SELECT body FROM blocks JOIN bodies USING (height) WHERE hash = ?", block_hash
+        )
+        return None if row is None else self._decode(Block, row[0])
 
     def height_of(self, block_hash: Hash32) -> Height | None:
         """The height of a final block, pruned or not."""
@@ -251,13 +253,14 @@ class ChainStore:
         first, at most `most_bytes` of encoding.
         """
         sql = (
-            "SELECT body, certificate FROM blocks LEFT JOIN certificates USING (height)"
+            "SELECT body, certificate FROM blocks LEFT JOIN bodies USING (height)"
+            " LEFT JOIN certificates USING (height)"
             " WHERE height BETWEEN ? AND ? ORDER BY height LIMIT ?"
         )
         found: list[CertifiedBlock] = []
         room = most_bytes
         for body, raw in self._rows(sql, first, last, _page(limit)):
-            if not body:
+            if body is None:
                 break  # pruned: this asker needs another node
             room -= len(body) + len(raw or b"") + 16
             if found and room < 0:
@@ -269,7 +272,7 @@ class ChainStore:
     def latest_blocks(self, limit: int, before: int = _LAST) -> tuple[BlockRow, ...]:
         """Lines of the newest blocks below height `before`, newest first."""
         rows = self._all(
-            "SELECT height, hash, time_ms, proposer, view, epoch, tx_count, length(body)"
+            "SELECT height, hash, time_ms, proposer, view, epoch, tx_count, size"
             " FROM blocks WHERE height < ? ORDER BY height DESC LIMIT ?",
             before,
             _page(limit),

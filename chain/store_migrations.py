@@ -9,19 +9,42 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from chain.codec import decode
 from chain.errors import StorageError, invariant
 from chain.hashes import STATE_KEY
-from chain.store_guards import PRUNABLE, guards
+from chain.store_guards import BLOCKS, BOUND, guard
 from chain.store_tree import TREE_SCHEMA, TreeImport
 from chain.types import Header
 
 log = logging.getLogger("blyan.store")
 _LOGGED_KEYS = 100_000
+MOVED_BLOCKS = 64  # at once: the space that these leave is what the next ones take
+_LOGGED_BLOCKS = 1600 * MOVED_BLOCKS
+
+# What files of earlier versions had: never changed, whatever those of today have.
+_PRUNABLE_2 = ("certificates", "txs", "tx_parties", "events")
+_BLOCKS_2 = """
+CREATE TRIGGER blocks_no_DELETE BEFORE DELETE ON blocks
+BEGIN SELECT RAISE(ABORT, 'blocks are append-only'); END;
+CREATE TRIGGER blocks_no_UPDATE BEFORE UPDATE ON blocks
+WHEN OLD.height >= coalesce((SELECT height FROM pruned), 0) OR length(NEW.body) > 0
+  OR NEW.height <> OLD.height OR NEW.hash <> OLD.hash OR NEW.header <> OLD.header
+  OR NEW.time_ms <> OLD.time_ms OR NEW.proposer <> OLD.proposer OR NEW.view <> OLD.view
+  OR NEW.epoch <> OLD.epoch OR NEW.tx_count <> OLD.tx_count
+BEGIN SELECT RAISE(ABORT, 'blocks are append-only'); END;
+"""
+_BLOCKS_4 = """
+CREATE TABLE blocks (
+  height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
+  time_ms INTEGER NOT NULL, proposer BLOB NOT NULL, view INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, tx_count INTEGER NOT NULL, size INTEGER NOT NULL
+);
+CREATE TABLE bodies (height INTEGER PRIMARY KEY REFERENCES blocks, body BLOB NOT NULL);
+"""
 
 Step = Callable[[sqlite3.Connection], None]
 
@@ -40,7 +63,21 @@ def migrate(
             "of before, made with `blyan-node backup`, it will)",
             *(path.name, number - 1, number),
         )
-        _one(db, number, steps[number])
+        with _no_references(db):
+            _one(db, number, steps[number])
+
+
+@contextmanager
+def _no_references(db: sqlite3.Connection) -> Iterator[None]:
+    """A table may be put in the place of another: what refers to it by name then refers to the new
+    one, and all references are looked at in the end. Not within a transaction."""
+    db.execute("PRAGMA foreign_keys = OFF")
+    db.execute("PRAGMA legacy_alter_table = ON")
+    try:
+        yield
+    finally:
+        db.execute("PRAGMA legacy_alter_table = OFF")
+        db.execute("PRAGMA foreign_keys = ON")
 
 
 def _one(db: sqlite3.Connection, number: int, step: Step) -> None:
@@ -73,10 +110,10 @@ def script(db: sqlite3.Connection, text: str) -> None:
 
 def to_version_2(db: sqlite3.Connection) -> None:
     """Old blocks may be pruned: the triggers that kept everything make room for a bound."""
-    for table in ("blocks", *PRUNABLE):
+    for table in ("blocks", *_PRUNABLE_2):
         for verb in ("UPDATE", "DELETE"):
             db.execute(f"DROP TRIGGER {table}_no_{verb}")
-    script(db, guards())
+    script(db, BOUND + _BLOCKS_2 + "".join(map(guard, _PRUNABLE_2)))
 
 
 def to_version_3(db: sqlite3.Connection) -> None:
@@ -102,4 +139,26 @@ def to_version_3(db: sqlite3.Connection) -> None:
     db.execute("DROP TABLE state")
 
 
-STEPS: dict[int, Step] = {2: to_version_2, 3: to_version_3}
+def to_version_4(db: sqlite3.Connection) -> None:
+    """Bodies get a table of their own, so that a block's line is read without them. They are moved
+    a few at a time, into the space of those before: the file does not grow by all of them."""
+    for trigger in ("in_order", "no_UPDATE", "no_DELETE"):
+        db.execute(f"DROP TRIGGER blocks_{trigger}")
+    db.execute("ALTER TABLE blocks RENAME TO blocks_3")
+    script(db, _BLOCKS_4)
+    first, last = db.execute("SELECT min(height), max(height) FROM blocks_3").fetchone()
+    for height in range(first or 0, (last or 0) + 1, MOVED_BLOCKS):
+        some = f"FROM blocks_3 WHERE height BETWEEN {height} AND {height + MOVED_BLOCKS - 1}"
+        db.execute(
+            "INSERT INTO blocks SELECT height, hash, header, time_ms, proposer, view, epoch,"
+            f" tx_count, length(body) {some}"
+        )
+        db.execute(f"INSERT INTO bodies SELECT height, body {some} AND length(body) > 0")
+        db.execute(f"DELETE {some}")
+        if (height - (first or 0)) % _LOGGED_BLOCKS == 0:
+            log.info("bodies: block %d of %d", height, last or 0)
+    db.execute("DROP TABLE blocks_3")
+    script(db, BLOCKS + guard("bodies"))
+
+
+STEPS: dict[int, Step] = {2: to_version_2, 3: to_version_3, 4: to_version_4}

@@ -73,11 +73,11 @@ def _drop(db: sqlite3.Connection, height: Height, number: int, keeps: bool) -> N
     )
     if not keeps:
         db.execute("DELETE FROM certificates WHERE height = ?", (height,))
-    db.execute("UPDATE blocks SET body = x'' WHERE height = ?", (height,))
+    db.execute("DELETE FROM bodies WHERE height = ?", (height,))
 
 
 def _contents(db: sqlite3.Connection, height: Height) -> tuple[Block, list[str]]:
-    (body,) = db.execute("SELECT body FROM blocks WHERE height = ?", (height,)).fetchone()
+    (body,) = db.execute("SELECT body FROM bodies WHERE height = ?", (height,)).fetchone()
     codes = db.execute("SELECT code FROM txs WHERE height = ? ORDER BY position", (height,))
     block: Block = decode(Block, body)
     return block, [code for (code,) in codes]

@@ -77,21 +77,22 @@ class EventRow(NamedTuple):
 
 
 def insert_block(db: sqlite3.Connection, block: Block, block_hash: Hash32) -> None:
-    header = block.header
+    header, body = block.header, encode(block)
     db.execute(
         "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             header.height,
             block_hash,
             encode(header),
-            encode(block),
             header.time_ms,
             header.proposer,
             header.view,
             header.epoch,
             len(block.txs),
+            len(body),
         ),
     )
+    db.execute("INSERT INTO bodies VALUES (?, ?)", (header.height, body))
 
 
 def insert_certificate(db: sqlite3.Connection, height: Height, certificate: Certificate) -> None:

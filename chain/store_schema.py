@@ -15,15 +15,16 @@ from chain.errors import StorageError, VersionError
 from chain.store_guards import guards
 from chain.store_tree import TREE_SCHEMA
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
 BUSY_TIMEOUT_S = 5
 _SCHEMA = """
 CREATE TABLE blocks (
   height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
-  body BLOB NOT NULL, time_ms INTEGER NOT NULL, proposer BLOB NOT NULL, view INTEGER NOT NULL,
-  epoch INTEGER NOT NULL, tx_count INTEGER NOT NULL
+  time_ms INTEGER NOT NULL, proposer BLOB NOT NULL, view INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, tx_count INTEGER NOT NULL, size INTEGER NOT NULL
 );
+CREATE TABLE bodies (height INTEGER PRIMARY KEY REFERENCES blocks, body BLOB NOT NULL);
 CREATE TABLE certificates (
   height INTEGER PRIMARY KEY REFERENCES blocks, certificate BLOB NOT NULL
 );
@@ -42,9 +43,6 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 CREATE INDEX events_by_kind ON events (kind, height, position);
 CREATE INDEX events_by_key ON events (kind, key, height, position);
-CREATE TRIGGER blocks_in_order BEFORE INSERT ON blocks
-WHEN EXISTS (SELECT 1 FROM blocks) AND NEW.height <> (SELECT max(height) + 1 FROM blocks)
-BEGIN SELECT RAISE(ABORT, 'blocks are appended one height at a time'); END;
 """
 
 
@@ -78,6 +76,7 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     if version < SCHEMA_VERSION:
         store_migrations.migrate(db, path, SCHEMA_VERSION)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was rewritten is not kept twice
 
 
 def read_version(path: Path) -> int:

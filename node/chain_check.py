@@ -156,7 +156,7 @@ class _Check:
         self._parent = self._tree = None
 
     def _strays(self, last: int) -> Iterator[Problem]:
-        for table in ("txs", "events", "certificates"):
+        for table in ("bodies", "txs", "events", "certificates"):
             (count,) = self._db.execute(
                 f"SELECT count(*) FROM {table} WHERE height > ? OR height < 0", (last,)
             ).fetchone()
@@ -172,14 +172,18 @@ class _Check:
     def _one(
         self, height: int, pruned: store_pruning.Pruned, *, is_first: bool
     ) -> Iterator[Problem]:
-        row = self._db.execute("SELECT * FROM blocks WHERE height = ?", (height,)).fetchone()
+        row = self._db.execute(
+            "SELECT height, hash, header, body, time_ms, proposer, view, epoch, tx_count, size"
+            " FROM blocks LEFT JOIN bodies USING (height) WHERE height = ?",
+            (height,),
+        ).fetchone()
         if row is None:
             yield Problem(f"block {height}", "it is missing")
             self._lose_track()
             return
         try:
             header: Header = decode(Header, row[2])
-            block: Block | None = decode(Block, row[3]) if row[3] else None
+            block: Block | None = None if row[3] is None else decode(Block, row[3])
         except (DecodeError, TypeError) as error:
             yield Problem(f"block {height}", f"its bytes are no block: {error}")
             self._lose_track()
@@ -212,7 +216,7 @@ class _Check:
             yield "it does not extend the block before"
         if block is None:
             if height >= pruned.height:
-                yield "its body is empty, and it was not pruned"
+                yield "its body is missing, and it was not pruned"
             return
         if height < pruned.height:
             yield "it has a body, though it was pruned"
@@ -224,6 +228,8 @@ class _Check:
             yield "its evidence is not that of its header"
         if len(block.txs) != row[8]:
             yield f"it says {row[8]} transactions and has {len(block.txs)}"
+        if len(row[3]) != row[9]:
+            yield f"it says {row[9]} bytes and has {len(row[3])}"
 
     def _certificate(self, found: _Block) -> Iterator[Problem]:
         height, header = found.height, found.header

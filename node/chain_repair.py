@@ -138,8 +138,10 @@ def _replay(db: sqlite3.Connection, chain: ChainService, last: int, progress: Pr
 
 
 def _read(db: sqlite3.Connection, last: int) -> Iterator[tuple[int, Block, Certificate | None]]:
+    split = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'bodies'").fetchone()
+    table = "bodies" if split else "blocks"  # as before store version 4
     for height in range(1, last + 1):
-        body = db.execute("SELECT body FROM blocks WHERE height = ?", (height,)).fetchone()
+        body = db.execute(f"SELECT body FROM {table} WHERE height = ?", (height,)).fetchone()
         if body is None:
             raise StorageError(f"block {height} is missing")
         found = db.execute(

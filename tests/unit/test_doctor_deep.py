@@ -32,7 +32,7 @@ from tests.kit.old_homes import unpack
 from tests.kit.programs import call, parsed
 
 FLIPS = 25  # of each kind of run here
-HELD = ("blocks", "certificates", "txs", "tx_parties", "events", "pruned")
+HELD = ("blocks", "bodies", "certificates", "txs", "tx_parties", "events", "pruned")
 
 
 def nothing(*_: object) -> None:
@@ -44,6 +44,7 @@ def prepare(directory: Path) -> Home:
     home = unpack("schema-1", directory)[0].home
     ChainStore(home.chain_db).close()
     with closing(sqlite3.connect(home.chain_db)) as db:
+        db.execute("VACUUM")  # a migration leaves pages free, in which nothing can be damaged
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return home
 
@@ -98,12 +99,15 @@ DAMAGE = {
     "a hash": ("blocks", "UPDATE blocks SET hash = zeroblob(32) WHERE height = 9", "hash"),
     "a time": ("blocks", "UPDATE blocks SET time_ms = 7 WHERE height = 9", "not its header's"),
     "a body": (
-        "blocks",
-        "UPDATE blocks SET body = (SELECT body FROM blocks WHERE height = 8) WHERE height = 9",
+        "bodies",
+        "UPDATE bodies SET body = (SELECT body FROM bodies WHERE height = 8) WHERE height = 9",
         "another header",
     ),
     "a count": ("blocks", "UPDATE blocks SET tx_count = 99 WHERE height = 9", "99 transactions"),
-    "an empty body": ("blocks", "UPDATE blocks SET body = x'' WHERE height = 9", "not pruned"),
+    "a size": ("blocks", "UPDATE blocks SET size = 99 WHERE height = 9", "99 bytes"),
+    "a missing body": ("bodies", "DELETE FROM bodies WHERE height = 9", "not pruned"),
+    "an empty body": ("bodies", "UPDATE bodies SET body = x'' WHERE height = 9", "no block"),
+    "a stray body": ("bodies", "INSERT INTO bodies VALUES (999, x'00')", "that are not there"),
     "a missing block": ("blocks", "DELETE FROM blocks WHERE height = 9", "missing"),
     "a certificate": (
         "certificates",
@@ -144,6 +148,11 @@ DAMAGE = {
         "root",
     ),
 }
+# Of these everything stands elsewhere as well.
+BESIDE = (
+    *("a hash", "a time", "a count", "a size", "a missing block", "a stray body"),
+    *("a line", "a lost line", "a lost party", "a receipt"),
+)
 REPLAYED = {
     "a receipt": ("txs", "UPDATE txs SET code = 'no', reason = 'why' WHERE number = 5", "receipt"),
     "an event": (
@@ -182,12 +191,26 @@ def test_damage_is_found_and_mended(home: Home, name: str) -> None:
     with ChainStore(home.chain_db) as store:
         tip = store.tip()
         assert tip is not None
-    if table == "state" or name in ("a line", "a lost line", "a lost party", "a receipt"):
+    if table == "state" or name in BESIDE:
         after = [row for row in contents(home.chain_db) if row[0] != "sql"]
         assert after == [row for row in before if row[0] != "sql"]
         assert root(home.chain_db) == healthy
-    elif name in ("a body", "a missing block", "an empty body"):
+    elif name in ("a body", "a missing body", "an empty body"):
         assert tip.height == 8  # what follows comes from peers
+
+
+def test_a_file_of_an_earlier_version_is_mended(tmp_path: Path) -> None:
+    old = unpack("schema-3", tmp_path)[0]
+    with closing(sqlite3.connect(old.home.chain_db, isolation_level=None)) as db:
+        db.execute("UPDATE state_pages SET data = x''")
+    with pytest.raises(StorageError):
+        ChainStore(old.home.chain_db)
+    (done,) = (f for f in repair(old.home, nothing, nothing) if f.check == "chain")
+    assert done.ok
+    with ChainStore(old.home.chain_db) as store:
+        tip = store.tip()
+        assert tip is not None
+        assert (tip.height, tip.hash.hex()) == (old.about["height"], old.about["block"])
 
 
 def test_what_is_missing_at_the_end_is_cut_off(home: Home) -> None:

@@ -358,7 +358,7 @@ def _sql(path: Path, *statements: str) -> None:
             "block 2",
         ),
         (
-            ["DROP TRIGGER blocks_no_UPDATE", "UPDATE blocks SET body = x'00' WHERE height=2"],
+            ["DROP TRIGGER bodies_no_UPDATE", "UPDATE bodies SET body = x'00' WHERE height=2"],
             "Block",
         ),
         (["DROP TABLE state_pages"], "no such table"),

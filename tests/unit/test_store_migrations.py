@@ -14,7 +14,8 @@ from chain.errors import InvariantError, StorageError
 from chain.store import ChainStore
 from chain.store_migrations import Step, migrate, script
 from chain.store_schema import SCHEMA_VERSION
-from tests.kit.old_homes import OldHome, kinds, unpack
+from chain.types import Height
+from tests.kit.old_homes import OldHome, about, kinds, unpack
 
 
 class Crash(Exception):
@@ -96,21 +97,23 @@ def every_version(path: Path, steps: Mapping[int, Step], first: int, target: int
 
 @pytest.mark.parametrize("kind", kinds())
 def test_a_crash_at_any_statement_leaves_a_whole_version(kind: str, tmp_path: Path) -> None:
+    """Of the first step that it needs: the next ones are crashed at with the homes after it."""
     path = old_file(tmp_path, kind).home.chain_db
     steps = {**store_migrations.STEPS, **FAKE}
-    first, target = int(kind.rpartition("-")[2]), SCHEMA_VERSION + 2
-    whole = every_version(path, steps, first, target)
+    first, last = int(kind.rpartition("-")[2]), SCHEMA_VERSION + 2
+    target = first + 1 if first + 1 < SCHEMA_VERSION else last
+    whole = every_version(path, steps, first, last)
     data, seen, statements = path.read_bytes(), set[str](), 0
     while not run(path, steps, target, statements):
         found = "\n".join(dump(path))
         assert found in whole, f"half a step after {statements} statements"
         seen.add(found)
-        assert run(path, steps, target)  # the next start goes on from there
+        assert run(path, steps, last)  # the next start goes on from there
         assert "\n".join(dump(path)) == whole[-1]
         path.write_bytes(data)
         statements += 1
     assert statements > 10
-    assert seen == set(whole[:-1])
+    assert seen == set(whole[: target - first + 1])
 
 
 def test_a_step_that_leaves_its_transaction_is_a_bug(tmp_path: Path) -> None:
@@ -155,6 +158,31 @@ def test_a_migrated_file_has_the_tables_of_a_new_one(kind: str, tmp_path: Path) 
             return {name: " ".join((sql or "").split()) for name, sql in rows}
 
     assert tables(old.home.chain_db) == tables(tmp_path / "new.db")
+
+
+LINE = "height, hash, header, body, time_ms, proposer, view, epoch, tx_count"
+
+
+def test_bodies_are_moved_and_nothing_else_changes(tmp_path: Path) -> None:
+    """To version 4, of a file of which some blocks were pruned."""
+    path = old_file(tmp_path, "schema-3").home.chain_db
+    assert int(about("schema-3")["homes"]["node-0"]["height"]) > store_migrations.MOVED_BLOCKS
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE pruned SET height = 9, number = 1")
+        db.execute("UPDATE blocks SET body = x'' WHERE height < 9")
+        before = db.execute(f"SELECT {LINE}, length(body) FROM blocks ORDER BY height").fetchall()
+    with ChainStore(path) as store:
+        assert (store.first_height(), store.first_body()) == (0, 9)
+        assert store.block(Height(8)) is None
+        sizes = [line.size_bytes for line in store.latest_blocks(1000)]
+        assert sizes == [row[-1] for row in before[::-1]]
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        sql = "FROM blocks LEFT JOIN bodies USING (height) ORDER BY height"
+        after = db.execute(f"SELECT {LINE}, size {sql}").fetchall()
+        for statement in ("UPDATE blocks SET view = 1", "DELETE FROM bodies WHERE height = 9"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                db.execute(statement)
+    assert after == [(*row[:3], row[3] or None, *row[4:]) for row in before]
 
 
 def test_a_version_that_never_was(tmp_path: Path) -> None:
