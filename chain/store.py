@@ -94,7 +94,7 @@ class ChainStore:
         try:
             with self._reported():
                 store_schema.prepare(self._writer, path)
-            self.pruned = store_pruning.pruned(self._writer)
+                self.pruned = store_pruning.pruned(self._writer)
             self._open_state()
         except BaseException:
             self.close()
@@ -343,7 +343,7 @@ class ChainStore:
             *before,
             _page(limit),
         )
-        return tuple(EventRow(h, i, k, of, json.loads(data)) for h, i, k, of, data in rows)
+        return tuple(EventRow(h, i, k, of, self._json(data)) for h, i, k, of, data in rows)
 
     def load_state(self) -> StateTree:
         """The state after the tip."""
@@ -463,6 +463,13 @@ class ChainStore:
             value: T = decode(cls, data)
         except DecodeError as error:
             raise self._broken(str(error)) from None
+        return value
+
+    def _json(self, data: str) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(data)
+        except ValueError as error:
+            raise self._broken(f"a line of history: {error}") from None
         return value
 
 

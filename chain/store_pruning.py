@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from chain.codec import decode
-from chain.errors import DecodeError
+from chain.errors import DecodeError, StorageError
 from chain.store_rows import parties
 from chain.transactions import Transaction
 from chain.types import Block, Height, PubKey
@@ -25,7 +25,11 @@ class Pruned(NamedTuple):
 
 
 def pruned(db: sqlite3.Connection) -> Pruned:
-    return Pruned(*db.execute("SELECT height, number FROM pruned").fetchone())
+    """Raises StorageError for a damaged file that does not say."""
+    row = db.execute("SELECT height, number FROM pruned").fetchone()
+    if row is None:
+        raise StorageError("the file does not say what was pruned: `blyan-node doctor --deep`")
+    return Pruned(*row)
 
 
 @contextmanager

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chain import records as r
-from chain import store_pruning, store_schema
+from chain import store_schema
 from chain.certificates import verify_certificate
 from chain.codec import decode
-from chain.errors import BlyanError, DecodeError, StorageError
+from chain.errors import BlyanError, DecodeError
 from chain.execute import Executed, check_and_execute, epoch_of, evidence_root
 from chain.hashes import TX
 from chain.receipts import Receipt
-from chain.state import State
-from chain.store import ChainStore
+from chain.state import Event, State
+from chain.store_pruning import KEPT_EVENTS, Pruned
 from chain.store_rows import tx_columns
 from chain.tree import StateTree
 from chain.types import Block, Certificate, Header, Height, TxId, ValidatorSet, VoteKind, tx_root
+from node.file_check import FileCheck, check_header
 from node.genesis import GenesisChain
 from node.rules import ProtocolRules
+from node.state_check import StateCheck
 
-# SQLite 3.40 says so of any row of a table without rowid whose key columns do not come first.
-_SAID_WRONGLY = "NULL value in state_gone.added"
 MOST = 100  # problems told of one file
+_LOST = -1  # nobody counts any more
 REPAIR = "`blyan-node doctor --repair` builds chain.db anew from the blocks that hold"
 Progress = Callable[[int, int], None]  # blocks looked at, of how many
 
@@ -53,6 +54,8 @@ def check_chain(
     """Everything that is wrong with the file, up to MOST things. Raises StorageError if it is not
     ours or newer."""
     problems: list[Problem] = []
+    if (wrong := check_header(path)) is not None:
+        problems.append(Problem(path.name, wrong))
     try:
         with closing(store_schema.connect(path)) as db:
             db.execute("PRAGMA query_only = ON")
@@ -86,92 +89,86 @@ class _Check:
     ) -> None:
         self._db, self._path, self._start, self._progress = db, path, start, progress
         self._genesis, self._rules = start.genesis, ProtocolRules()
-        self._sets: dict[int, ValidatorSet] = {}
+        self._state = StateCheck(db)
+        self._sets: dict[int, ValidatorSet] = self._state.sets
         self._replays = replay
         self._tree: StateTree | None = None  # after the block before, while everything replays
         self._parent: Header | None = None
+        self._pruned = Pruned(Height(0), 1)  # as it was when the check began
         self._number = 1
+        self._parties = 0  # rows that the transactions so far have
 
     def problems(self) -> Iterator[Problem]:
-        db, version = self._db, store_schema.version_of(self._db, self._path)
-        if version < store_schema.SCHEMA_VERSION:
-            raise StorageError(
-                f"{self._path} has store version {version}: the next start brings it to "
-                f"{store_schema.SCHEMA_VERSION}, then it can be checked"
-            )
-        for (said,) in db.execute("PRAGMA integrity_check"):
-            if said not in ("ok", _SAID_WRONGLY):
-                yield Problem("pages", said)
-        for table, row, other, _ in db.execute("PRAGMA foreign_key_check"):
-            yield Problem(f"{table} row {row}", f"what it names in {other} is not there")
-        yield from self._state()
-        yield from self._blocks()
+        db, file = self._db, FileCheck(self._db, self._path)
+        db.execute("BEGIN")  # one moment of a file that a node may be writing
+        for problem in file.problems():
+            yield Problem(*problem)
+        first, last = db.execute("SELECT min(height), max(height) FROM blocks").fetchone()
+        if first is None or not file.is_readable:
+            return
+        yield from self._bounds(first, last)
+        for problem in self._state.problems(last):
+            yield Problem(*problem)
+        (parties,) = db.execute("SELECT count(*) FROM tx_parties").fetchone()
+        db.execute("COMMIT")
+        yield from self._blocks(first, last)
+        if self._parties not in (parties, _LOST) and _pruned(db) == self._pruned:
+            what = f"{parties} rows, and the transactions are in {self._parties} lists"
+            yield Problem("tx_parties", what)
 
-    # --- the state ------------------------------------------------------------------------
-
-    def _state(self) -> Iterator[Problem]:
-        """All of the newest state; of the older ones that are kept the roots."""
-        try:
-            with ChainStore(self._path) as store:
-                store.check_state()
-                for _, raw in store.load_state().items(b"epch/"):
-                    record: r.EpochRecord = decode(r.EpochRecord, raw)
-                    self._sets[record.epoch] = record.validators
-        except (StorageError, DecodeError) as error:
-            yield Problem("state", str(error))
-        rows = self._db.execute(
-            "SELECT height, root, header FROM state_versions LEFT JOIN blocks USING (height)"
-        )
-        for height, root, raw in rows:
-            try:
-                expected = decode(Header, raw).state_root if raw else None
-            except (DecodeError, TypeError):
-                continue  # told of the block
-            if root != expected:
-                yield Problem(f"state after block {height}", "its root is not its header's")
+    def _bounds(self, first: int, last: int) -> Iterator[Problem]:
+        """What was pruned is what is gone."""
+        db, pruned = self._db, _pruned(self._db)
+        if pruned is None:
+            yield Problem("pruned", "its row is missing")
+            return
+        (count,) = db.execute(
+            "SELECT coalesce(sum(tx_count), 0) FROM blocks WHERE height < ?", (pruned.height,)
+        ).fetchone()
+        is_within = pruned.height == 0 or first < pruned.height <= last
+        if pruned.number != count + 1 or not is_within:
+            what = f"height {pruned.height}, transaction {pruned.number}: blocks {first} to {last}"
+            yield Problem("pruned", f"{what} are here, and those below have {count} transactions")
+        self._pruned, self._number = pruned, pruned.number
+        kept = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
+        for table, which in (
+            ("txs", "height < :height OR number < :number"),
+            ("tx_parties", "number < :number"),
+            ("events", f"height < :height AND kind NOT IN ({kept})"),
+        ):
+            sql = f"SELECT count(*) FROM {table} WHERE {which}"
+            (count,) = db.execute(sql, pruned._asdict()).fetchone()
+            if count:
+                yield Problem(table, f"{count} rows of blocks that were pruned")
+        (count,) = db.execute("SELECT count(*) FROM events WHERE NOT json_valid(data)").fetchone()
+        if count:
+            yield Problem("events", f"{count} rows whose data is no JSON")
 
     # --- blocks ---------------------------------------------------------------------------
 
-    def _blocks(self) -> Iterator[Problem]:
+    def _blocks(self, first: int, last: int) -> Iterator[Problem]:
         db = self._db
-        first, last = db.execute("SELECT min(height), max(height) FROM blocks").fetchone()
-        if first is None:
-            return
-        pruned = store_pruning.pruned(db)
-        self._number = pruned.number if pruned.height > first else 1
-        if self._replays and (first > 0 or pruned.height > 0):
-            yield Problem("replay", f"blocks below {max(first, pruned.height)} are not here whole")
+        if self._replays and (first > 0 or self._pruned.height > 0):
+            whole = max(first, self._pruned.height)
+            yield Problem("replay", f"blocks below {whole} are not here whole")
             self._replays = False
         for height in range(first, last + 1):
             try:
-                yield from self._one(height, pruned, is_first=height == first)
+                db.execute("BEGIN")
+                yield from self._one(height, is_first=height == first)
             except sqlite3.Error as error:
                 yield Problem(f"block {height}", f"SQLite says: {error}")
                 self._lose_track()
+            if db.in_transaction:
+                db.execute("COMMIT")
             if height % 64 == 0 or height == last:
                 self._progress(height - first + 1, last - first + 1)
-        yield from self._strays(last)
 
     def _lose_track(self) -> None:
         self._parent = self._tree = None
+        self._parties = _LOST
 
-    def _strays(self, last: int) -> Iterator[Problem]:
-        for table in ("bodies", "txs", "events", "certificates"):
-            (count,) = self._db.execute(
-                f"SELECT count(*) FROM {table} WHERE height > ? OR height < 0", (last,)
-            ).fetchone()
-            if count:
-                yield Problem(table, f"{count} rows of blocks that are not there")
-        (count,) = self._db.execute("SELECT count(*) FROM tx_parties").fetchone()
-        (known,) = self._db.execute(
-            "SELECT count(*) FROM tx_parties JOIN txs USING (number)"
-        ).fetchone()
-        if count != known:
-            yield Problem("tx_parties", f"{count - known} rows of transactions that are not there")
-
-    def _one(
-        self, height: int, pruned: store_pruning.Pruned, *, is_first: bool
-    ) -> Iterator[Problem]:
+    def _one(self, height: int, *, is_first: bool) -> Iterator[Problem]:
         row = self._db.execute(
             "SELECT height, hash, header, body, time_ms, proposer, view, epoch, tx_count, size"
             " FROM blocks LEFT JOIN bodies USING (height) WHERE height = ?",
@@ -189,7 +186,7 @@ class _Check:
             self._lose_track()
             return
         found = _Block(height, row, header, block)
-        wrong = [Problem(f"block {height}", what) for what in self._wrong(found, pruned, is_first)]
+        wrong = [Problem(f"block {height}", what) for what in self._wrong(found, is_first)]
         yield from wrong
         yield from self._certificate(found)
         done: Executed | None = None
@@ -200,9 +197,11 @@ class _Check:
         if height > 0:
             self._tree = None if done is None else done.tree
         yield from self._txs(found, done)
+        if height == 0 and self._replays:
+            yield from self._events(height, ())
         self._parent = header
 
-    def _wrong(self, found: _Block, pruned: store_pruning.Pruned, is_first: bool) -> Iterator[str]:
+    def _wrong(self, found: _Block, is_first: bool) -> Iterator[str]:
         height, row, header, block = found
         if header.hash() != row[1]:
             yield "its header does not have the hash it is stored under"
@@ -215,10 +214,11 @@ class _Check:
         if not is_first and self._parent is not None and header.parent != self._parent.hash():
             yield "it does not extend the block before"
         if block is None:
-            if height >= pruned.height:
+            now = _pruned(self._db)  # a node may have gone on pruning
+            if now is None or height >= now.height:
                 yield "its body is missing, and it was not pruned"
             return
-        if height < pruned.height:
+        if height < self._pruned.height:
             yield "it has a body, though it was pruned"
         if block.header != header:
             yield "its body has another header"
@@ -246,6 +246,8 @@ class _Check:
                 yield Problem(f"certificate {height}", "it does not finalize its block")
             elif (members := self._sets.get(epoch)) is not None:
                 verify_certificate(self._genesis.chain_id, members, certificate)
+            elif self._tree is not None:
+                yield Problem(f"certificate {height}", f"nobody knows who signs in epoch {epoch}")
         except (BlyanError, TypeError) as error:
             yield Problem(f"certificate {height}", str(error))
 
@@ -254,6 +256,9 @@ class _Check:
     def _txs(self, found: _Block, done: Executed | None) -> Iterator[Problem]:
         height, block = found.height, found.block
         if block is None:
+            if height >= self._pruned.height:
+                self._number += found.row[8]
+                self._parties = _LOST
             return
         rows = self._db.execute(
             "SELECT number, position, id, sender, kind, nonce, code, reason FROM txs"
@@ -266,6 +271,7 @@ class _Check:
             row = rows[position] if position < len(rows) else None
             if row is None or row[:2] != (number, position):
                 yield Problem(where, "it is not in the table, or elsewhere in it")
+                self._parties = _LOST
                 continue
             receipt = Receipt(TxId(TX.hash(raw)), row[6], row[7])
             *expected, parties = tx_columns(raw, receipt)
@@ -273,6 +279,8 @@ class _Check:
                 yield Problem(where, "its line does not say what its bytes say")
             if done is not None and done.receipts[position] != receipt:
                 yield Problem(where, f"its receipt is {row[6]!r}, executing it gives another")
+            if self._parties != _LOST:
+                self._parties += len(parties)
             for account in parties:
                 if not self._db.execute(
                     "SELECT 1 FROM tx_parties WHERE account = ? AND number = ?", (account, number)
@@ -281,16 +289,16 @@ class _Check:
         if len(rows) > len(block.txs):
             yield Problem(f"block {height}", f"{len(rows)} transactions in the table")
         if done is not None:
-            yield from self._events(height, done)
+            yield from self._events(height, done.events)
 
-    def _events(self, height: int, done: Executed) -> Iterator[Problem]:
+    def _events(self, height: int, events: Sequence[Event]) -> Iterator[Problem]:
         rows = self._db.execute(
             "SELECT position, kind, key, data FROM events WHERE height = ? ORDER BY position",
             (height,),
         ).fetchall()
         expected = [
             (i, e.kind, e.key, json.dumps(e.data, separators=(",", ":")))
-            for i, e in enumerate(done.events)
+            for i, e in enumerate(events)
         ]
         if rows != expected:
             yield Problem(f"history of block {height}", "it is not what executing the block gives")
@@ -315,3 +323,9 @@ class _Check:
         for _, raw in State(tree).items(b"epch/"):
             record: r.EpochRecord = decode(r.EpochRecord, raw)
             self._sets.setdefault(record.epoch, record.validators)
+
+
+def _pruned(db: sqlite3.Connection) -> Pruned | None:
+    """The row of what was pruned, which a damaged file may lack."""
+    row = db.execute("SELECT height, number FROM pruned").fetchone()
+    return None if row is None else Pruned(*row)

@@ -275,7 +275,8 @@ class LocalChain:
         ]
         funded = [*self.learners, *(k.account for k in self.validators)]
         document["accounts"] = [{"account": k.public.hex(), "grains": FUNDS} for k in funded]
-        return parse_genesis(json.dumps(document))
+        self.genesis_text = json.dumps(document)
+        return parse_genesis(self.genesis_text)
 
 
 class LocalTiles:
