@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from chain import store_schema
 from chain.hashes import ZERO_HASH, Hash32
 from chain.store import ChainStore, FinalBlock
 from chain.tree import StateTree, verify_state_proof
+from node.state_check import StateCheck
 from tests.reference import tree as reference
 from tests.unit.test_store import make_block, make_certificate
 
@@ -176,6 +178,8 @@ def test_versions_like_dicts(seed: int, keep: int | None, tmp_path: Path) -> Non
         run.random.choice(actions)()
         run.check()
     run.store.close()
+    with closing(sqlite3.connect(run.path)) as db:
+        assert list(StateCheck(db).problems(len(run.models) - 1)) == []
 
 
 @pytest.mark.usefixtures("fast")

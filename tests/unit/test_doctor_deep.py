@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 
 from chain.errors import StorageError
+from chain.hashes import TX
+from chain.receipts import Receipt
 from chain.store import ChainStore
-from chain.types import Height
+from chain.types import Height, TxId
 from node import chain_check
 from node.chain_check import Problem
 from node.doctor import examine
@@ -194,7 +196,7 @@ def contents(path: Path) -> list[tuple[Any, ...]]:
     return [("root", root), *(row for row in rows(path) if not str(row[0]).startswith("state_"))]
 
 
-@pytest.mark.parametrize("name", [*DAMAGE, *STATE, *REPLAYED])
+@pytest.mark.parametrize("name", [*DAMAGE, "a page", *REPLAYED])
 def test_damage_is_found_and_mended(home: Home, start: GenesisChain, name: str) -> None:
     before = contents(home.chain_db)
     sql, said = (DAMAGE | STATE | REPLAYED)[name]
@@ -215,6 +217,15 @@ def test_damage_is_found_and_mended(home: Home, start: GenesisChain, name: str) 
     lost = {"a certificate", "another program", *CUT}
     if name not in lost:
         assert contents(home.chain_db) == before
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_damage_to_the_state_is_found(home: Home, start: GenesisChain, name: str) -> None:
+    """A repair does not look at it."""
+    sql, said = STATE[name]
+    damage(home.chain_db, sql)
+    problems = check(home.chain_db, start)
+    assert any(said in p.what for p in problems), problems
 
 
 def test_a_null_of_which_sqlite_says_nothing_true(home: Home, start: GenesisChain) -> None:
@@ -325,6 +336,22 @@ def test_a_pruned_store_is_checked_and_not_rebuilt(home: Home, start: GenesisCha
     (done,) = (f for f in repair(home, nothing, nothing) if f.check == "chain")
     assert not done.ok
     assert "move it away" in done.detail
+
+
+def test_a_store_that_began_with_a_snapshot(home: Home, whole: Whole, tmp_path: Path) -> None:
+    made, path = whole.made, tmp_path / "begun.db"
+    with ChainStore(home.chain_db) as old, ChainStore(path, 2) as store:
+        block = old.block(made.height)
+        assert block is not None
+        with store.import_state() as state:
+            state.add(old.load_state().subtree(0, 0).leaves())
+            receipts = [Receipt(TxId(TX.hash(raw)), "unknown", "") for raw in block.txs]
+            state.finish(block, block.hash(), old.certificate(made.height), receipts)
+        assert check(path, made.start) == []
+        append(store, made.start, made.more)
+    assert check(path, made.start) == []
+    (problem,) = check(path, made.start, replay=True)
+    assert f"below {made.height} are not here whole" in problem.what
 
 
 def test_a_node_may_go_on_meanwhile(home: Home, whole: Whole) -> None:
