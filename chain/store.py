@@ -290,9 +290,9 @@ class ChainStore:
             return None
         height, position, code, reason = row
         block = self.block(height)
-        invariant(block is not None, f"transactions of block {height} without the block")
-        raw = block.txs[position] if block is not None else b""
-        return StoredTx(raw, height, position, code, reason)
+        if block is None or not 0 <= position < len(block.txs):
+            raise self._broken(f"block {height} does not have its transaction {position}")
+        return StoredTx(block.txs[position], height, position, code, reason)
 
     def txs_in(self, height: Height) -> tuple[TxRow, ...]:
         """Lines of a block's transactions, in order."""
