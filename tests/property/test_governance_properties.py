@@ -17,6 +17,7 @@ from chain.params import check_params
 from chain.transactions import GovernanceVote, Payload, Propose
 from chain.types import Height
 from learning.spec import ModelSpec, TrainingSpec
+from node.stamping import spend_of
 from tests.kit.machine import key
 from tests.kit.voting import EPOCH, FUNDED, VALIDATORS, Assembly
 
@@ -97,7 +98,9 @@ def perform(chain: Assembly, seen: Counter[str], kind: str, first: Any, what: An
 
 def block(chain: Assembly, seen: Counter[str], payloads: Mapping[str, Payload]) -> None:
     fee = min(chain.params.min_fee_grains, 10**7)  # in vain if it is more: refused is as good
-    chain.m.block(*(encode(chain.m.tx(key(n), p, fee=fee)) for n, p in payloads.items()))
+    chain.m.block(
+        *(encode(chain.m.tx(key(n), p, fee=fee * spend_of(p).units)) for n, p in payloads.items())
+    )
     seen.update(chain.said())
     check(chain)
 
