@@ -458,8 +458,10 @@ class ChainStore:
         rows = self._all(sql, *values)
         return rows[0] if rows else None
 
-    def _decode(self, cls: type[T], data: bytes) -> T:
+    def _decode(self, cls: type[T], data: object) -> T:
         try:
+            if not isinstance(data, bytes):  # a flipped bit can make a column of another type
+                raise DecodeError(f"{cls.__name__}: {type(data).__name__} where bytes should be")
             value: T = decode(cls, data)
         except DecodeError as error:
             raise self._broken(str(error)) from None
@@ -468,7 +470,7 @@ class ChainStore:
     def _json(self, data: str) -> dict[str, Any]:
         try:
             value: dict[str, Any] = json.loads(data)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise self._broken(f"a line of history: {error}") from None
         return value
 

@@ -27,7 +27,7 @@ class Pruned(NamedTuple):
 def pruned(db: sqlite3.Connection) -> Pruned:
     """Raises StorageError for a damaged file that does not say."""
     row = db.execute("SELECT height, number FROM pruned").fetchone()
-    if row is None:
+    if row is None or not all(type(value) is int for value in row):
         raise StorageError("the file does not say what was pruned: `blyan-node doctor --deep`")
     return Pruned(*row)
 

@@ -58,6 +58,9 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA recursive_triggers = ON")  # REPLACE meets the guards as well
+    except UnicodeDecodeError:  # SQLite quotes a schema that is damaged
+        db.close()
+        raise sqlite3.DatabaseError("malformed schema, with bytes that are no text") from None
     except BaseException:
         db.close()
         raise

@@ -22,7 +22,7 @@ from typing import Annotated, TypeVar
 
 from chain import limits, tree_pages
 from chain.codec import Seq, decode, wire
-from chain.errors import InvariantError, VerifyError, invariant
+from chain.errors import InvariantError, StorageError, VerifyError, invariant
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Hash32
 from chain.tree_keys import Keys, MemoryKeys, StoredKeys
 from chain.tree_pages import (
@@ -159,9 +159,9 @@ class StateTree:
         """(key, value) of every key that begins with `prefix`, in byte order of the keys."""
         for key in self.keys(prefix):
             value = self.get(key)
-            invariant(value is not None, "the tree has what its index of keys has")
-            if value is not None:
-                yield key, value
+            if value is None:  # the keys of a stored state are listed beside it
+                raise StorageError(f"the state lists the key {key.hex()} and does not have it")
+            yield key, value
 
     def keys(self, prefix: bytes = b"") -> Iterator[bytes]:
         """Every key that begins with `prefix`, in byte order."""

@@ -406,7 +406,7 @@ def test_the_program(home: Home) -> None:
 def test_flipped_bits_are_found_or_harmless(pruned: bool, whole: Whole, tmp_path: Path) -> None:
     made = make(tmp_path / "made", pruned=True) if pruned else whole.made
     flips = Flips(made, tmp_path, pruned=pruned)
-    seed = random.SystemRandom().randrange(2**32)
+    seed = 1  # others: this module as a program
     came_out = run(flips, seed, PRUNED_FLIPS if pruned else FLIPS)
     assert came_out.total() > came_out["harmless"], f"seed {seed}: {came_out}"
 
