@@ -85,7 +85,7 @@ REPLY_TIMEOUT_S = 60.0  # an answer must be taken by the peer within this
 BAN_S = 300.0  # a peer over the violation limit is refused for this long
 CLOSE_S = 0.7  # orderly closing of all connections; then the thread is cancelled
 STOP_S = 1.8  # `stop` returns within this, whatever hangs
-START_S = 30.0  # importing libp2p (0.7 s) and listening; more is a failure
+START_S = 60.0  # importing libp2p (0.7 s when idle) and listening; more is a failure
 RESTART_FIRST_S = 0.1
 RESTART_MOST_S = 2.0
 

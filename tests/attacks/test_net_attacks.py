@@ -163,7 +163,7 @@ def test_requests():
             await hit(a, sends("/test/echo/1", (1 << 31).to_bytes(4)))
             await hit(a, sends(EXCHANGE_PROTOCOL, (17).to_bytes(4) + GARBAGE_17))
             assert a.net.metrics()["stream_violations"] == 2
-            answer = await b.net.request(a.id, "/test/echo/1", b"0123456789", timeout_s=5, most=10)
+            answer = await b.net.request(a.id, "/test/echo/1", b"0123456789", timeout_s=60, most=10)
             assert answer == b"0123456789"
             await exchange(a, b)
 
@@ -292,7 +292,7 @@ async def speak(address: str, *lines: bytes) -> bytes:
     try:
         for line in lines:
             writer.write(line)
-            answer += await asyncio.wait_for(reader.read(1000), 5)
+            answer += await asyncio.wait_for(reader.read(1000), 60)
     finally:
         writer.close()
         await writer.wait_closed()

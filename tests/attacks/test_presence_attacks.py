@@ -44,7 +44,7 @@ def serving(station: Station) -> Presence:
 
 
 async def ask(asker: Station, asked: Station, data: bytes = QUESTION) -> bytes:
-    return await asker.net.request(asked.id, PROTOCOL, data, timeout_s=5, most=200_000)
+    return await asker.net.request(asked.id, PROTOCOL, data, timeout_s=60, most=200_000)
 
 
 def test_a_flood_of_questions_ends_in_refusal_and_serves_others(

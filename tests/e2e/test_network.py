@@ -27,7 +27,7 @@ ROUND_S = 600  # one round, from nothing; a minute on an idle machine of two cor
 START_S = 90  # until the first new block of a resumed network
 GOES_ON_S = 5  # blocks after a kill (the bound)
 RETURNS_S = 10  # a restarted node is level with the others (the bound)
-SLACK = 3  # factor on the two bounds above, for a machine that runs other things
+SLACK = 6  # factor on the two bounds above, for a machine that runs other things
 START_MEMORY_MB = 250  # a node before it trains
 
 
@@ -76,8 +76,8 @@ def network(directory: Path, summary: dict[str, Any]) -> Iterator[Network]:
         yield network
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-        assert time.monotonic() - began < 2 * GOES_ON_S
+        assert process.wait(60) == 0
+        assert time.monotonic() - began < SLACK * GOES_ON_S
         assert [api.home.owner() for api in network.apis] == [None] * NODES
 
 
@@ -96,7 +96,7 @@ def test_a_resumed_network_goes_on_where_it_stopped(
     network: Network, summary: dict[str, Any]
 ) -> None:
     for api in network.apis:
-        api.wait_height(summary["height_end"] + 3, 30)
+        api.wait_height(summary["height_end"] + 3, START_S)
         assert api.get("status")["model_root"] == summary["model_root"]
     assert network.agree_at(summary["height_end"] + 1)
 
@@ -180,7 +180,7 @@ def test_a_stranger_joins_with_a_genesis_and_one_address(
         assert (status["account"], status["validator"]) == (made["account"], False)
         assert status["model_root"] == summary["model_root"]
         assert call("blyan-node", "stop", "--home", home.path).returncode == 0
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_money_moves(network: Network) -> None:
@@ -192,7 +192,7 @@ def test_money_moves(network: Network) -> None:
     sent = parsed(
         call("blyan", "wallet", "send", to["address"], "1.5", "--home", home, "--yes", "--json")
     )
-    network.apis[1].wait_height(sent["height"], 30)
+    network.apis[1].wait_height(sent["height"], START_S)
     assert network.apis[1].get(account)["balance"] == before + 150_000_000
     result = call("blyan", "wallet", "send", to["address"], "99999999", "--home", home, "--yes")
     assert result.returncode == 4
@@ -222,7 +222,7 @@ def test_garbage_transactions_are_refused(network: Network) -> None:
         answer = network.apis[0].post("txs", data)
         assert 400 <= answer.status_code < 500
         assert answer.json()["error"]["code"]
-    network.apis[0].wait_height(before + 1, 30)
+    network.apis[0].wait_height(before + 1, START_S)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from node.net.bridge import Metrics
 from tests.kit.victims import Victim, Victims
 from tests.kit.waiting import reached
 
-ACT_S = 30.0
+ACT_S = 120.0
 Act = Callable[[Any, Any], Awaitable[None]]  # libp2p host, peer id of the victim
 
 

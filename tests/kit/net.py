@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from node.net import Network
-
-TIMEOUT_S = 20.0  # generous: two busy cores
+from tests.kit.waiting import TIMEOUT_S
 
 
 class Station:

@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
 
 
 def call(
-    program: str, *arguments: str | Path, timeout_s: float = 60
+    program: str, *arguments: str | Path, timeout_s: float = 180
 ) -> subprocess.CompletedProcess[str]:
     """Run `blyan` or `blyan-node` to its end."""
     return subprocess.run(
@@ -67,7 +67,7 @@ def running(
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(20)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
@@ -110,7 +110,7 @@ class Api:
         owner = self.home.owner()
         assert owner is not None, f"no node runs on {self.home.path}"
         os.kill(owner, signal.SIGKILL)
-        until(lambda: self.home.owner() is None, 5, f"process {owner} is gone")
+        until(lambda: self.home.owner() is None, 60, f"process {owner} is gone")
 
 
 def parsed(result: subprocess.CompletedProcess[str]) -> Any:

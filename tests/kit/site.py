@@ -14,7 +14,7 @@ from node.api.server import ApiServer
 from tests.kit.local_chain import LocalChain
 
 T = TypeVar("T")
-START_S = 30.0
+START_S = 120.0
 
 
 class Site:

@@ -13,9 +13,8 @@ from node.net import Network
 from node.services.consensus import ConsensusService
 from node.services.mesh import Mesh
 from tests.kit.local_chain import LocalChain
-from tests.kit.waiting import reached
+from tests.kit.waiting import TIMEOUT_S, reached
 
-TIMEOUT_S = 30.0  # generous: two busy cores
 REFUSING = "/ip4/127.0.0.1/tcp/1"  # nobody listens there
 
 
@@ -130,6 +129,24 @@ async def until_met(members: list[Member]) -> None:
     everyone = {m.id for m in members}
     await reached(
         lambda: all(everyone - {m.id} <= m.connected for m in members), TIMEOUT_S, "a full mesh"
+    )
+
+
+async def until_linked(members: list[Member]) -> None:
+    """Until each has a link, by which votes travel, with every other."""
+    most = len(members) - 1
+    await reached(
+        lambda: all(sum(link.up for link in m.net.link_info()) == most for m in members),
+        TIMEOUT_S,
+        "links",
+    )
+
+
+async def until_view(members: list[Member], view: int) -> None:
+    await reached(
+        lambda: all(int(m.consensus.info()["view"]) > view for m in members),
+        TIMEOUT_S,
+        f"a view after {view} on {len(members)} validators",
     )
 
 

@@ -33,7 +33,7 @@ from tests.kit.programs import environment
 from tests.kit.waiting import until
 
 P2P_OFFSET = 1000
-START_S = 60.0
+START_S = 180.0
 GOES_ON_S = 5.0  # new blocks after an attack (the bound), on a machine that does nothing else
 MEMORY_MB = 250
 MAX_TRACEBACKS = 3  # in all logs of one node
@@ -188,7 +188,7 @@ class Victims:
         for node in self.nodes:
             if node.process is not None:
                 try:
-                    node.process.wait(20)
+                    node.process.wait(60)
                 except subprocess.TimeoutExpired:
                     os.killpg(node.process.pid, signal.SIGKILL)
                     node.process.wait()

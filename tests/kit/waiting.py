@@ -9,6 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 POLL_S = 0.05
+TIMEOUT_S = 120.0  # of what takes a second or a few: it costs nothing, and machines are busy
 
 
 def until(condition: Callable[[], T | None], timeout_s: float, what: str) -> T:

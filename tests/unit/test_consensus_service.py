@@ -28,11 +28,10 @@ from node.log_frames import framed
 from node.services.consensus import ConsensusService
 from node.services.evidence_pool import AGAIN_S, EvidencePool
 from tests.kit.local_chain import LocalChain
-from tests.kit.waiting import reached
+from tests.kit.waiting import TIMEOUT_S, reached
 from wallet.signing import sign_vote
 
 T = TypeVar("T")
-QUICK_S = 10.0
 
 
 class NoPeers:
@@ -96,7 +95,9 @@ def run(local: LocalChain, wal: Path, blocks: int = 3, **hooks: Any) -> list[Rec
         started: Callable[[ConsensusService], None] = hooks.get("started", lambda node: None)
         started(node)
         try:
-            await reached(lambda: node.halted or local.chain.tip.height >= goal, QUICK_S, "blocks")
+            await reached(
+                lambda: node.halted or local.chain.tip.height >= goal, TIMEOUT_S, "blocks"
+            )
         finally:
             node.stop()
         assert node.halted == ""
@@ -211,7 +212,7 @@ def test_evidence_does_not_wait_out_the_empty_interval(tmp_path: Path) -> None:
     async def main(local: LocalChain) -> None:
         node = service(local, tmp_path / "wal")
         node.start()
-        await reached(lambda: node._build is not None, QUICK_S, "a leader that waits")
+        await reached(lambda: node._build is not None, TIMEOUT_S, "a leader that waits")
         assert local.chain.tip.height == 0
         node._received("peer", encode(Envelope((evidence(local),))))
         assert local.chain.tip.height == 1
@@ -301,7 +302,7 @@ def test_a_home_without_its_log_signs_nothing_in_this_epoch(
     async def main() -> None:
         node = service(local, tmp_path / "wal")
         node.start()
-        await reached(lambda: node.info()["delta_ms"], QUICK_S, "a start")
+        await reached(lambda: node.info()["delta_ms"], TIMEOUT_S, "a start")
         for timer in node._timers.running:  # every timeout at once: it nullifies nothing either
             node._fire(timer)
         node._try_build()

@@ -56,7 +56,7 @@ def test_a_dispute_is_filed_and_shown(chain: LocalChain, client: Client) -> None
         named = await disputed(client, seed.hex(), account, 0, Grains(2 * 10**6))
         assert named.bond == 2 * 10**6
         filing = asyncio.create_task(file_dispute(client, rival, named))
-        await reached(lambda: chain.pool.size, 10, "the dispute to wait")
+        await reached(lambda: chain.pool.size, 120, "the dispute to wait")
         chain.block()
         said = await filing
         (claim,) = custody.claims(chain.state)

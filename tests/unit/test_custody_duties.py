@@ -45,7 +45,7 @@ QUIET_TURNS = 50  # of the loop, without a duty in hand
 def play(directory: Path, body: Callable[[Net], Awaitable[None]]) -> None:
     async def main() -> None:
         async with DutyNet(directory, **PARAMS) as net:
-            await asyncio.wait_for(body(Net(net)), 30)
+            await asyncio.wait_for(body(Net(net)), 120)
 
     asyncio.run(main())
 

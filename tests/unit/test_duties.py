@@ -134,7 +134,7 @@ def run(directory: Path, body: Callable[[Duties, DutyNet], Awaitable[None]]) -> 
         duties = net.duties[0]
         task = asyncio.create_task(duties.run())
         try:
-            await asyncio.wait_for(body(duties, net), 20)
+            await asyncio.wait_for(body(duties, net), 120)
         finally:
             task.cancel()
             await duties.close()

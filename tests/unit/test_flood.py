@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,17 @@ from chain.errors import VerifyError
 from chain.hashes import Hash32
 from chain.records import evidence_key
 from chain.types import Certificate, Epoch, EvidenceItem, Height, View, VoteKind
+from consensus import election
 from consensus.evidence import double_vote
 from consensus.simplex import messages as m
 from node.services import evidence_pool, flood
 from tests.kit.core_bench import Bench
-from tests.kit.validators import Member, until_height, until_met, validators
-from tests.kit.waiting import reached
+from tests.kit.validators import Member, until_height, until_linked, until_view, validators
+from tests.kit.waiting import TIMEOUT_S, reached
 from tests.sim.ledger import CHAIN_ID, body_matches
 from wallet.signing import sign_vote
+
+QUICK = {"empty_interval_ms": 20, "delta_floor_ms": 100}
 
 
 def part(members: list[Member]) -> None:
@@ -32,15 +36,24 @@ def part(members: list[Member]) -> None:
     other.shun(one)
 
 
-def test_two_of_four_that_cannot_reach_each_other_agree(tmp_path: Path) -> None:
+def leads(member: Member, view: View) -> bool:
+    epoch = member.local.state.epoch(Epoch(0))
+    leader = epoch.validators.members[election.leader(epoch.seed, view, epoch.validators)]
+    return leader.node_id == member.id
+
+
+def test_two_of_four_that_cannot_reach_each_other_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stakes are 4, 3, 2 and 1 of 10: a block that the second proposes needs the first's vote."""
+    monkeypatch.setattr(flood, "UNREACHED_S", 0.5)
 
     async def main() -> None:
-        async with validators(tmp_path, prepare=part, empty_interval_ms=100) as members:
+        async with validators(tmp_path, prepare=part, **QUICK) as members:
             await until_height(members, 1)
             before = members[1].height
             await reached(
-                lambda: all(m.blocks_of(members[1]) >= 3 for m in members), 60, "its blocks"
+                lambda: all(m.blocks_of(members[1]) >= 3 for m in members), TIMEOUT_S, "its blocks"
             )
             await until_height(members, before + 3)
             one, other = members[:2]
@@ -56,12 +69,15 @@ def test_two_of_four_that_cannot_reach_each_other_agree(tmp_path: Path) -> None:
 
 
 def test_without_flooding_they_would_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test above rests on: the second never gets a block through."""
+    """What the test above rests on: the second never gets a block through. (A view that it leads
+    takes three Δ, which doubles with each in a row: they are few here, but some.)"""
     monkeypatch.setattr(flood, "UNREACHED_S", 1e9)
 
     async def main() -> None:
-        async with validators(tmp_path, prepare=part, empty_interval_ms=20) as members:
-            await until_height(members, 8)
+        async with validators(tmp_path, prepare=part, **QUICK) as members:
+            lost = (View(v) for v in itertools.count(1) if leads(members[1], View(v)))
+            await until_view(members, list(itertools.islice(lost, 3))[-1])
+            await until_height(members, 2)
             assert members[2].blocks_of(members[1]) == 0
 
     asyncio.run(main())
@@ -70,7 +86,7 @@ def test_without_flooding_they_would_not(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_full_mesh_floods_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with validators(tmp_path, empty_interval_ms=20) as members:
-            await until_met(members)
+            await until_linked(members)
             monkeypatch.setattr(flood, "UNREACHED_S", 0.0)
             before = [m.consensus.info()["flooded"] for m in members]
             await until_height(members, members[0].height + 20)
@@ -108,7 +124,9 @@ def test_evidence_found_alone_is_soon_in_anothers_block(
                 member.consensus.start()
             used = evidence_key(offender.consensus.public, Epoch(0))
             await reached(
-                lambda: all(o.local.state.raw(used) is not None for o in members), 60, "a verdict"
+                lambda: all(o.local.state.raw(used) is not None for o in members),
+                TIMEOUT_S,
+                "a verdict",
             )
             store = members[0].local.chain.store
             blocks = [store.block(Height(h)) for h in range(1, members[0].height + 1)]

@@ -196,7 +196,7 @@ def play(
                 chain.send(JoinRound(0, ()), chain.learners[1])
                 chain.until(lambda state: state.round().phase == RoundPhase.TRAIN)
                 await asyncio.wait_for(
-                    body(Play(directory, chain, await VerifiedReader.connect(client))), 20
+                    body(Play(directory, chain, await VerifiedReader.connect(client))), 120
                 )
 
     asyncio.run(main())

@@ -57,7 +57,7 @@ def test_a_message_overtakes_the_tiles_on_its_way():
             async def fetch() -> None:
                 buffer = memoryview(bytearray(len(TILE)))
                 await b.net.fetch(
-                    a.id, "/test/tile/1", b"", into=buffer, progress=begun, timeout_s=20
+                    a.id, "/test/tile/1", b"", into=buffer, progress=begun, timeout_s=60
                 )
                 order.append("tile")
 

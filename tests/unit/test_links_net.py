@@ -1,6 +1,7 @@
 """Links between real networks on loopback: both event loops, fallback, redialling, priorities."""
 
 import asyncio
+import gc
 import hashlib
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
@@ -49,7 +50,7 @@ def test_requests_and_transfers_over_a_link(run: Run):
             for one, other in ((a, b), (b, a)):
                 for data in (b"", b"x", TILE[:MIB]):
                     found = await one.net.request(
-                        other.id, "/test/echo/1", data, timeout_s=10, most=MIB
+                        other.id, "/test/echo/1", data, timeout_s=60, most=MIB
                     )
                     assert found == data
                 buffer, told = bytearray(len(TILE) + 9), []
@@ -59,7 +60,7 @@ def test_requests_and_transfers_over_a_link(run: Run):
                     b"",
                     into=memoryview(buffer),
                     progress=told.append,
-                    timeout_s=10,
+                    timeout_s=60,
                 )
                 assert (size, bytes(buffer)) == (len(TILE), TILE + bytes(9))
                 assert told[-1] == size
@@ -112,7 +113,7 @@ def test_failures_over_a_link_have_the_same_reasons():
                 await ask(b"bug")
             assert "secret" not in str(caught.value)
             with pytest.raises(UnreachableError, match="unknown protocol"):
-                await a.net.request(b.id, "/test/unknown/1", b"", timeout_s=5, most=1)
+                await a.net.request(b.id, "/test/unknown/1", b"", timeout_s=60, most=1)
             first = asyncio.create_task(ask(b"slow"))
             service = b.net._state.services["/test/refuse/1"]
             await b.until(lambda: service.running == 1)
@@ -121,7 +122,7 @@ def test_failures_over_a_link_have_the_same_reasons():
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
-            await asyncio.wait_for(cancelled.wait(), 10)
+            await asyncio.wait_for(cancelled.wait(), 60)
             await b.until(lambda: service.running == 0)
             with pytest.raises(UnreachableError, match="did not answer"):
                 await ask(b"slow", timeout_s=0.2)
@@ -147,7 +148,7 @@ def test_peers_without_links_are_asked_over_libp2p():
             await new.net.dial(old.address)
             buffer = bytearray(len(TILE))
             into = memoryview(buffer)
-            await new.net.fetch(old.id, "/test/tile/1", b"", into=into, timeout_s=20)
+            await new.net.fetch(old.id, "/test/tile/1", b"", into=into, timeout_s=60)
             assert buffer == TILE
             assert [i.up for i in new.net.link_info()] == [False]
             assert new.net.metrics()["tls_fallbacks"] == 1
@@ -178,7 +179,7 @@ def test_whoever_can_dial_does(hidden, monkeypatch):
             inner.net.serve("/test/echo/1", echo, most=9)
             for one, other in ((inner, outer), (outer, inner)):
                 assert await one.net.request(
-                    other.id, "/test/echo/1", b"x", timeout_s=5, most=9
+                    other.id, "/test/echo/1", b"x", timeout_s=60, most=9
                 ) == b"x"  # fmt: skip
                 assert one.net.metrics()["tls_requests_sent"] == 1
         finally:
@@ -204,7 +205,7 @@ def test_addresses_told_anew_do_not_have_us_dial_at_once(monkeypatch):
                     place = Address("ip4", "127.0.0.1", port)
                     told = address.tell([place] if i % 2 else [], port - i // 2)
                     await liar.net.request(
-                        victim.id, address.PROTOCOL, told, timeout_s=5, most=address.MAX_BYTES
+                        victim.id, address.PROTOCOL, told, timeout_s=60, most=address.MAX_BYTES
                     )
                 assert victim.net.metrics().get("tls_dials", 0) <= 10
             finally:
@@ -279,7 +280,7 @@ def test_simultaneous_dials_leave_one_link(monkeypatch):
             assert first.dialled is (one.id < other.id), "the smaller peer id's stays"
             other.net.serve("/test/echo/1", echo, most=9)
             assert await one.net.request(
-                other.id, "/test/echo/1", b"x", timeout_s=5, most=9
+                other.id, "/test/echo/1", b"x", timeout_s=60, most=9
             ) == b"x"  # fmt: skip
         finally:
             await asyncio.gather(*(station.net.stop() for station in pair))
@@ -308,7 +309,7 @@ def test_a_lost_link_fails_what_is_under_way_and_is_dialled_again():
             await a.until_linked(b)
             await b.until_linked(a)
             waiting = asyncio.create_task(
-                a.net.request(b.id, "/test/wait/1", b"", timeout_s=20, most=9)
+                a.net.request(b.id, "/test/wait/1", b"", timeout_s=60, most=9)
             )
             await b.until(lambda: b.net._state.services["/test/wait/1"].running == 1)
             (old,) = linked(b)
@@ -320,7 +321,7 @@ def test_a_lost_link_fails_what_is_under_way_and_is_dialled_again():
             await a.until(lambda: a.net.metrics().get("tls_links", 0) >= 2)
             await a.until_linked(b)
             stuck.set()
-            assert await a.net.request(b.id, "/test/wait/1", b"", timeout_s=5, most=9) == b"late"
+            assert await a.net.request(b.id, "/test/wait/1", b"", timeout_s=60, most=9) == b"late"
             assert {p.violations for p in a.net.peers() + b.net.peers()} == {0.0}
 
     asyncio.run(scenario())
@@ -369,7 +370,7 @@ def test_nodes_of_another_network_have_no_link_but_libp2p_works():
             dials = lambda: sum(s.net.metrics().get("tls_dials", 0) for s in (one, other))  # noqa: E731
             await one.until(lambda: dials() >= 2)
             assert await one.net.request(
-                other.id, "/test/echo/1", b"x", timeout_s=9, most=9
+                other.id, "/test/echo/1", b"x", timeout_s=60, most=9
             ) == b"x"  # fmt: skip
             assert not any(i.up for s in (one, other) for i in s.net.link_info())
             assert {p.violations for p in one.net.peers()} == {0.0}, "nobody is to blame"
@@ -416,7 +417,7 @@ def test_a_vote_passes_a_saturated_stream_of_tiles_and_the_loop_turns(run: Run):
             async def bulk() -> None:
                 into = memoryview(bytearray(len(TILE)))
                 while len(between) < 30:
-                    await b.net.fetch(a.id, "/test/tile/1", b"", into=into, timeout_s=20)
+                    await b.net.fetch(a.id, "/test/tile/1", b"", into=into, timeout_s=60)
 
             async def count_turns() -> None:
                 nonlocal turns
@@ -429,7 +430,7 @@ def test_a_vote_passes_a_saturated_stream_of_tiles_and_the_loop_turns(run: Run):
                 await b.until(lambda at=link.bytes_in: link.bytes_in > at + MIB)
                 data = link.bytes_in.to_bytes(8)
                 await a.net.request(
-                    b.id, "/test/vote/1", data, timeout_s=9, most=2, priority=Priority.VOTE
+                    b.id, "/test/vote/1", data, timeout_s=60, most=2, priority=Priority.VOTE
                 )
             await asyncio.gather(*tasks)
             assert sorted(between)[27] <= 4 * limits.WINDOW_BYTES + MIB // 2, between
@@ -454,7 +455,7 @@ def test_stopping_in_the_midst_of_transfers(run: Run):
                         b"",
                         into=into,
                         progress=lambda n: began.set(),
-                        timeout_s=20,
+                        timeout_s=60,
                     )
                 )
                 for _ in range(4)
@@ -463,5 +464,25 @@ def test_stopping_in_the_midst_of_transfers(run: Run):
             await b.net.stop()
             ended = await asyncio.gather(*fetching, return_exceptions=True)
             assert all(isinstance(e, int | UnreachableError) for e in ended)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_what_stops_before_it_began_leaves_nothing_behind(run: Run):
+    """No socket that is open, and no coroutine that nobody awaits: both are warnings."""
+
+    async def scenario():
+        async with stations("a", dial=False, link_port=0) as (a,):
+            links = a.net._asking.links
+            links.peer_up("gone at once")
+            links.peer_down("gone at once")
+            with socket.create_connection(("127.0.0.1", links.port), timeout=60) as knocking:
+                links._accept(links._listener)
+                assert links._strangers.total() == 1
+                await links.stop()
+                assert knocking.recv(1) == b""
+            assert not links._strangers
+        gc.collect()
 
     run(scenario())

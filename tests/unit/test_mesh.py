@@ -53,7 +53,7 @@ def test_validators_who_know_one_of_them_find_all(tmp_path: Path) -> None:
             try:
                 dialled = asyncio.create_task(stranger.net.dial(members[3].address))
                 await reached(
-                    lambda: members[3].net.metrics().get("connections_refused"), 20, "a refusal"
+                    lambda: members[3].net.metrics().get("connections_refused"), 120, "a refusal"
                 )
                 dialled.cancel()
                 await asyncio.gather(dialled, return_exceptions=True)
@@ -72,7 +72,7 @@ def test_without_a_mesh_they_would_not(tmp_path: Path) -> None:
     async def main() -> None:
         async with validators(tmp_path, mesh=False, start=False) as members:
             *others, first = members
-            await reached(lambda: first.net.metrics().get("connections_refused"), 20, "a refusal")
+            await reached(lambda: first.net.metrics().get("connections_refused"), 120, "a refusal")
             assert not any(m.connected & {o.id for o in others} for m in others)
 
     asyncio.run(main())

@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.validators import Member, until_height, validators
-from tests.kit.waiting import reached
-
-TIMEOUT_S = 60.0
+from tests.kit.waiting import TIMEOUT_S, reached
 
 
 def cut_links(*members: Member) -> None:

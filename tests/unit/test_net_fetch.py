@@ -31,7 +31,7 @@ def test_parts_arrive_in_place_and_progress_is_told():
                 told.append(count)
 
             size = await a.net.fetch(
-                b.id, PROTOCOL, b"", into=memoryview(buffer), progress=progress, timeout_s=10
+                b.id, PROTOCOL, b"", into=memoryview(buffer), progress=progress, timeout_s=60
             )
             assert size == len(WHOLE)
             assert bytes(buffer) == WHOLE + bytes(10)
@@ -39,7 +39,7 @@ def test_parts_arrive_in_place_and_progress_is_told():
             assert told[-1] == size
             assert len(told) > 1
             most = len(WHOLE)
-            assert await a.net.request(b.id, PROTOCOL, b"", timeout_s=10, most=most) == WHOLE, (
+            assert await a.net.request(b.id, PROTOCOL, b"", timeout_s=60, most=most) == WHOLE, (
                 "parts are one answer"
             )
 
@@ -61,7 +61,7 @@ def test_an_exception_of_progress_ends_the_transfer():
                     b"",
                     into=memoryview(bytearray(len(WHOLE))),
                     progress=progress,
-                    timeout_s=10,
+                    timeout_s=60,
                 )
             await exchange(a, b)
 
@@ -75,7 +75,7 @@ def test_what_does_not_fit_or_is_refused():
 
             async def fetch(net: Network, data: bytes, room: int) -> int:
                 into = memoryview(bytearray(room))
-                return await net.fetch(b.id, PROTOCOL, data, into=into, timeout_s=10)
+                return await net.fetch(b.id, PROTOCOL, data, into=into, timeout_s=60)
 
             with pytest.raises(UnreachableError, match="no such tile"):
                 await fetch(a.net, b"refuse", len(WHOLE))

@@ -26,7 +26,7 @@ def test_three_networks_exchange_gossip_messages_and_requests():
                 return data[::-1]
 
             b.net.serve("/test/reverse/1", reverse, most=100)
-            answer = await a.net.request(b.id, "/test/reverse/1", b"abc", timeout_s=5, most=3)
+            answer = await a.net.request(b.id, "/test/reverse/1", b"abc", timeout_s=60, most=3)
             assert answer == b"cba"
             assert not any(peer == a.id for peer, _ in a.gossip), "own publishes come back"
             info = {p.peer_id: p for p in a.net.peers()}[b.id]
@@ -172,7 +172,7 @@ def test_requests_fail_with_a_reason():
                     peer_id_of(bytes(32)), "/test/refuse/1", b"", timeout_s=1, most=1
                 )
             with pytest.raises(UnreachableError):
-                await a.net.request(b.id, "/test/unknown/1", b"", timeout_s=5, most=1)
+                await a.net.request(b.id, "/test/unknown/1", b"", timeout_s=60, most=1)
             first = asyncio.create_task(ask(b"slow"))
             await b.until(lambda: b.net._state.services["/test/refuse/1"].running == 1)
             with pytest.raises(UnreachableError, match="too busy"):

@@ -23,7 +23,7 @@ def run(directory: Path, body: Callable[[Town], Awaitable[None]], **options: Any
         async with Town(directory, **options) as town:
             await body(town)
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 def partial(town: Town, count: int, capacity: int = 20) -> list[PlacementNode]:

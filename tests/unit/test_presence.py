@@ -173,7 +173,7 @@ def test_one_that_is_slow_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> No
         asker, holder = pair()
         asker.wire.servers = {"slow": never, **asker.wire.servers}
         holder.store.held[0, ROOT] = [True] * TILES
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await asker.presence.ask_all()
         assert asker.presence.holdings.holders(0, ROOT, 0) == ["holder"]
 
@@ -277,11 +277,11 @@ def test_the_loop_asks_who_comes_and_forgets_who_goes() -> None:
         holder.store.held[0, ROOT] = [True] * TILES
         holdings = asker.presence.holdings
         task = asyncio.create_task(asker.presence.run())
-        await reached(lambda: bool(holdings.holders(0, ROOT, 0)), 5, "the holder is known")
+        await reached(lambda: bool(holdings.holders(0, ROOT, 0)), 120, "the holder is known")
         asker.wire.servers["silent"] = unreachable
         asker.wire.servers.pop("holder")
         asker.presence.wake()
-        await reached(lambda: not holdings.holders(0, ROOT, 0), 5, "the holder is forgotten")
+        await reached(lambda: not holdings.holders(0, ROOT, 0), 120, "the holder is forgotten")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert not asker.wire.reported
@@ -289,7 +289,7 @@ def test_the_loop_asks_who_comes_and_forgets_who_goes() -> None:
     async def unreachable(peer: str, data: bytes) -> bytes:
         raise UnreachableError("gone")
 
-    asyncio.run(asyncio.wait_for(scenario(), 10))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 @given(

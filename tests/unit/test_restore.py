@@ -97,7 +97,7 @@ def test_a_copied_home_is_silent_and_its_original_is_not(tmp_path: Path) -> None
         async def main() -> None:
             node = service(local, tmp_path / "wal")
             node.start()
-            await reached(lambda: local.chain.tip.height >= 3, 10, "blocks")
+            await reached(lambda: local.chain.tip.height >= 3, 120, "blocks")
             node.stop()
             service(local, tmp_path / "wal").stop()  # knows its place from here on
             shutil.copytree(tmp_path / "wal", tmp_path / "copy")
@@ -168,12 +168,6 @@ def test_a_validator_restored_from_a_plain_copy_never_signs_twice(tmp_path: Path
     async def run(more: int, look: Callable[[list[Member]], None] = lambda members: None) -> None:
         async with validators(tmp_path, 4, **params) as members:
             await until_met(members)
-            linked = len(members) - 1  # a network that ends while it links leaves sockets behind
-            await reached(
-                lambda: all(sum(link.up for link in m.net.link_info()) == linked for m in members),
-                30,
-                "links",
-            )
             look(members)
             await until_height(members, max(m.height for m in members) + more)
             assert all(m.consensus.halted == "" for m in members)
@@ -241,7 +235,7 @@ def test_it_is_silent_in_every_epoch_that_may_have_begun_before(tmp_path: Path) 
             assert certificate is not None
             node.advance_to(local.chain.tip, certificate)
             assert node.info()["abstains"] is None
-            await reached(lambda: local.chain.tip.height > 4 * EPOCH + 2, 10, "blocks of its own")
+            await reached(lambda: local.chain.tip.height > 4 * EPOCH + 2, 120, "blocks of its own")
             node.stop()
             assert not (wal / DOUBT_NAME).exists()
             assert (wal / PLACE_NAME).exists()

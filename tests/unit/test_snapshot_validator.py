@@ -24,7 +24,7 @@ from wallet.signing import sign_vote
 BLOCKS, EPOCH_BLOCKS, NEWEST = 30, 4, 24
 OLD_EPOCH = Epoch(1)  # of blocks 5 to 8
 NEW_EPOCH = Epoch(NEWEST // EPOCH_BLOCKS)
-SIGNS_S = 10.0
+SIGNS_S = 120.0
 
 
 class Ears(SyncPort):

@@ -56,7 +56,7 @@ async def live(killer: Killer, address: str, directory: Path, kill_at: int | Non
         cwd=ROOT_DIRECTORY,
         stdout=asyncio.subprocess.PIPE,
     )
-    written, _ = await asyncio.wait_for(killer.child.communicate(), 60)
+    written, _ = await asyncio.wait_for(killer.child.communicate(), 180)
     return written.decode().splitlines()
 
 

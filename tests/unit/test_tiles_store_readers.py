@@ -95,7 +95,7 @@ def test_a_reader_waits_while_room_is_given_back(tmp_path: Path) -> None:
         reader = threading.Thread(target=lambda: opened.append(Disk().open(path)))
         reader.start()
         fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        reader.join(30)
+        reader.join(120)
         assert not Disk().punch(holder.fileno(), 0, 1 << 19)  # the reader has it open
         os.close(opened.pop())
         assert Disk().punch(holder.fileno(), 0, 1 << 19)
@@ -145,7 +145,7 @@ def test_readers_and_a_writer_at_once(store: TileStore) -> None:
     finally:
         done.set()
         for reader in readers:
-            reader.join(30)
+            reader.join(120)
     assert wrong == []
     assert store.scrub() == []
 

@@ -230,7 +230,7 @@ def behind(chain: LocalChain, directory: Path) -> Follower:
 async def run_until(retention: Retention, done: Callable[[], bool]) -> None:
     task = asyncio.create_task(retention.run())
     try:
-        await reached(lambda: done() or None, 20, "the pass")
+        await reached(lambda: done() or None, 120, "the pass")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

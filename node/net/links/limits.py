@@ -43,6 +43,7 @@ MIN_RATE_BYTES = 16 * 1024  # of an answer under way; a slower peer is cut off
 HANDSHAKE_S = 5.0  # TLS, until both sides have shown who they are
 ADMIT_S = 5.0  # for libp2p to know a peer whose link was quicker
 CONNECT_S = 4.0  # TCP
+ACCEPT_AGAIN_S = 0.1  # after a connection that could not be accepted: too many files are open
 PING_S = 5.0
 SILENCE_S = 15.0  # a link on which nothing arrives for so long is closed
 RATE_WINDOW_S = 5.0  # over which the rate of an answer is taken

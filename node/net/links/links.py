@@ -97,17 +97,20 @@ class Links:
             ) from None
         listener.setblocking(False)
         self._listener, self.port = listener, listener.getsockname()[1]
-        self._spawn(self._accept(listener))
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
         """Close every link, in order where the peer lets us within a second."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        await asyncio.sleep(0)  # each task has begun, and closes what it was given when cancelled
         tasks = [*self._tasks, *(p.task for p in self._peers.values() if p.task)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
         ending = [c.ended.wait() for p in self._peers.values() for c in p.connections]
         for name in list(self._peers):
             self.peer_down(name)
@@ -115,14 +118,11 @@ class Links:
             async with asyncio.timeout(limits.CLOSE_S):
                 await asyncio.gather(*ending)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(self._guard(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guard(self, work: Awaitable[None]) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        """`work` makes its coroutine here, so that none is left over when a task is cancelled
+        before it begins."""
         try:
-            await work
+            await work()
         except Exception:
             log.exception("a task of the links failed")
             self.metrics.add("contained_errors")
@@ -182,7 +182,7 @@ class Links:
         if self._listener is None or name in self._peers:
             return
         peer = self._peers[name] = _Peer(name)
-        peer.task = asyncio.ensure_future(self._guard(self._keep(peer)))
+        peer.task = asyncio.ensure_future(self._guard(lambda: self._keep(peer)))
         self._arrived.set()
         self._arrived = asyncio.Event()
 
@@ -323,22 +323,31 @@ class Links:
 
     # --- accepting ------------------------------------------------------------------
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, where = await loop.sock_accept(listener)
-            except OSError as error:  # too many open files, or a connection already gone
-                log.warning("cannot accept a link: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            host = _host_of(where[0])
-            if not self._may_knock(host):
-                self.metrics.add("tls_refused")
-                sock.close()
-                continue
-            self._strangers[host] += 1
-            self._spawn(self._receive(sock, host))
+    def _accept(self, listener: socket.socket) -> None:
+        """Someone knocks. What is accepted has its task at once: were it awaited, a stop could
+        come between and leave it open."""
+        try:
+            sock, where = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # too many open files
+            log.warning("cannot accept a link: %s", error)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(limits.ACCEPT_AGAIN_S, self._listen_again, listener)
+            return
+        host = _host_of(where[0])
+        if not self._may_knock(host):
+            self.metrics.add("tls_refused")
+            sock.close()
+            return
+        self._strangers[host] += 1
+        task = asyncio.ensure_future(self._guard(lambda: self._receive(sock, host)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _listen_again(self, listener: socket.socket) -> None:
+        if self._listener is listener:
+            self._loop.add_reader(listener, self._accept, listener)
 
     def _may_knock(self, host: str) -> bool:
         """A handshake costs us a millisecond, so nobody gets many at a time or a second; and

@@ -182,7 +182,7 @@ def reader(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, f"the reader ended with {process.returncode}"
     assert int(output) > 0, "the reader has seen nothing"
 

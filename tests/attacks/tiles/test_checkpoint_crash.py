@@ -136,7 +136,7 @@ def test_kill_9_while_it_imports(tmp_path: Path) -> None:
             command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            until(partial(is_gone_or_wrote, process, least), 20, f"{least} bytes written")
+            until(partial(is_gone_or_wrote, process, least), 120, f"{least} bytes written")
             os.kill(process.pid, signal.SIGKILL)
         finally:
             process.wait()

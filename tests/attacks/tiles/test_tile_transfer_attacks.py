@@ -177,7 +177,7 @@ def test_a_peer_that_never_answers(tmp_path: Path) -> None:
 
             b.net.serve(PROTOCOL, silent, most=64, concurrent=16)
             asker.tiles.holders = lambda shard, root, tile: [b.id, c.id]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(45):
                 assert await asker.tiles.shard(0, ROOT) == DATA
             asker.store.drop(0, ROOT)
             asker.tiles.holders = lambda shard, root, tile: [b.id]
@@ -248,7 +248,7 @@ def test_a_peer_that_sends_one_byte_a_second(tmp_path: Path) -> None:
             attacker = asyncio.create_task(asyncio.to_thread(trio.run, run))
             await a.until(lambda: name in a.connected)
             asker.tiles.holders = lambda shard, root, tile: [name, b.id]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(45):
                 assert await asker.tiles.shard(0, ROOT) == DATA
             assert asked
             token[0].run_sync_soon(stop.set)
@@ -271,7 +271,7 @@ def test_a_peer_that_goes_away_in_the_middle(tmp_path: Path) -> None:
             leaving: list[asyncio.Task[None]] = []
             b.net.serve(PROTOCOL, leave, most=64, concurrent=16)
             asker.tiles.holders = lambda shard, root, tile: [b.id, c.id]
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(45):
                 assert await asker.tiles.shard(0, ROOT) == DATA
             await asyncio.gather(*leaving)
             await asker.close()
@@ -286,11 +286,11 @@ def test_askers_that_ask_for_what_cannot_exist(tmp_path: Path) -> None:
             holder = Node(b, tmp_path, holds=True)
             bad = TileRequest(0, ROOT, 9, 0, 1, 0).encoded()
             for data in (b"", b"x" * 40, bad):
-                answer = await a.net.request(b.id, PROTOCOL, data, timeout_s=5, most=10)
+                answer = await a.net.request(b.id, PROTOCOL, data, timeout_s=60, most=10)
                 assert answer == b""
             await b.until(lambda: any(p.violations > 25 for p in b.net.peers()))
             good = TileRequest(0, ROOT, 2, 5, 1, 0)
-            answer = await a.net.request(b.id, PROTOCOL, good.encoded(), timeout_s=5, most=STEP)
+            answer = await a.net.request(b.id, PROTOCOL, good.encoded(), timeout_s=60, most=STEP)
             assert answer == answer_to(good) == DATA[-100:]
             await holder.close()
 

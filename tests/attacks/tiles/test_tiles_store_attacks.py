@@ -33,8 +33,8 @@ def test_two_writers_of_two_processes(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with TileStore(tmp_path, SPECS):
-        assert subprocess.run(command, check=False, timeout=60).returncode == 77
-    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+        assert subprocess.run(command, check=False, timeout=180).returncode == 77
+    assert subprocess.run(command, check=False, timeout=180).returncode == 0
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".roots", ".pack.safetensors"])
