@@ -3,9 +3,9 @@
     python -m bench.chain [--json] [--only GROUP]... [--small]
 
 The groups are `transfers`, `headers`, `proof`, `light`, `state` (on disk, 10^6 keys), `store` (10^6
-transactions) and `sync` (by snapshot and by blocks). Every row stands beside its floor from the
-same run where there is one. Exit code 1 if a target is missed. `--small` does little: its figures
-mean nothing.
+transactions; height 10^6) and `sync` (by snapshot and by blocks). Every row stands beside its floor
+from the same run where there is one. Exit code 1 if a target is missed. `--small` does little: its
+figures mean nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # or `chain` would be this file
 
-from bench import chain_execute, chain_state, chain_store, light_chain, snapshot_sync
+from bench import chain_execute, chain_heights, chain_state, chain_store, light_chain, snapshot_sync
 from bench.measure import Row, run_groups
 
 
@@ -42,8 +42,9 @@ SMALL = Amount(
 def stored(amount: Amount) -> Iterator[Row]:
     """The chain's file: opening, appending, asking, and whether it gets slower with its length."""
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
-        sizes = chain_store.StoreSizes(Path(name), amount.txs, high=amount.high)
-        yield from chain_store.measured(sizes)
+        yield from chain_store.measured(chain_store.StoreSizes(Path(name), amount.txs))
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as name:
+        yield from chain_heights.growth(chain_heights.Heights(Path(name), high=amount.high))
 
 
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {

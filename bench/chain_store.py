@@ -14,7 +14,7 @@ import random
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class Maker:
         self._chance = random.Random(seed)
         self._accounts = [account(i) for i in range(ACCOUNTS)]
         self._nonces = [0] * ACCOUNTS
-        self._root = StateTree.empty().set_many(_CHANGES).root
+        self.root = StateTree.empty().set_many(_CHANGES).root  # of the state after each
         self.height, self.parent = 0, Hash32(ZERO_HASH)
 
     def block(self) -> FinalBlock:
@@ -90,7 +90,7 @@ class Maker:
             TimeMs(START_MS + 1000 * height),
             proposer,
             tx_root(txs),
-            self._root,
+            self.root,
             Hash32(ZERO_HASH),
             Hash32(ZERO_HASH),
             proof[:64],
@@ -104,7 +104,7 @@ class Maker:
             VoteKind.FINALIZE, header.epoch, header.view, self.parent, b"\x07", signatures
         )
         receipts = [Receipt(tx_id, OK, "") for _, tx_id in made]
-        return FinalBlock(block, self.parent, final, receipts, _CHANGES, self._events(height))
+        return FinalBlock(block, self.parent, final, receipts, _CHANGES, events(height))
 
     def _tx(self) -> tuple[bytes, TxId]:
         """Encoded, and known as one whose signature holds, as it is where a block is executed."""
@@ -120,16 +120,16 @@ class Maker:
         signed.add(tx_id, tx, len(raw))
         return raw, tx_id
 
-    @staticmethod
-    def _events(height: int) -> Sequence[Event]:
-        """A phase every tenth block and a custody event every thirty-second, as a network has."""
-        found = []
-        if height % 10 == 0:
-            data = {"phase": ("open", "train", "reveal", "done")[height // 10 % 4]}
-            found.append(Event("phase", (height // 40).to_bytes(8, "big"), data))
-        if height % 32 == 0:
-            found.append(Event("custody", TX.hash(height.to_bytes(8, "big")), {"places": 16}))
-        return found
+
+def events(height: int) -> list[Event]:
+    """A phase every tenth block and a custody event every thirty-second, as a network has."""
+    found = []
+    if height % 10 == 0:
+        data = {"phase": ("open", "train", "reveal", "done")[height // 10 % 4]}
+        found.append(Event("phase", (height // 40).to_bytes(8, "big"), data))
+    if height % 32 == 0:
+        found.append(Event("custody", TX.hash(height.to_bytes(8, "big")), {"places": 16}))
+    return found
 
 
 def build_store(path: Path, blocks: int, txs_per_block: int, seed: int = 1) -> Maker:
@@ -144,7 +144,7 @@ def build_store(path: Path, blocks: int, txs_per_block: int, seed: int = 1) -> M
         for first in range(0, blocks + 1, BATCH_BLOCKS):
             db.execute("BEGIN IMMEDIATE")
             for _ in range(min(BATCH_BLOCKS, blocks + 1 - first)):
-                _insert(db, maker.block())
+                insert(db, maker.block())
             db.execute("COMMIT")
         _put_state(db, maker)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -160,7 +160,7 @@ def _put_state(db: sqlite3.Connection, maker: Maker) -> None:
     db.execute("COMMIT")
 
 
-def _insert(db: sqlite3.Connection, item: FinalBlock) -> None:
+def insert(db: sqlite3.Connection, item: FinalBlock) -> None:
     height = item.block.header.height
     insert_block(db, item.block, item.block_hash)
     if item.finalization is not None:
@@ -238,8 +238,6 @@ class StoreSizes:
     txs: int = 1_000_000
     per_block: int = 1000
     appends: int = 40
-    low: int = 1000  # heights between which the cost of a block may not grow
-    high: int = 1_000_000
 
 
 def measured(sizes: StoreSizes) -> Iterator[Row]:
@@ -255,42 +253,16 @@ def measured(sizes: StoreSizes) -> Iterator[Row]:
     yield at_most(f"store page of {per_block} txs", page, "ms", None)
     durable = quantile(append_ms(large, made[0], sizes.appends), 0.5)
     yield at_most(f"store append {per_block} txs", durable, "ms", 120)
-    yield from growth(sizes)
-
-
-def growth(sizes: StoreSizes) -> Iterator[Row]:
-    """The cost of a block at a great height against a low one, with one transaction in each: the
-    same blocks appended in turns, so that what else the machine does meets both."""
-    heights = sizes.low, sizes.high
-    paths = {height: sizes.directory / f"height-{height}.db" for height in heights}
-    makers = {height: build_store(path, height, 1) for height, path in paths.items()}
-    stores = {height: ChainStore(path) for height, path in paths.items()}
-    taken: dict[int, list[float]] = {height: [] for height in heights}
-    try:
-        for _ in range(10 * sizes.appends):
-            for height, store in stores.items():
-                item = makers[height].block()
-                taken[height].append(
-                    1000 * seconds(lambda s=store, i=item: s.commit_all((i,)))  # type: ignore[misc]
-                )
-    finally:
-        for store in stores.values():
-            store.close()
-    small, large = (quantile(taken[height], 0.5) for height in heights)
-    yield at_most(f"store block at {sizes.low}", small, "ms", None)
-    yield at_most(f"store block at {sizes.high}", large, "ms", None)
-    yield at_most("store block, growth", large / small, "x", 1.1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--txs", type=int, default=1_000_000)
     parser.add_argument("--per-block", type=int, default=1000)
-    parser.add_argument("--high", type=int, default=1_000_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        sizes = StoreSizes(Path(place), options.txs, options.per_block, high=options.high)
+        sizes = StoreSizes(Path(place), options.txs, options.per_block)
         return report(measured(sizes), as_json=options.json)
 
 

@@ -94,6 +94,7 @@ class ChainStore:
         try:
             with self._reported():
                 store_schema.prepare(self._writer, path)
+                store_schema.ready_to_write(self._writer)
                 self.pruned = store_pruning.pruned(self._writer)
             self._open_state()
         except BaseException:

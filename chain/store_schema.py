@@ -18,6 +18,8 @@ from chain.store_tree import TREE_SCHEMA
 SCHEMA_VERSION = 4
 APPLICATION_ID = 0x626C7961  # "blya": tells other SQLite files from ours
 BUSY_TIMEOUT_S = 5
+WRITER_CACHE_KIB = 16 * 1024
+JOURNAL_PAGES = 8000  # 32 MB
 _SCHEMA = """
 CREATE TABLE blocks (
   height INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL,
@@ -58,6 +60,7 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA recursive_triggers = ON")  # REPLACE meets the guards as well
+        db.execute("PRAGMA secure_delete = OFF")  # nothing here is secret: pages that go are left
     except UnicodeDecodeError:  # SQLite quotes a schema that is damaged
         db.close()
         raise sqlite3.DatabaseError("malformed schema, with bytes that are no text") from None
@@ -65,6 +68,13 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def ready_to_write(db: sqlite3.Connection) -> None:
+    """What a block of a thousand transactions changes fits into memory, and is brought from the
+    journal into the file with what other blocks change of the same pages."""
+    db.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
+    db.execute(f"PRAGMA wal_autocheckpoint = {JOURNAL_PAGES}")
 
 
 def prepare(db: sqlite3.Connection, path: Path) -> None:
