@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bench.measure import Row, at_least, at_most, in_turns, quantile
 from learning.model import Weights, mixture
-from learning.ops import NATIVE
 from learning.spec import NANO_MODEL, ModelSpec
 
 _AT = "layers.0"
@@ -72,7 +71,8 @@ def _inputs(spec: ModelSpec, tokens: int) -> tuple[Tensor, Weights, list[Tensor]
 
 
 def _ours(spec: ModelSpec, x: Tensor, held: Weights) -> None:
-    mixed, _ = mixture(spec, held, _AT, x, NATIVE)
+    pairs = torch.zeros(len(x), dtype=torch.int64)
+    mixed, _ = mixture(spec, held, 0, x, pairs)
     learned = [tensor for tensor in held.values() if tensor.requires_grad]
     torch.autograd.grad(mixed.square().mean(), [x, *learned], allow_unused=True)
 

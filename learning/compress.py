@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from chain.errors import InputError
 from chain.hashes import Hash32
+from learning.held import Held, layout_of
 from learning.spec import PPM, ModelSpec, TrainingSpec
 from learning.state import Sections, residual_root
 from tiles.delta import decode_delta, encode_delta, payload_root
@@ -46,12 +47,14 @@ def compress(
     before: Sequence[bytes],
     after: Sequence[bytes],
     residual: Sequence[bytes] | None,
+    held: Held | None = None,
 ) -> Compressed:
     """Payload of `after - before` at the round's density. `residual`: of this learner's last round.
 
-    All are data sections in shard order. Raises InputError if training has diverged.
+    All are data sections in shard order, of the part that is `held`; the payload has no section of
+    another shard. Raises InputError if training has diverged.
     """
-    layout = spec.shards()
+    layout = layout_of(spec, held)
     beta = np.float32(training.error_feedback_ppm / PPM)
     targets: dict[int, Floats] = {}
     for i, shard in enumerate(layout):
@@ -60,11 +63,11 @@ def compress(
             target = target + beta * _floats(residual[i])
         if not bool(np.isfinite(target).all()):
             raise InputError(f"shard {shard.name}: training has diverged (a value is not finite)")
-        targets[i] = target
+        targets[shard.index] = target
     cut = {i: np.clip(target, -LARGEST, LARGEST) for i, target in targets.items()}
     payload, decoded = encode_delta(base_root, cut, layout, training.density(round_))
     left = tuple(
-        (targets[i] - decoded[i].floats()).astype("<f4").tobytes() for i in range(len(layout))
+        (target - decoded[i].floats()).astype("<f4").tobytes() for i, target in targets.items()
     )
     return Compressed(
         payload, left, payload_root(payload), residual_root(residual), residual_root(left)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from chain.errors import InputError
+from learning.held import Held, imbalance
 from learning.model import forward, weights_from_shards, window_cross_entropy
 from learning.ops import NATIVE, Ops
 from learning.spec import ModelSpec
@@ -21,25 +23,48 @@ _BATCH = 64  # windows at a time, which bounds memory
 Windows = npt.NDArray[np.uint8]
 
 
-def window_losses(
-    spec: ModelSpec, shards: Sequence[bytes], windows: Windows, ops: Ops = NATIVE
-) -> npt.NDArray[np.float64]:
-    """Mean cross-entropy of each window in nats per byte: float64 [n].
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`losses`: mean cross-entropy of each window in nats per byte, float64 [n]. `imbalance`: of
+    each layer, the busiest expert's bytes over the mean one's."""
+
+    losses: npt.NDArray[np.float64]
+    imbalance: tuple[float, ...]
+
+
+def measure(
+    spec: ModelSpec,
+    shards: Sequence[bytes],
+    windows: Windows,
+    ops: Ops = NATIVE,
+    held: Held | None = None,
+) -> Measured:
+    """Losses and loads of these windows.
 
     `windows`: uint8 [n, context + 1]; byte i predicts byte i + 1. Raises InputError for shards or
     windows of another shape.
     """
     if windows.ndim != 2 or windows.shape[1] != spec.context + 1:
         raise InputError(f"windows of shape {windows.shape}, expected [n, {spec.context + 1}]")
-    weights = weights_from_shards(spec, shards)
+    weights = weights_from_shards(spec, shards, held)
     losses = np.empty(len(windows), np.float64)
+    loads = np.zeros((spec.layers, spec.experts), np.int64)
     with torch.inference_mode():
         for i in range(0, len(windows), _BATCH):
             tokens = torch.from_numpy(windows[i : i + _BATCH].astype(np.int64))
-            logits = forward(spec, weights, tokens[:, :-1], ops).logits
+            logits, routed = forward(spec, weights, tokens[:, :-1], ops, held)
             each = window_cross_entropy(logits, tokens[:, 1:], ops).double().mean(-1)
             losses[i : i + _BATCH] = each.numpy()
-    return np.where(losses < MAX_LOSS, losses, MAX_LOSS)  # also where it is not a number
+            loads += np.stack([layer.loads.numpy() for layer in routed])
+    losses = np.where(losses < MAX_LOSS, losses, MAX_LOSS)  # also where it is not a number
+    return Measured(losses, imbalance(loads, held))
+
+
+def window_losses(
+    spec: ModelSpec, shards: Sequence[bytes], windows: Windows, ops: Ops = NATIVE
+) -> npt.NDArray[np.float64]:
+    """The losses of `measure` alone."""
+    return measure(spec, shards, windows, ops).losses
 
 
 def to_nano(losses: npt.NDArray[np.float64]) -> tuple[int, ...]:

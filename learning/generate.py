@@ -17,6 +17,7 @@ from chain.hashes import PRF
 from chain.prf import Prf
 from learning.model import attend, mixture, project, weights_from_shards
 from learning.ops import NATIVE, Ops
+from learning.routing import byte_pairs
 from learning.spec import VOCAB, ModelSpec
 
 MAX_TEXT = 1 << 20  # bytes of prompt and answer together
@@ -29,7 +30,7 @@ class Generator:
         self._spec, self._weights = spec, weights_from_shards(spec, shards)
         self._ops = ops
         self._kept: list[tuple[Tensor, Tensor] | None] = [None] * spec.layers
-        self._position = 0
+        self._position, self._last = 0, 0  # bytes read, and the last of them
 
     def read(self, text: bytes) -> Tensor:
         """Logits fp32 [256] of the byte after `text`, which follows what was read before."""
@@ -45,6 +46,7 @@ class Generator:
         spec, weights, ops = self._spec, self._weights, self._ops
         tokens = torch.tensor([list(text)])
         x = F.embedding(tokens, weights["embed.weight"])
+        pairs = byte_pairs(tokens, torch.tensor([self._last]))[0]
         turns = ops.rotary(self._position, len(text), spec.head_width)
         for i in range(spec.layers):
             at = f"layers.{i}"
@@ -52,9 +54,10 @@ class Generator:
             query, *new = project(spec, weights, at, normed, turns, ops)
             x = x + attend(weights, at, query, *self._keep(i, *new), ops)
             normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"])
-            mixed, _ = mixture(spec, weights, at, normed.reshape(-1, spec.width), ops)
+            flat = normed.reshape(-1, spec.width)
+            mixed, _ = mixture(spec, weights, i, flat, pairs, ops)
             x = x + mixed.reshape(x.shape)
-        self._position += len(text)
+        self._position, self._last = self._position + len(text), text[-1]
         normed = ops.rms_norm(x[:, -1], weights["final.norm"])
         return ops.matmul(normed, weights["head.weight"])[0]
 

@@ -1,14 +1,15 @@
 """The byte-level Mixture-of-Experts transformer, as a function of its tensors (docs/spec/model.md).
 
 RMSNorm, rotary attention, and in each layer a router that sends a byte to `top_k` of `experts`
-SwiGLU experts. Balance comes from router biases that only choose, never weigh (auxiliary-loss-free
-balancing, arXiv 2408.15664); the training loop moves them by the loads that `forward` reports.
+SwiGLU experts, beside experts that every byte passes. Balance comes from router biases that only
+choose, never weigh (auxiliary-loss-free balancing, arXiv 2408.15664), or from a loss of its own;
+the training loop makes both of the loads and scores that `forward` reports.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chain.errors import InputError
+from learning.held import Held, layout_of
 from learning.ops import NATIVE, Ops
-from learning.spec import ModelSpec
+from learning.routing import Route, byte_pairs, route
+from learning.spec import ModelSpec, expert_name
 
 Weights = dict[str, Tensor]  # "<shard>.<tensor>" to fp32
 
 
-def weights_from_shards(spec: ModelSpec, shards: Sequence[bytes]) -> Weights:
+def weights_from_shards(
+    spec: ModelSpec, shards: Sequence[bytes], held: Held | None = None
+) -> Weights:
     """Tensors with memory of their own, from the data sections in shard order.
 
     Raises InputError if a section has the wrong size.
     """
-    layout = spec.shards()
+    layout = layout_of(spec, held)
     if len(shards) != len(layout):
         raise InputError(f"{len(shards)} shards, but this model has {len(layout)}")
     weights: Weights = {}
@@ -46,44 +51,58 @@ def weights_from_shards(spec: ModelSpec, shards: Sequence[bytes]) -> Weights:
     return weights
 
 
-def shards_from_weights(spec: ModelSpec, weights: Mapping[str, Tensor]) -> list[bytes]:
+def shards_from_weights(
+    spec: ModelSpec, weights: Mapping[str, Tensor], held: Held | None = None
+) -> list[bytes]:
     """The data sections of these tensors, in shard order."""
     return [
         b"".join(
             weights[f"{shard.name}.{tensor.name}"].detach().numpy().astype("<f4").tobytes()
             for tensor in shard.tensors
         )
-        for shard in spec.shards()
+        for shard in layout_of(spec, held)
     ]
 
 
+class Routed(NamedTuple):
+    """What a layer's router did: `loads` int64 [experts], the bytes each got; `scores` fp32
+    [n, experts held], None without a learned router."""
+
+    loads: Tensor
+    scores: Tensor | None
+
+
+class Forward(NamedTuple):
+    """`logits`: fp32 [batch, time, 256]; `routed`: of each layer."""
+
+    logits: Tensor
+    routed: list[Routed]
+
+
 def forward(
-    spec: ModelSpec, weights: Mapping[str, Tensor], tokens: Tensor, ops: Ops = NATIVE
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    tokens: Tensor,
+    ops: Ops = NATIVE,
+    held: Held | None = None,
 ) -> Forward:
-    """Next-byte logits and expert loads. `tokens`: int64 [batch, time], time <= context."""
+    """Next-byte logits and expert loads. `tokens`: int64 [batch, time], time <= context.
+    `held`: the part of the model that `weights` are."""
     batch, time = tokens.shape
     turns = ops.rotary(0, time, spec.head_width)
+    pairs = byte_pairs(tokens, torch.zeros_like(tokens[:, 0])).reshape(-1)
     x = F.embedding(tokens, weights["embed.weight"])
-    loads = []
+    routed = []
     for i in range(spec.layers):
         at = f"layers.{i}"
         normed = ops.rms_norm(x, weights[f"{at}.router.attention_norm"])
         x = x + attend(weights, at, *project(spec, weights, at, normed, turns, ops), None, ops)
-        normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"])
-        mixed, load = mixture(spec, weights, at, normed.reshape(batch * time, spec.width), ops)
+        normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(-1, spec.width)
+        mixed, found = mixture(spec, weights, i, normed, pairs, ops, held)
         x = x + mixed.reshape(batch, time, spec.width)
-        loads.append(load)
+        routed.append(found)
     normed = ops.rms_norm(x, weights["final.norm"])
-    return Forward(ops.matmul(normed, weights["head.weight"]), loads)
-
-
-class Forward:
-    """`logits`: fp32 [batch, time, 256]; `loads`: int64 [experts] for each layer, bytes routed."""
-
-    __slots__ = ("loads", "logits")
-
-    def __init__(self, logits: Tensor, loads: list[Tensor]) -> None:
-        self.logits, self.loads = logits, loads
+    return Forward(ops.matmul(normed, weights["head.weight"]), routed)
 
 
 def window_cross_entropy(logits: Tensor, targets: Tensor, ops: Ops = NATIVE) -> Tensor:
@@ -132,50 +151,58 @@ def attend(
 
 
 def mixture(
-    spec: ModelSpec, weights: Mapping[str, Tensor], at: str, x: Tensor, ops: Ops
-) -> tuple[Tensor, Tensor]:
-    """Mixture for tokens [n, width] and the tokens each expert got, int64 [experts]."""
-    scores = ops.matmul(x, weights[f"{at}.router.weight"])
-    biased = scores.detach() + weights[f"{at}.router.bias"].detach()
-    chosen = largest(biased, spec.top_k)
-    shares = ops.softmax(scores.gather(-1, chosen))
-    return dispatch(weights, at, x, chosen, shares, spec.experts, ops)
-
-
-def largest(scores: Tensor, count: int) -> Tensor:
-    """Columns of the `count` largest of each row, largest first; ties: the lower column (which
-    `topk` does not promise)."""
-    left, found = scores.clone(), []
-    for _ in range(count):
-        found.append(left.argmax(-1, keepdim=True))
-        left.scatter_(-1, found[-1], -math.inf)
-    return torch.cat(found, -1)
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    layer: int,
+    x: Tensor,
+    pairs: Tensor,
+    ops: Ops = NATIVE,
+    held: Held | None = None,
+) -> tuple[Tensor, Routed]:
+    """Mixture for bytes x [n, width]. `pairs` int64 [n]: each byte and the one before it."""
+    here = held.experts[layer] if held is not None else None
+    way = route(spec, weights, layer, x, pairs, here, ops)
+    mixed, loads = dispatch(spec, weights, layer, x, way, here, ops)
+    for j in range(spec.shared_experts):
+        mixed = mixed + _expert(weights, f"layers.{layer}.shared.{j}", x, ops)
+    return mixed, Routed(loads, way.scores)
 
 
 def dispatch(
+    spec: ModelSpec,
     weights: Mapping[str, Tensor],
-    at: str,
+    layer: int,
     x: Tensor,
-    chosen: Tensor,
-    shares: Tensor,
-    experts: int,
+    way: Route,
+    held: tuple[int, ...] | None,
     ops: Ops,
 ) -> tuple[Tensor, Tensor]:
-    """Each token's experts, weighed: sum over s of shares[:, s] * expert chosen[:, s] (x).
+    """Each byte's experts, weighed; and the bytes that each expert got, int64 [experts].
 
-    The pairs of token and expert are put in order of the experts once, so each expert finds its
-    tokens in one piece; a token's sum goes from zero in ascending order of its experts.
+    The pairs of byte and expert are put in order of the experts once, so each expert finds its
+    bytes in one piece; a byte's sum goes from zero in ascending order of its experts. An expert
+    that is not held adds nothing.
     """
-    which = chosen.reshape(-1)
+    which = way.chosen.reshape(-1)
     order = which.argsort(stable=True)
-    loads = torch.bincount(which, minlength=experts)
-    rows = order.div(chosen.shape[1], rounding_mode="floor")
-    outs = []
-    for j, taken in enumerate(torch.split(x.index_select(0, rows), loads.tolist())):
-        if len(taken):
-            name = f"{at}.experts.{j}"
-            gate, up, down = (weights[f"{name}.{part}"] for part in ("gate", "up", "down"))
-            hidden = ops.silu(ops.matmul(taken, gate)) * ops.matmul(taken, up)
-            outs.append(ops.matmul(hidden, down))
-    out = torch.cat(outs) * shares.reshape(-1).index_select(0, order).unsqueeze(-1)
-    return torch.zeros_like(x).index_add(0, rows, out), loads
+    if held is not None:
+        here = torch.zeros(spec.experts, dtype=torch.bool, device=x.device)
+        here[list(held)] = True
+        order = order[here[which[order]]]
+    loads = torch.bincount(which[order], minlength=spec.experts)
+    rows = order.div(way.chosen.shape[1], rounding_mode="floor")
+    outs = [
+        _expert(weights, expert_name(layer, j), taken, ops)
+        for j, taken in enumerate(torch.split(x.index_select(0, rows), loads.tolist()))
+        if len(taken)
+    ]
+    mixed = torch.zeros_like(x)
+    if outs:
+        shares = way.shares.reshape(-1).index_select(0, order).unsqueeze(-1)
+        mixed = mixed.index_add(0, rows, torch.cat(outs) * shares)
+    return mixed, loads
+
+
+def _expert(weights: Mapping[str, Tensor], name: str, x: Tensor, ops: Ops) -> Tensor:
+    gate, up, down = (weights[f"{name}.{part}"] for part in ("gate", "up", "down"))
+    return ops.matmul(ops.silu(ops.matmul(x, gate)) * ops.matmul(x, up), down)

@@ -1,24 +1,30 @@
 """The model and the training rule as a genesis states them (docs/spec/model.md, training.md).
 
 Both are JSON objects of integers and text. Reading one is strict: a field that is missing,
-unknown or out of range is a GenesisError that names it.
+unknown or out of range is a GenesisError that names it. Fields with a default may be missing: they
+are younger than some networks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from chain.errors import GenesisError
-from chain.limits import MAX_DENSITY, MAX_STATE_HASHES
+from chain.limits import MAX_DENSITY, MAX_SHARDS, MAX_STATE_HASHES
 from tiles.layout import ShardSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 VOCAB = 256  # byte-level: a token is a byte
 PPM = 1_000_000
 WORDS_PER_WINDOW = 2  # PRF words that place one window of a batch: its page, its offset
 MAX_PARAMETERS = 1 << 31
 MAX_STEPS = 100_000
+Tensors = list[tuple[str, tuple[int, ...]]]  # names and shapes
+LEARNED, HASHED = "top_k", "hash"  # how a byte finds its experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +39,18 @@ class ModelSpec:
     expert_width: int
     context: int  # bytes a window predicts
     init_seed: str
+    routing: str = LEARNED
+    shared_experts: int = 0  # of each layer, which every byte passes
 
     @staticmethod
     def from_json(value: Any) -> ModelSpec:
         """Read the genesis object "model". Raises GenesisError."""
-        top = _object(value, "model", [f.name for f in fields(ModelSpec)])
-        seed = top["init_seed"]
+        top = _object(value, "model", ModelSpec)
+        seed, routing = top["init_seed"], top["routing"]
         if not isinstance(seed, str) or not 0 < len(seed.encode()) <= 64:
             raise GenesisError("model.init_seed: expected a text of 1 to 64 bytes")
+        if routing not in (LEARNED, HASHED):
+            raise GenesisError(f"model.routing: expected {LEARNED!r} or {HASHED!r}")
         spec = ModelSpec(
             layers=_int(top["layers"], "model.layers", 1, 256),
             width=_int(top["width"], "model.width", 8, 16_384),
@@ -50,6 +60,8 @@ class ModelSpec:
             expert_width=_int(top["expert_width"], "model.expert_width", 8, 65_536),
             context=_int(top["context"], "model.context", 8, 8192),
             init_seed=seed,
+            routing=routing,
+            shared_experts=_int(top["shared_experts"], "model.shared_experts", 0, 16),
         )
         if spec.width % spec.heads or spec.width // spec.heads % 2:
             raise GenesisError(
@@ -60,6 +72,9 @@ class ModelSpec:
             raise GenesisError(f"model.top_k: {spec.top_k} of {spec.experts} experts")
         if spec.parameters > MAX_PARAMETERS:
             raise GenesisError(f"model: {spec.parameters} parameters, at most {MAX_PARAMETERS}")
+        shards = 3 + spec.layers * (2 + spec.shared_experts + spec.experts)
+        if shards > MAX_SHARDS:
+            raise GenesisError(f"model: {shards} shards, at most {MAX_SHARDS}")
         return spec
 
     def to_json(self) -> dict[str, int | str]:
@@ -72,31 +87,40 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """fp32 elements of all shards."""
-        layer = 4 * self.width**2 + self.width * self.experts + self.experts + 2 * self.width
-        layer += self.experts * 3 * self.width * self.expert_width
+        layer = 4 * self.width**2 + 2 * self.width
+        if self.routing == LEARNED:
+            layer += self.width * self.experts + self.experts
+        layer += (self.experts + self.shared_experts) * 3 * self.width * self.expert_width
         return 2 * VOCAB * self.width + self.layers * layer + self.width
 
     def shards(self) -> tuple[ShardSpec, ...]:
-        """The shards in order: embed, each layer's attention, router and experts, head, final."""
+        """The shards in order: embed; each layer's attention, router, shared experts and experts;
+        head, final."""
         w, e, f = self.width, self.experts, self.expert_width
-        parts: list[tuple[str, str, list[tuple[str, tuple[int, ...]]]]] = [
-            ("embed", "sparse", [("weight", (VOCAB, w))])
-        ]
+        parts: list[tuple[str, str, Tensors]] = [("embed", "sparse", [("weight", (VOCAB, w))])]
         for i in range(self.layers):
             at = f"layers.{i}"
             attention = [(n, (w, w)) for n in ("query", "key", "value", "output")]
-            router = [("weight", (w, e)), ("bias", (e,)), ("attention_norm", (w,))]
-            router.append(("expert_norm", (w,)))
+            learned = self.routing == LEARNED
+            router: Tensors = [("weight", (w, e)), ("bias", (e,))] if learned else []
+            router += [("attention_norm", (w,)), ("expert_norm", (w,))]
             parts.append((f"{at}.attention", "sparse", [*attention]))
             parts.append((f"{at}.router", "dense", [*router]))
             expert = [("gate", (w, f)), ("up", (w, f)), ("down", (f, w))]
-            parts += [(f"{at}.experts.{j}", "sparse", [*expert]) for j in range(e)]
+            names = [f"{at}.shared.{j}" for j in range(self.shared_experts)]
+            names += [expert_name(i, j) for j in range(e)]
+            parts += [(name, "sparse", [*expert]) for name in names]
         parts.append(("head", "sparse", [("weight", (w, VOCAB))]))
         parts.append(("final", "dense", [("norm", (w,))]))
         return tuple(
             ShardSpec(i, name, coding, tuple(TensorSpec(n, "F32", s) for n, s in tensors))
             for i, (name, coding, tensors) in enumerate(parts)
         )
+
+
+def expert_name(layer: int, expert: int) -> str:
+    """The shard of an expert."""
+    return f"layers.{layer}.experts.{expert}"
 
 
 NANO_MODEL = ModelSpec(
@@ -132,11 +156,12 @@ class TrainingSpec:
     bias_rate_ppm: int  # step of the router biases, see docs/spec/model.md
     error_feedback_ppm: int
     densities: tuple[int, ...]
+    aux_loss_ppm: int = 0  # weight of the balance loss beside the cross-entropy
 
     @staticmethod
     def from_json(value: Any) -> TrainingSpec:
         """Read the genesis object "training". Raises GenesisError."""
-        top = _object(value, "training", [f.name for f in fields(TrainingSpec)])
+        top = _object(value, "training", TrainingSpec)
         densities = top["densities"]
         if not isinstance(densities, list | tuple) or not 1 <= len(densities) <= 256:
             raise GenesisError("training.densities: expected a list of 1 to 256 integers")
@@ -153,6 +178,7 @@ class TrainingSpec:
             "clip_ppm": (1, 1000 * PPM),
             "bias_rate_ppm": (0, PPM),
             "error_feedback_ppm": (0, PPM),
+            "aux_loss_ppm": (0, PPM),
         }
         numbers = {
             name: _int(top[name], f"training.{name}", least, most)
@@ -205,14 +231,16 @@ NANO_TRAINING = TrainingSpec(
 )
 
 
-def _object(value: Any, where: str, names: list[str]) -> Mapping[str, Any]:
+def _object(value: Any, where: str, form: type[DataclassInstance]) -> dict[str, Any]:
+    """The fields of a JSON object that should have those of `form`, with its defaults."""
     if not isinstance(value, Mapping):
         raise GenesisError(f"{where}: expected an object")
-    if missing := [n for n in names if n not in value]:
+    defaults = {f.name: f.default for f in fields(form)}
+    if missing := [n for n, d in defaults.items() if d is MISSING and n not in value]:
         raise GenesisError(f"{where}: lacks {', '.join(missing)}")
-    if unknown := sorted(str(n) for n in value if n not in names):
+    if unknown := sorted(str(n) for n in value if n not in defaults):
         raise GenesisError(f"{where}: unknown field {', '.join(unknown)}; check the spelling")
-    return value
+    return defaults | dict(value)
 
 
 def _int(value: Any, where: str, least: int, most: int) -> int:

@@ -19,6 +19,7 @@ from chain.codec import U32, U64, Seq, decode, encode, wire
 from chain.errors import DecodeError
 from chain.hashes import TRAIN_STATE, ZERO_HASH, Hash32
 from chain.types import u64_be
+from learning.held import Held, layout_of
 from learning.spec import ModelSpec
 from tiles import merkle
 
@@ -99,15 +100,15 @@ def serialize_state(state: TrainState) -> bytes:
     return b"".join([length, header, *state.weights, *state.first, *state.second])
 
 
-def deserialize_state(spec: ModelSpec, data: bytes) -> TrainState:
-    """The inverse, for this model. Raises DecodeError for anything else."""
+def deserialize_state(spec: ModelSpec, data: bytes, held: Held | None = None) -> TrainState:
+    """The inverse, for this model or a part of it. Raises DecodeError for anything else."""
     view = memoryview(data)
     length = int.from_bytes(view[:_LENGTH_BYTES], "big")
     start = _LENGTH_BYTES + length
     if len(view) < start:
         raise DecodeError(f"a training state of {len(view)} bytes ends within its header")
     header: StateHeader = decode(StateHeader, bytes(view[_LENGTH_BYTES:start]))
-    expected = tuple(shard.data_bytes for shard in spec.shards())
+    expected = tuple(shard.data_bytes for shard in layout_of(spec, held))
     if header.section_bytes != expected:
         raise DecodeError("a training state of another model")
     if len(view) != start + 3 * sum(expected):

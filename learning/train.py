@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from chain.errors import InputError
+from learning.held import Held, layout_of
 from learning.model import Forward, forward, window_cross_entropy
 from learning.ops import NATIVE, Ops
+from learning.routing import balance_loss
 from learning.spec import PPM, WORDS_PER_WINDOW, ModelSpec, TrainingSpec
 from learning.state import Sections, TrainState
 
@@ -26,10 +28,12 @@ NANO_UNIT = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One step done: its number in the round, and the loss before it in nats per byte."""
+    """One step done: its number in the round, the loss before it in nats per byte, and the bytes
+    that each expert got, int64 [layers, experts]."""
 
     step: int
     loss: float
+    loads: npt.NDArray[np.int64]
 
 
 def train_segment(
@@ -40,15 +44,17 @@ def train_segment(
     last: int,
     on_step: Callable[[Progress], None] | None = None,
     ops: Ops = NATIVE,
+    held: Held | None = None,
 ) -> TrainState:
-    """The state before step `last`, from one at or before it. Call `profile.configure` first."""
+    """The state before step `last`, from one at or before it. Call `profile.configure` first.
+    `held`: the part of the model that the state is of."""
     if last < state.step:
         raise InputError(f"a state at step {state.step} cannot be trained back to step {last}")
-    run = _Run(spec, training, state, ops)
+    run = _Run(spec, training, state, ops, held)
     for step in range(state.step, last):
-        loss = run.step(_tokens(spec, training, batches(step)))
+        loss, loads = run.step(_tokens(spec, training, batches(step)))
         if on_step is not None:
-            on_step(Progress(step, loss))
+            on_step(Progress(step, loss, loads))
     drawn = (last - state.step) * training.batch * WORDS_PER_WINDOW
     return replace(run.state(), step=last, draws=state.draws + drawn)
 
@@ -65,9 +71,14 @@ class _Run:
     """Tensors of a state while it is trained. Parameters are views of one vector."""
 
     def __init__(
-        self, spec: ModelSpec, training: TrainingSpec, state: TrainState, ops: Ops
+        self,
+        spec: ModelSpec,
+        training: TrainingSpec,
+        state: TrainState,
+        ops: Ops,
+        held: Held | None,
     ) -> None:
-        self._ops = ops
+        self._ops, self._held = ops, held
         self._spec, self._training, self._updates = spec, training, state.updates
         self._flat, self._first, self._second = (
             torch.from_numpy(np.frombuffer(b"".join(part), "<f4").astype(np.float32))
@@ -78,7 +89,7 @@ class _Run:
         self._learned: list[tuple[str, int, int]] = []  # name and range of what has a gradient
         self._decayed = torch.zeros_like(self._flat)
         start = 0
-        for shard in spec.shards():
+        for shard in layout_of(spec, held):
             for tensor in shard.tensors:
                 name, end = f"{shard.name}.{tensor.name}", start + tensor.elements
                 view = self._flat[start:end].view(tensor.shape)
@@ -91,10 +102,13 @@ class _Run:
                 start = end
         self._gradient = torch.zeros_like(self._flat)
 
-    def step(self, tokens: Tensor) -> float:
-        """One AdamW step; the loss before it."""
-        out = forward(self._spec, self._views, tokens[:, :-1], self._ops)
+    def step(self, tokens: Tensor) -> tuple[float, npt.NDArray[np.int64]]:
+        """One AdamW step; the loss before it, and the loads."""
+        out = forward(self._spec, self._views, tokens[:, :-1], self._ops, self._held)
         loss = window_cross_entropy(out.logits, tokens[:, 1:], self._ops).mean()
+        told = float(loss.detach())
+        if self._training.aux_loss_ppm:
+            loss = loss + self._balance_loss(out)
         learned = [self._views[name] for name, _, _ in self._learned]
         # An expert that no byte was routed to has no gradient: its moments decay all the same.
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, learned, allow_unused=True)
@@ -106,7 +120,7 @@ class _Run:
                     self._gradient[start:end] = gradient.reshape(-1)
             self._adamw()
             self._balance(out)
-        return float(loss.detach())
+        return told, np.stack([layer.loads.numpy() for layer in out.routed])
 
     def _adamw(self) -> None:
         """AdamW (arXiv 1711.05101): decay on matrices alone, gradient clipped by global norm."""
@@ -130,12 +144,30 @@ class _Run:
             self._flat.addcmul_(self._flat, self._decayed, value=-decay)
         self._flat.addcdiv_(self._first, spread, value=-rate / (1 - _power(beta1, self._updates)))
 
+    def _balance_loss(self, out: Forward) -> Tensor:
+        """The layers' balance losses, weighed."""
+        total = torch.zeros(())
+        for i, routed in enumerate(out.routed):
+            if routed.scores is not None:
+                loads = routed.loads[self._here(i)]
+                total = total + balance_loss(routed.scores, loads, self._ops)
+        return total * (self._training.aux_loss_ppm / PPM)
+
     def _balance(self, out: Forward) -> None:
         """Router biases rise for experts below the mean load, and fall for those above."""
         rate = self._training.bias_rate_ppm / PPM
-        for i, load in enumerate(out.loads):
-            gap = torch.sign(load.sum() - load * self._spec.experts).float()
-            self._views[f"layers.{i}.router.bias"].add_(gap, alpha=rate)
+        for i, routed in enumerate(out.routed):
+            if routed.scores is not None:
+                here = self._here(i)
+                load = routed.loads[here]
+                gap = torch.sign(load.sum() - load * len(load)).float()
+                self._views[f"layers.{i}.router.bias"][here] += gap * rate
+
+    def _here(self, layer: int) -> Tensor:
+        """The experts of a layer that are held."""
+        if self._held is None:
+            return torch.arange(self._spec.experts)
+        return torch.tensor(self._held.experts[layer])
 
     def state(self) -> TrainState:
         parts = (self._sections(v) for v in (self._flat, self._first, self._second))

@@ -21,12 +21,12 @@ def change_between(old: Documents, new: Documents) -> tuple[ModelChange, str]:
     """The least step of SemVer that says what has changed, and in words. VerifyError if the new
     documents are not those of a model that can be."""
     try:
-        model = ModelSpec.from_json(dict(new.model))
-        training = TrainingSpec.from_json(dict(new.training))
+        models = [ModelSpec.from_json(dict(d.model)).to_json() for d in (old, new)]
+        trainings = [TrainingSpec.from_json(dict(d.training)).to_json() for d in (old, new)]
     except GenesisError as error:
         raise VerifyError(str(error)) from None
-    model_fields = _changed(dict(old.model), model.to_json())
-    training_fields = _changed(dict(old.training), training.to_json())
+    model_fields = _changed(*models)
+    training_fields = _changed(*trainings)
     fixed = [name for name in model_fields if name not in SHAPELESS]
     if fixed:
         return ModelChange.MAJOR, f"model.{fixed[0]} changes"

@@ -23,6 +23,7 @@ from wallet.keys import Keys
 
 FOUNDER_STAKE = 10_000 * GRAINS_PER_BLY  # grains bonded by each founding validator
 FOUNDER_BALANCE = 10_000 * GRAINS_PER_BLY  # grains each founding account may spend
+MODELS = ("nano", "tiny", "small")  # what `learning.sizes` has
 MAX_GENESIS_BYTES = 1024 * 1024  # 512 validators have 0.3 MiB
 
 
@@ -69,11 +70,17 @@ def set_bootstrap(founded: Founded, addresses: Sequence[str]) -> Founded:
     return replace(founded, config=config)
 
 
-def template() -> dict[str, Any]:
-    """The local network's genesis without founders, as the package carries it."""
+def template(model: str | None = None) -> dict[str, Any]:
+    """The local network's genesis without founders, as the package carries it; with the model and
+    the training rule that have this name, if one is given."""
     document = json.loads(resources.files("node").joinpath("genesis.json").read_text())
     if not isinstance(document, dict):
         raise GenesisError("genesis.json of the package: expected an object")
+    if model is not None:
+        from learning.sizes import SIZES
+
+        size = SIZES[model]
+        document |= {"model": size.model.to_json(), "training": size.training.to_json()}
     return document
 
 

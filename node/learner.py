@@ -146,8 +146,8 @@ class Learner:
         )
         self._progress.say(
             f"trained {rule.steps} steps in {outcome.seconds:.1f} s; training loss "
-            f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; "
-            f"payload {len(outcome.payload):,} bytes"
+            f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; busiest expert "
+            f"{max(outcome.imbalance):.2f} × the mean; payload {len(outcome.payload):,} bytes"
         )
         batch_root = await asyncio.to_thread(assignment.root, rule.steps)
         return await self._prepare(record, rule, outcome, batch_root)

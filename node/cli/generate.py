@@ -122,7 +122,8 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
     """The model's loss on FILE, or on the holdout of the round in progress.
 
     Nats per byte, over at most 512 windows evenly spaced, as validators measure it; 5.55 is what
-    guessing gives. On the holdout it stands beside what the chain has.
+    guessing gives. On the holdout it stands beside what the chain has. A layer whose busiest expert
+    has many times the mean is not balanced.
 
     \b
     Examples:
@@ -141,9 +142,10 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
             what, text, chain_loss = str(file), _read(file), None
         spec, worker = (await reader.specs_now()).model, Worker()
         try:
-            losses = await worker.losses(spec, shards, text)
+            measured = await worker.measure(spec, shards, text)
         finally:
             await worker.close()
+        losses = measured.losses
         mean = sum(losses) / len(losses)
         spread = sum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
         return {
@@ -154,6 +156,7 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
             "loss": mean * NANO,
             "standard_error": (spread / len(losses)) ** 0.5 * NANO,
             "chain_loss": None if chain_loss is None else chain_loss * NANO,
+            "imbalance": [round(layer, 4) for layer in measured.imbalance],
         }
 
     def human(found: Any) -> str:
@@ -161,6 +164,9 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
             f"{found['of']}: {found['loss']:.4f} nats per byte "
             f"± {found['standard_error']:.4f} ({found['windows']} windows)",
             f"of {_source(found)}",
+            "busiest expert of each layer: "
+            + ", ".join(f"{layer:.2f}" for layer in found["imbalance"])
+            + " × the mean",
         ]
         if found["chain_loss"] is not None:
             lines.insert(1, f"on the chain: {found['chain_loss']:.4f}")

@@ -25,7 +25,15 @@ from node.cli.session import (
     run_program,
 )
 from node.config import LOG_LEVELS, SYNC_MODES, load_config, load_genesis
-from node.founding import Founded, found_home, founding_genesis, read_genesis, write_genesis
+from node.founding import (
+    MODELS,
+    Founded,
+    found_home,
+    founding_genesis,
+    read_genesis,
+    template,
+    write_genesis,
+)
 from node.home import PASSPHRASE_VARIABLE, read_passphrase
 from node.version import formats
 from node.version import version as package_version
@@ -58,6 +66,7 @@ def program() -> None:
 
 @program.command(cls=Command)
 @click.option("--genesis", type=click.Path(path_type=Path), help="The network's genesis file.")
+@click.option("--model", type=click.Choice(MODELS), help="Of a new network. [default: nano]")
 @click.option("--bootstrap", multiple=True, metavar="ADDR", help="A peer's address; repeatable.")
 @click.option("--api-port", type=_PORT, help="Port of API and explorer. [default: 8645]")
 @click.option("--p2p-port", type=_PORT, help="Port for other nodes. [default: 9645]")
@@ -73,6 +82,7 @@ def init(
     session: Session,
     /,
     genesis: Path | None,
+    model: str | None,
     bootstrap: tuple[str, ...],
     generate_passphrase: bool,
     **ports: Any,
@@ -87,6 +97,8 @@ def init(
       blyan-node init --genesis genesis.json --bootstrap /ip4/192.0.2.1/tcp/9645/p2p/12D3KooW…
     """
     home = session.home
+    if genesis and model:
+        raise click.UsageError("--model is for a new network; the one of --genesis has its own")
     text = read_genesis(genesis) if genesis else None
     flags = {**ports, "bootstrap": list(bootstrap) or None}
     config = load_config(home, flags)
@@ -97,7 +109,7 @@ def init(
         return ask_new_passphrase("the new key")
 
     founded = found_home(home, config, None if generate_passphrase else passphrase)
-    written = write_genesis(home, text or founding_genesis([founded]))
+    written = write_genesis(home, text or founding_genesis([founded], document=template(model)))
     _show_founded(session, founded, written.chain_id.hex())
 
 
@@ -289,6 +301,7 @@ def _mark(ok: bool) -> str:
     help="Text to learn from. [default: Python's library]",
 )
 @click.option("--license", help="SPDX expression of --data.")
+@click.option("--model", type=click.Choice(MODELS), help="[default: nano]")
 @click.option("--base-port", type=_PORT, help="First API port. [default: 8645, or the next free]")
 @click.option("--exit", "leave", is_flag=True, help="End after the rounds, with one JSON summary.")
 @pass_session

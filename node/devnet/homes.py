@@ -12,7 +12,7 @@ from pathlib import Path
 from chain.errors import ConfigError, InputError
 from node.cli.output import progress
 from node.config import Config, load_config, save_config
-from node.founding import Founded, found_home, founding_genesis, write_genesis
+from node.founding import Founded, found_home, founding_genesis, template, write_genesis
 from node.home import Home, unlock, write_private
 from node.net.identity import Address, PortInUseError, check_port_free
 
@@ -34,6 +34,7 @@ class Plan:
     data: Path | None = None
     license: str | None = None
     base_port: int | None = None
+    model: str | None = None  # by name; a network that is there already keeps its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def prepare(directory: Path, plan: Plan) -> tuple[Layout, list[Config]]:
             ports = choose_ports(replace(plan, nodes=nodes))
     else:
         layout = Layout.of(directory, plan.nodes, plan.learners)
-        _found(layout, ports)
+        _found(layout, ports, plan.model)
         write_private(sizes, json.dumps({"nodes": plan.nodes, "learners": plan.learners}) + "\n")
     return layout, _configure(layout, ports)
 
@@ -108,13 +109,13 @@ def _sizes(path: Path) -> tuple[int, int]:
         raise ConfigError(f"{path} is damaged; expected {{'nodes': 4, 'learners': 2}}") from None
 
 
-def _found(layout: Layout, ports: Sequence[int]) -> None:
+def _found(layout: Layout, ports: Sequence[int], model: str | None) -> None:
     founders = [
         found_home(home, Config(api_port=port, p2p_port=port + P2P_OFFSET))
         for home, port in zip(layout.nodes, ports, strict=False)
     ]
     guests = [found_home(home, Config()) for home in layout.guests]
-    genesis = founding_genesis(founders, [g.keys for g in guests])
+    genesis = founding_genesis(founders, [g.keys for g in guests], template(model))
     write_private(layout.directory / "genesis.json", genesis)
     for founded in (*founders, *guests):
         write_genesis(founded.home, genesis)

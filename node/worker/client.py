@@ -51,6 +51,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """Losses of a text's windows in nano-nats per byte; of each layer the busiest expert's bytes
+    over the mean one's."""
+
+    losses: tuple[int, ...]
+    imbalance: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One round of local training. `base`, `residual`: data sections in shard order.
 
@@ -87,6 +96,7 @@ class TrainOutcome:
     profile: str
     first_loss: float  # training loss in nats per byte, for progress only
     last_loss: float
+    imbalance: tuple[float, ...]  # of each layer: the busiest expert's bytes over the mean one's
     seconds: float
 
 
@@ -160,17 +170,16 @@ class Worker:
         }
         return int((await self._call(request))["loss"])
 
-    async def losses(
-        self, model: ModelSpec, shards: Sequence[bytes], text: bytes
-    ) -> tuple[int, ...]:
-        """Losses of a text's windows, taken as a holdout's are, in nano-nats per byte."""
+    async def measure(self, model: ModelSpec, shards: Sequence[bytes], text: bytes) -> Measured:
+        """A text's windows, taken as a holdout's are."""
         request = {
-            "job": "losses",
+            "job": "measure",
             "model": model.to_json(),
             "shards": list(shards),
             "text": text,
         }
-        return tuple((await self._call(request))["losses"])
+        result = await self._call(request)
+        return Measured(tuple(result["losses"]), tuple(result["imbalance"]))
 
     async def generate(
         self,
@@ -223,10 +232,9 @@ class Worker:
         }
         result = await self._call(request, on_event)
         hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))
-        residual = tuple(result.pop("residual"))
-        return TrainOutcome(
-            state_hashes=hashes, residual=residual, checkpoints=tuple(checkpoints), **result
-        )
+        for name in ("residual", "imbalance"):
+            result[name] = tuple(result[name])
+        return TrainOutcome(state_hashes=hashes, checkpoints=tuple(checkpoints), **result)
 
     async def replay(
         self, model: ModelSpec, training: TrainingSpec, state: bytes, batches: Windows

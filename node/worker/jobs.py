@@ -12,8 +12,9 @@ import numpy.typing as npt
 from chain.errors import InputError
 from chain.hashes import Hash32
 from learning.compress import add_delta, compress
-from learning.evaluate import holdout_loss, holdout_windows, to_nano, window_losses
+from learning.evaluate import holdout_loss, holdout_windows, measure, to_nano, window_losses
 from learning.generate import generate
+from learning.held import imbalance
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import TrainState, deserialize_state, serialize_state
 from learning.train import Progress, train_segment
@@ -32,10 +33,11 @@ def run_job(request: Message, profile: str, emit: Emit) -> Message:
     if job == "holdout":
         spec = ModelSpec.from_json(request["model"])
         return {"loss": holdout_loss(spec, request["shards"], request["holdout"])}
-    if job == "losses":
+    if job == "measure":
         spec = ModelSpec.from_json(request["model"])
         windows = holdout_windows(request["text"], spec.context)
-        return {"losses": to_nano(window_losses(spec, request["shards"], windows))}
+        found = measure(spec, request["shards"], windows)
+        return {"losses": to_nano(found.losses), "imbalance": found.imbalance}
     if job == "generate":
         return _generate(request, emit)
     if job == "train":
@@ -81,8 +83,11 @@ def _train(request: Message, profile: str, emit: Emit) -> Message:
     optimizer_before, hashes, losses = state.optimizer_root(), [state.hash()], []
     emit({"event": "checkpoint", "state": serialize_state(state)})
 
+    loads = np.zeros((spec.layers, spec.experts), np.int64)
+
     def step_done(progress: Progress) -> None:
         losses.append(progress.loss)
+        loads[:] += progress.loads
         emit({"event": "step", "step": progress.step + 1, "loss": progress.loss})
 
     for segment in range(training.segments):
@@ -111,6 +116,7 @@ def _train(request: Message, profile: str, emit: Emit) -> Message:
         "profile": profile,
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        "imbalance": imbalance(loads),
         "seconds": time.monotonic() - started,
     }
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 
-def load(path: str) -> tuple[dict[str, int], dict[str, Tensor]]:
+def load(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The model's shape and its tensors."""
     with safe_open(path, framework="pt") as file:
-        spec = json.loads(file.metadata()["blyan.model"])
+        spec = {"routing": "top_k", "shared_experts": 0}
+        spec |= json.loads(file.metadata()["blyan.model"])
         return spec, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -39,7 +41,7 @@ def rotate(x: Tensor) -> Tensor:
     return out
 
 
-def attention(spec: dict[str, int], w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
+def attention(spec: dict[str, Any], w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
     time, heads = x.shape[0], spec["heads"]
     width = spec["width"] // heads
     q = rotate((x @ w[at + "query"]).view(time, heads, width))
@@ -53,26 +55,60 @@ def attention(spec: dict[str, int], w: dict[str, Tensor], at: str, x: Tensor) ->
     return torch.cat(out, -1) @ w[at + "output"]
 
 
-def experts(spec: dict[str, int], w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
+def mix(x: int) -> int:
+    """The finalizer of MurmurHash3."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) % 2**32
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) % 2**32
+    return x ^ (x >> 16)
+
+
+def hashed(layer: int, before: int, byte: int, experts: int, count: int) -> list[int]:
+    """The experts of a byte after another: drawn without putting back."""
+    left, start = list(range(experts)), mix(65536 * layer + 256 * before + byte)
+    return [left.pop(mix((start + j) % 2**32) % len(left)) for j in range(count)]
+
+
+def shares(
+    spec: dict[str, Any], w: dict[str, Tensor], layer: int, x: Tensor, tokens: Tensor
+) -> Tensor:
+    """How much each expert counts for each byte: [time, experts]."""
+    out = torch.zeros(len(x), spec["experts"])
+    if spec["routing"] == "hash":
+        before = [0, *tokens.tolist()]
+        for i, byte in enumerate(tokens.tolist()):
+            found = hashed(layer, before[i], byte, spec["experts"], spec["top_k"])
+            out[i, found] = 1 / spec["top_k"]
+        return out
+    scores = x @ w[f"layers.{layer}.router.weight"]
+    chosen = torch.topk(scores + w[f"layers.{layer}.router.bias"], spec["top_k"]).indices
+    return out.scatter(-1, chosen, torch.softmax(scores.gather(-1, chosen), -1))
+
+
+def expert(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    gate, up, down = (w[f"{name}.{part}"] for part in ("gate", "up", "down"))
+    return (torch.nn.functional.silu(x @ gate) * (x @ up)) @ down
+
+
+def experts(
+    spec: dict[str, Any], w: dict[str, Tensor], layer: int, x: Tensor, tokens: Tensor
+) -> Tensor:
     """Every expert on every byte; the shares of those that were not chosen are zero."""
-    scores = x @ w[at + "router.weight"]
-    chosen = torch.topk(scores + w[at + "router.bias"], spec["top_k"]).indices
-    gates = torch.softmax(scores.gather(-1, chosen), -1)
+    share = shares(spec, w, layer, x, tokens)
     total = torch.zeros_like(x)
     for j in range(spec["experts"]):
-        gate, up, down = (w[f"{at}experts.{j}.{part}"] for part in ("gate", "up", "down"))
-        share = (gates * (chosen == j)).sum(-1, keepdim=True)
-        total += share * ((torch.nn.functional.silu(x @ gate) * (x @ up)) @ down)
+        total += share[:, j : j + 1] * expert(w, f"layers.{layer}.experts.{j}", x)
+    for j in range(spec["shared_experts"]):
+        total += expert(w, f"layers.{layer}.shared.{j}", x)
     return total
 
 
-def logits(spec: dict[str, int], w: dict[str, Tensor], tokens: Tensor) -> Tensor:
+def logits(spec: dict[str, Any], w: dict[str, Tensor], tokens: Tensor) -> Tensor:
     x = w["embed.weight"][tokens]
     for i in range(spec["layers"]):
         at = f"layers.{i}."
         normed = norm(x, w[at + "router.attention_norm"])
         x = x + attention(spec, w, at + "attention.", normed)
-        x = x + experts(spec, w, at, norm(x, w[at + "router.expert_norm"]))
+        x = x + experts(spec, w, i, norm(x, w[at + "router.expert_norm"]), tokens)
     return norm(x, w["final.norm"]) @ w["head.weight"]
 
 

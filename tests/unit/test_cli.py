@@ -15,6 +15,7 @@ from node.cli.output import bly, listing, table
 from node.cli.reference import reference
 from node.cli.session import Command, Group, Session, pass_session, run_program
 from node.cli.wallet import parse_bly
+from node.founding import template
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers
@@ -40,9 +41,12 @@ def run_node(*arguments: str) -> int:
 
 
 def test_a_node_is_made_and_examined(home: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_node("init", "--home", home, "--generate-passphrase", "--json") == 0
+    named = ["--model", "tiny", "--generate-passphrase"]
+    assert run_node("init", "--home", home, *named, "--json") == 0
     made = json.loads(capsys.readouterr().out)
     assert made["home"] == home
+    genesis = json.loads((Path(home) / "genesis.json").read_text())
+    assert genesis["model"] == template("tiny")["model"] != template()["model"]
     assert len(made["mnemonic"].split()) == 24
     assert run_node("--json", "doctor", "--home", home) == 0
     findings = json.loads(capsys.readouterr().out)
@@ -103,6 +107,8 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("query", "tx", "abc", "--node", NOBODY) == 2
     assert "expected 64 hexadecimal digits" in capsys.readouterr().err
     assert run_node("devnet", "--nodes", "0") == 2
+    assert run_node("init", "--genesis", "genesis.json", "--model", "tiny") == 2
+    assert "--model is for a new network" in capsys.readouterr().err
 
 
 def test_keys_by_hand(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

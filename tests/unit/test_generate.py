@@ -15,6 +15,7 @@ from learning.evaluate import holdout_loss, holdout_windows
 from learning.generate import Generator, generate
 from learning.init import initial_shards
 from learning.model import forward, weights_from_shards
+from learning.spec import ModelSpec
 from node.worker.client import Worker
 from tests.kit.nano import TINY, library
 
@@ -22,11 +23,21 @@ BASE = initial_shards(TINY)
 TEXT = library(10_000)[:400]
 
 
-def whole(text: bytes) -> torch.Tensor:
+def whole(text: bytes, spec: ModelSpec = TINY) -> torch.Tensor:
     """Logits after the last byte, without a cache."""
     with torch.inference_mode():
         tokens = torch.tensor([list(text)])
-        return forward(TINY, weights_from_shards(TINY, BASE), tokens).logits[0, -1]
+        return forward(spec, weights_from_shards(spec, initial_shards(spec)), tokens).logits[0, -1]
+
+
+def test_every_form_of_a_model_may_be_read_in_pieces() -> None:
+    for form in ({"routing": "hash"}, {"shared_experts": 2}, {"top_k": 1}, {"experts": 9}):
+        spec = replace(TINY, **form)  # type: ignore[arg-type]
+        model = Generator(spec, initial_shards(spec))
+        for start in range(0, 16, 4):
+            logits = model.read(TEXT[start : start + 4])
+            expected = whole(TEXT[: start + 4], spec)
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cuts", [(1,) * 16, (16,), (5, 1, 10), (15, 1), (3, 13)])
@@ -104,12 +115,15 @@ def test_the_worker_tells_each_byte_as_it_comes() -> None:
             seconds = await worker.generate(TINY, BASE, b"ab", 20, said.append, **options)  # type: ignore[arg-type]
             assert bytes(said) == bytes(generate(TINY, BASE, b"ab", 20, seed=3))
             assert seconds > 0
-            losses = await worker.losses(TINY, BASE, TEXT)
+            measured = await worker.measure(TINY, BASE, TEXT)
+            losses = measured.losses
+            assert len(measured.imbalance) == TINY.layers
+            assert all(1 <= layer <= TINY.experts for layer in measured.imbalance)
             assert len(losses) == len(holdout_windows(TEXT, TINY.context))
             mean = sum(losses) / len(losses)
             assert mean == pytest.approx(holdout_loss(TINY, BASE, TEXT), rel=1e-6)
             with pytest.raises(InputError):
-                await worker.losses(TINY, BASE, b"short")
+                await worker.measure(TINY, BASE, b"short")
         finally:
             await worker.close()
 

@@ -51,6 +51,9 @@ def test_specs_come_back_from_json() -> None:
         ("init_seed", 7, "model.init_seed"),
         ("width", 16_384, "parameters, at most"),
         ("wdith", 1, "unknown field wdith; check the spelling"),
+        ("routing", "random", "model.routing: expected 'top_k' or 'hash'"),
+        ("routing", 1, "model.routing"),
+        ("shared_experts", -1, "model.shared_experts"),
     ],
 )
 def test_a_bad_model_is_named(field: str, value: Any, reason: str) -> None:
@@ -71,6 +74,7 @@ def test_a_bad_model_is_named(field: str, value: Any, reason: str) -> None:
         ("densities", 64, "training.densities"),
         ("beta1_ppm", 1_000_000, "training.beta1_ppm"),
         ("learning_rate_nano", 0.004, "training.learning_rate_nano"),
+        ("aux_loss_ppm", 1_000_001, "training.aux_loss_ppm"),
     ],
 )
 def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> None:
@@ -78,9 +82,24 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
         TrainingSpec.from_json(NANO_TRAINING.to_json() | {field: value})
     with pytest.raises(GenesisError, match="expected an object"):
         TrainingSpec.from_json([])
-    lacking = {k: v for k, v in NANO_TRAINING.to_json().items() if k != field}
-    with pytest.raises(GenesisError, match=f"lacks {field}"):
-        TrainingSpec.from_json(lacking)
+    if field != "aux_loss_ppm":
+        lacking = {k: v for k, v in NANO_TRAINING.to_json().items() if k != field}
+        with pytest.raises(GenesisError, match=f"lacks {field}"):
+            TrainingSpec.from_json(lacking)
+
+
+def test_fields_younger_than_a_genesis_have_what_was_the_rule() -> None:
+    model, training = NANO_MODEL.to_json(), NANO_TRAINING.to_json()
+    assert (model.pop("routing"), model.pop("shared_experts")) == ("top_k", 0)
+    assert training.pop("aux_loss_ppm") == 0
+    assert ModelSpec.from_json(model) == NANO_MODEL
+    assert TrainingSpec.from_json(training) == NANO_TRAINING
+
+
+def test_a_model_of_too_many_shards_is_refused() -> None:
+    many = NANO_MODEL.to_json() | {"width": 8, "expert_width": 8, "heads": 1, "experts": 1024}
+    with pytest.raises(GenesisError, match="shards, at most 65536"):
+        ModelSpec.from_json(many | {"layers": 64})
 
 
 def test_shards_hold_every_parameter_once() -> None:

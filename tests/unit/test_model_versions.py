@@ -31,6 +31,7 @@ PATCHES = {
     "bias_rate_ppm": 1,
     "error_feedback_ppm": 1,
     "densities": [1],
+    "aux_loss_ppm": 1,
 }
 MINORS = {"context": 128, "top_k": 1}
 MAJORS = {
@@ -40,6 +41,8 @@ MAJORS = {
     "experts": 8,
     "expert_width": 256,
     "init_seed": "x",
+    "routing": "hash",
+    "shared_experts": 1,
 }
 
 
@@ -48,6 +51,14 @@ def changed(**fields: Any) -> Documents:
     for name, value in fields.items():
         (model if name in model else training)[name] = value
     return Documents(model, training)
+
+
+def test_a_field_that_an_old_genesis_lacks_has_not_changed() -> None:
+    old = Documents(dict(BASE.model), dict(BASE.training))
+    del old.model["routing"], old.model["shared_experts"], old.training["aux_loss_ppm"]
+    assert change_between(old, BASE) == change_between(BASE, old)
+    assert change_between(old, BASE)[0] is ModelChange.NONE
+    assert change_between(old, changed(shared_experts=1))[0] is ModelChange.MAJOR
 
 
 def test_every_field_is_of_one_kind() -> None:

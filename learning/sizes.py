@@ -1,0 +1,51 @@
+"""Models with a name, from which a genesis is made: each with the rule that it is trained by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from learning.spec import HASHED, NANO_MODEL, NANO_TRAINING, ModelSpec, TrainingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What `model` and `training` of a genesis say."""
+
+    model: ModelSpec
+    training: TrainingSpec
+
+
+TINY_MODEL = replace(
+    NANO_MODEL,
+    width=128,
+    experts=8,
+    expert_width=128,
+    init_seed="blyan-tiny-1",
+    routing=HASHED,  # learns faster than a learned router here: docs/spec/model.md, "Why"
+)
+# An attention shard is one tile of 4 MiB, and each expert three.
+SMALL_MODEL = ModelSpec(
+    layers=3,
+    width=512,
+    heads=8,
+    experts=6,
+    top_k=2,
+    expert_width=2048,
+    context=128,
+    init_seed="blyan-small-1",
+)
+SMALL_TRAINING = replace(
+    NANO_TRAINING,
+    steps=30,
+    segment_steps=5,
+    batch=8,
+    learning_rate_nano=1_000_000,
+    warmup_steps=30,
+    densities=(512, 256, 128, 64),
+)
+
+SIZES = {
+    "nano": Size(NANO_MODEL, NANO_TRAINING),
+    "tiny": Size(TINY_MODEL, replace(NANO_TRAINING, learning_rate_nano=3_000_000)),
+    "small": Size(SMALL_MODEL, SMALL_TRAINING),
+}
