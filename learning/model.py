@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from chain.errors import InputError
@@ -91,7 +90,7 @@ def forward(
     batch, time = tokens.shape
     turns = ops.rotary(0, time, spec.head_width)
     pairs = byte_pairs(tokens, torch.zeros_like(tokens[:, 0])).reshape(-1)
-    x = F.embedding(tokens, weights["embed.weight"])
+    x = ops.embedding(tokens, weights["embed.weight"])
     routed = []
     for i in range(spec.layers):
         at = f"layers.{i}"
@@ -198,8 +197,8 @@ def dispatch(
     ]
     mixed = torch.zeros_like(x)
     if outs:
-        shares = way.shares.reshape(-1).index_select(0, order).unsqueeze(-1)
-        mixed = mixed.index_add(0, rows, torch.cat(outs) * shares)
+        shares = way.shares.reshape(-1).index_select(0, order)
+        mixed = mixed.index_add(0, rows, ops.weigh(torch.cat(outs), shares))
     return mixed, loads
 
 

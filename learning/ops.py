@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learning.exact_math import turns
+
 NORM_EPSILON = 1e-6
-ROTARY_BASE = 10_000.0
 
 
 class Ops(Protocol):
     """Tensors are fp32. All but `rotary` and `norm` are differentiable in them, and none changes
     its arguments."""
 
+    def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """Rows of weight [classes, width], for int64 tokens of any shape."""
+        ...
+
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """a: [..., n, m], b: [m, p], to [..., n, p]."""
+        ...
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Each row of x [n, width] times its own of weights [n]."""
         ...
 
     def softmax(self, x: Tensor) -> Tensor:
@@ -62,8 +70,14 @@ class Ops(Protocol):
 class NativeOps:
     """torch's own: as fast as the machine can, the same bits within one numeric profile."""
 
+    def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(tokens, weight)
+
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        return x * weights[:, None]
 
     def softmax(self, x: Tensor) -> Tensor:
         return torch.softmax(x, -1)
@@ -80,11 +94,9 @@ class NativeOps:
         )
 
     def rotary(self, first: int, time: int, head_width: int) -> tuple[Tensor, Tensor]:
-        half = head_width // 2
-        frequency = ROTARY_BASE ** (-np.arange(half, dtype=np.float64) / half)
-        angle = np.outer(np.arange(first, first + time, dtype=np.float64), frequency)
-        cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        return torch.from_numpy(cosine), torch.from_numpy(sine)
+        # not numpy's: its vector code differs from one processor to the next, whatever torch is
+        # held to
+        return turns(first, time, head_width)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="none")

@@ -1,14 +1,21 @@
-"""Numeric profiles: under which two machines compute the same bits (docs/spec/training.md).
+"""Numeric profiles: under which two machines compute the same bits
+(docs/spec/numeric-profiles.md).
 
 `environment` must be in a process before torch is imported there; `configure` checks and finishes
-the set-up. This module imports torch only when it is asked for a profile.
+the set-up. This module imports torch only when it is asked to. What a process computes in fact is
+found out by learning/conformance.py.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Final, Literal, get_args
 
-from chain.errors import ConfigError
+from chain.errors import ConfigError, InputError
+
+Kind = Literal["native", "exact"]
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
+EXACT = "exact/1"  # as a manifest names it: the number is that of the arithmetic
 
 # AVX2 code paths in MKL, ATen and oneDNN even on newer processors: one class takes in most of
 # them. STRICT makes MKL's result independent of memory alignment.
@@ -26,12 +33,21 @@ def environment() -> dict[str, str]:
     return dict(_ENVIRONMENT)
 
 
-def configure() -> str:
-    """Make this process reproducible and return its profile.
+def kind_of(profile: str) -> Kind:
+    """Which arithmetic a manifest's profile is of. Raises InputError if this version has none."""
+    if profile == EXACT:
+        return "exact"
+    if profile.startswith("native/"):
+        return "native"
+    raise InputError(
+        f"the numeric profile {profile!r} is unknown here: expected {EXACT} or native/<class>; "
+        "a newer version may know it"
+    )
 
-    `native/torch-<version>/<instruction set>/threads-1`. Raises ConfigError if the environment was
-    not set before torch was loaded.
-    """
+
+def configure() -> None:
+    """Make this process reproducible. Raises ConfigError if the environment was not set before
+    torch was loaded."""
     missing = [name for name, value in _ENVIRONMENT.items() if os.environ.get(name) != value]
     if missing:
         raise ConfigError(
@@ -41,7 +57,24 @@ def configure() -> str:
     import torch
 
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    make_deterministic()
+
+
+def make_deterministic() -> None:
+    """The part of `configure` that concerns torch alone."""
+    import torch
+    import torch.utils.deterministic as deterministic
+
+    # as use_deterministic_algorithms(True), which would load torch's compiler as well: a second
+    torch.set_deterministic_debug_mode("error")
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 8 %
+    torch.set_flush_denormal(False)
+
+
+def native_class() -> str:
+    """`native/torch-<version>/<instruction set>/threads-<n>`: what is known without computing."""
+    import torch
+
     version = torch.__version__.split("+")[0]
     isa = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
-    return f"native/torch-{version}/{isa}/threads-1"
+    return f"native/torch-{version}/{isa}/threads-{torch.get_num_threads()}"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chain.errors import InputError
+from learning.exact_math import sqrt_
 from learning.held import Held, layout_of
 from learning.model import Forward, forward, window_cross_entropy
 from learning.ops import NATIVE, Ops
@@ -24,6 +25,7 @@ from learning.state import Sections, TrainState
 
 Batches = Callable[[int], npt.NDArray[np.uint8]]  # step to uint8 [batch, context + 1]
 NANO_UNIT = 1e-9
+_BLOCK = 1 << 16  # elements updated at a time: what a cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +132,19 @@ class _Run:
         rate = rule.learning_rate_nano * NANO_UNIT
         if self._updates < rule.warmup_steps:
             rate *= self._updates / rule.warmup_steps
-        gradient = self._gradient
-        norm = self._ops.norm(gradient)
-        clip = rule.clip_ppm / PPM
-        if norm > clip:
-            gradient.mul_(clip / norm)
-        self._first.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        spread = (self._second / (1 - _power(beta2, self._updates))).sqrt_()
-        spread.add_(rule.epsilon_nano * NANO_UNIT)
-        if rule.weight_decay_ppm:
-            decay = rate * rule.weight_decay_ppm / PPM
-            self._flat.addcmul_(self._flat, self._decayed, value=-decay)
-        self._flat.addcdiv_(self._first, spread, value=-rate / (1 - _power(beta1, self._updates)))
+        norm, clip = self._ops.norm(self._gradient), rule.clip_ppm / PPM
+        factors = _Factors(
+            gradient=clip / norm if norm > clip else 1.0,
+            first=(beta1, 1 - beta1),
+            second=(beta2, 1 - beta2),
+            spread=1 / (1 - _power(beta2, self._updates)),
+            epsilon=rule.epsilon_nano * NANO_UNIT,
+            decay=rate * rule.weight_decay_ppm / PPM,
+            rate=rate / (1 - _power(beta1, self._updates)),
+        )
+        vectors = (self._flat, self._first, self._second, self._gradient, self._decayed)
+        for start in range(0, len(self._flat), _BLOCK):
+            _update(factors, *(vector[start : start + _BLOCK] for vector in vectors))
 
     def _balance_loss(self, out: Forward) -> Tensor:
         """The layers' balance losses, weighed."""
@@ -181,6 +183,33 @@ class _Run:
             sections.append(data[start : start + size])
             start += size
         return tuple(sections)
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """What the elements of an update are multiplied with, each rounded to fp32 then."""
+
+    gradient: float
+    first: tuple[float, float]
+    second: tuple[float, float]
+    spread: float
+    epsilon: float
+    decay: float
+    rate: float
+
+
+def _update(
+    f: _Factors, flat: Tensor, first: Tensor, second: Tensor, gradient: Tensor, decayed: Tensor
+) -> None:
+    """One block. No kernel here does more than one rounding: those that do (addcmul, add with a
+    factor) are fused on some processors alone."""
+    gradient.mul_(f.gradient)
+    first.mul_(f.first[0]).add_(gradient * f.first[1])
+    second.mul_(f.second[0]).add_(gradient.square().mul_(f.second[1]))
+    spread = sqrt_(second * f.spread).add_(f.epsilon)
+    if f.decay:
+        flat.sub_((flat * decayed).mul_(f.decay))
+    flat.sub_((first * f.rate).div_(spread))
 
 
 def _power(base: float, exponent: int) -> float:

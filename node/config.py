@@ -16,6 +16,7 @@ from typing import Any
 
 from chain.errors import BlyanError, ConfigError, GenesisError
 from chain.params import Genesis, parse_genesis
+from learning.profile import KINDS
 from node.home import Home, write_private
 from node.net.identity import Address
 
@@ -48,6 +49,7 @@ class Config:
     history_blocks: int = 100_000  # newest blocks that a pruned node keeps whole; or more, if the
     # network's terms for evidence and unbonding, or retention_rounds, say so
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
+    profile: str = "native"  # numeric profile that this home trains with, or exact
 
     @property
     def api_url(self) -> str:
@@ -104,6 +106,7 @@ _FIELDS: Mapping[str, _Field] = {
     "history": _Field(f"one of {', '.join(HISTORIES)}", str, lambda v: v in HISTORIES),
     "history_blocks": _whole(1, 2**40, "blocks"),
     "scrub_interval_hours": _whole(0, 8760, "hours"),
+    "profile": _Field(f"one of {', '.join(KINDS)}", str, lambda v: v in KINDS),
 }
 
 

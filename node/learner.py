@@ -17,6 +17,7 @@ from chain.records import RoundPhase
 from chain.transactions import PodlManifest
 from chain.types import BlobId, PubKey, ShardIndex
 from corpus.batches import Assignment
+from learning.profile import Kind
 from learning.spec import ModelSpec, TrainingSpec
 from node.data import RoundData, fetch_round_data
 from node.learner_files import LearnerFiles, Memory, Prepared
@@ -49,8 +50,10 @@ class Learner:
         files: LearnerFiles,
         worker: Worker,
         progress: Progress,
+        profile: Kind = "native",
     ) -> None:
         self._reader, self._files, self._worker = reader, files, worker
+        self._profile: Kind = profile
         self._progress = progress
         self._submission = Submission(reader, keys, files, progress)
 
@@ -60,7 +63,7 @@ class Learner:
         if resumed is not None:
             return resumed
         joined = await self._submission.join()
-        profile = asyncio.create_task(self._worker.profile())  # loads torch while we wait
+        profile = asyncio.create_task(self._worker.profile(self._profile))  # while we wait
         try:
             watch = self._submission.watch
             record = await watch.round(joined.number, lambda x: x.phase >= RoundPhase.SEED)
@@ -139,6 +142,7 @@ class Learner:
             batches=batches,
             previous=memory.state if memory else None,
             residual=memory.residual if memory else None,
+            profile=self._profile,
         )
         tokens = rule.batch * spec.context
         outcome = await self._worker.train(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import click
 
+from learning.profile import KINDS, Kind
 from node.cli.output import bly, emit, short, table
 from node.cli.progress import TerminalProgress
 from node.cli.session import Command, Session, pass_session
@@ -22,8 +23,14 @@ EXIT_REJECTED = 4
 @click.command(cls=Command)
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--key", metavar="NAME", help="Key that trains. [default: the home's]")
+@click.option(
+    "--profile",
+    type=click.Choice(KINDS),
+    help="Numeric profile: native, or exact, which any machine can replay, at about three times "
+    "the work. [default: the configuration's]",
+)
 @pass_session
-def train(session: Session, rounds: int, key: str | None) -> int:
+def train(session: Session, rounds: int, key: str | None, profile: str | None) -> int:
     """Train rounds on the network's data, and submit what was learnt.
 
     Data, batches and hyper-parameters follow from the chain. Interrupted? Run it again: it goes
@@ -35,6 +42,7 @@ def train(session: Session, rounds: int, key: str | None) -> int:
       blyan train --key alice --node http://127.0.0.1:8646
     """
     keys = session.keys(key)
+    kind = cast(Kind, profile or session.config.profile)
     progress = TerminalProgress()
 
     async def run(client: Client) -> list[Summary]:
@@ -43,7 +51,7 @@ def train(session: Session, rounds: int, key: str | None) -> int:
         worker = Worker()
         try:
             with files.lock():
-                learner = Learner(reader, keys, files, worker, progress)
+                learner = Learner(reader, keys, files, worker, progress, kind)
                 found = []
                 for _ in range(rounds):
                     summary = await learner.train_round()

@@ -8,7 +8,14 @@ import secrets
 
 from chain import limits
 from chain import records as r
-from chain.errors import BlyanError, DecodeError, InputError, UnreachableError, VerifyError
+from chain.errors import (
+    BlyanError,
+    ConfigError,
+    DecodeError,
+    InputError,
+    UnreachableError,
+    VerifyError,
+)
 from chain.hashes import ZERO_HASH, Hash32
 from chain.transactions import (
     Attest,
@@ -20,6 +27,7 @@ from chain.transactions import (
     Verdict,
     pol_commitment,
 )
+from learning.profile import kind_of
 from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, sections_root
 from node.sealed import SALT_BYTES
@@ -112,6 +120,10 @@ def check_payload(
         expected = (rule.steps, rule.segment_steps, rule.density(current.number))
         if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
             raise VerifyError("the manifest's steps or density are not the protocol's")
+        try:
+            kind_of(manifest.profile)
+        except InputError as error:
+            raise VerifyError(str(error)) from None
 
 
 # --- replay ------------------------------------------------------------------------------
@@ -156,7 +168,11 @@ async def _replayed(
     if not sound:
         return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
     batches = await asyncio.to_thread(assignment.batches, first, last)
-    found = await context.worker.replay(model, training, checkpoint, batches)
+    try:
+        found = await context.worker.replay(model, training, checkpoint, batches, manifest.profile)
+    except (ConfigError, InputError) as error:  # a profile that is unknown, or not had here
+        log.warning("the audit of a delta of round %d is left out: %s", current.number, error)
+        return Verdict.UNAVAILABLE, ZERO_HASH
     if found.profile != manifest.profile:
         return Verdict.UNAVAILABLE, ZERO_HASH  # other hardware: a difference would prove nothing
     same = found.after == manifest.state_hashes[segment + 1]

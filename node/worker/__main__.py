@@ -45,12 +45,12 @@ def main() -> None:
 
     requests: queue.Queue[Message] = queue.Queue(MAX_WAITING)
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
-    profile = configure()
+    configure()
     while True:
         request = requests.get()
         try:
             emit({"event": "begun"})
-            emit({"result": run_job(request, profile, emit)})
+            emit({"result": run_job(request, emit)})
         except BlyanError as error:
             emit({"error": type(error).__name__, "text": str(error)})
         except BrokenPipeError:

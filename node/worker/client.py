@@ -24,7 +24,7 @@ import numpy.typing as npt
 from chain import errors
 from chain.errors import BlyanError, DecodeError, WorkerError
 from chain.hashes import Hash32
-from learning.profile import environment
+from learning.profile import Kind, environment
 from learning.spec import ModelSpec, TrainingSpec
 from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
 
@@ -75,6 +75,7 @@ class TrainJob:
     batches: Windows
     previous: bytes | None = None
     residual: Sequence[bytes] | None = None
+    profile: Kind = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,11 @@ class TrainOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """State hashes before and after a replayed segment, and under which profile."""
+    """State hashes before and after a replayed segment, and under which profile.
+
+    All zero: this machine has another profile than the one asked for. `after` alone: no training
+    leads on from that state, since values in it overflow.
+    """
 
     before: Hash32
     after: Hash32
@@ -129,9 +134,9 @@ class Worker:
         """Process id while a worker runs."""
         return self._process.pid if self._process else None
 
-    async def profile(self) -> str:
-        """The numeric profile of this machine."""
-        return str((await self._call({"job": "ping"}))["profile"])
+    async def profile(self, kind: Kind = "native") -> str:
+        """The numeric profile of that kind on this machine. Raises ConfigError if it has none."""
+        return str((await self._call({"job": "ping", "profile": kind}))["profile"])
 
     async def evaluate(
         self,
@@ -229,6 +234,7 @@ class Worker:
             "batches": job.batches.tobytes(),
             "previous": job.previous,
             "residual": None if job.residual is None else list(job.residual),
+            "profile": job.profile,
         }
         result = await self._call(request, on_event)
         hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))
@@ -237,11 +243,18 @@ class Worker:
         return TrainOutcome(state_hashes=hashes, checkpoints=tuple(checkpoints), **result)
 
     async def replay(
-        self, model: ModelSpec, training: TrainingSpec, state: bytes, batches: Windows
+        self,
+        model: ModelSpec,
+        training: TrainingSpec,
+        state: bytes,
+        batches: Windows,
+        profile: str,
     ) -> Replay:
-        """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint.
+        """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint,
+        under a manifest's profile.
 
-        Raises DecodeError if `state` is no training state of this model.
+        Raises DecodeError if `state` is no training state of this model, InputError for a profile
+        that this version does not know.
         """
         request = {
             "job": "replay",
@@ -249,6 +262,7 @@ class Worker:
             "training": training.to_json(),
             "state": state,
             "batches": batches.tobytes(),
+            "profile": profile,
         }
         result = await self._call(request)
         return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from chain.errors import InputError
-from chain.hashes import Hash32
+from chain.hashes import ZERO_HASH, Hash32
 from learning.compress import add_delta, compress
+from learning.conformance import ops_of, profile_of
 from learning.evaluate import holdout_loss, holdout_windows, measure, to_nano, window_losses
+from learning.exact_math import DivergedError
 from learning.generate import generate
 from learning.held import imbalance
+from learning.profile import KINDS, Kind, kind_of
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import TrainState, deserialize_state, serialize_state
 from learning.train import Progress, train_segment
@@ -23,11 +26,11 @@ from node.worker.protocol import Message
 Emit = Callable[[Message], None]
 
 
-def run_job(request: Message, profile: str, emit: Emit) -> Message:
+def run_job(request: Message, emit: Emit) -> Message:
     """The result of one request. Raises BlyanError for what the caller got wrong."""
     job = request.get("job")
     if job == "ping":
-        return {"profile": profile}
+        return {"profile": profile_of(_kind(request))}
     if job == "evaluate":
         return _evaluate(request)
     if job == "holdout":
@@ -41,9 +44,9 @@ def run_job(request: Message, profile: str, emit: Emit) -> Message:
     if job == "generate":
         return _generate(request, emit)
     if job == "train":
-        return _train(request, profile, emit)
+        return _train(request, emit)
     if job == "replay":
-        return _replay(request, profile)
+        return _replay(request)
     raise InputError(f"a worker has no job {job!r}")
 
 
@@ -69,7 +72,9 @@ def _generate(request: Message, emit: Emit) -> Message:
     return {"seconds": time.monotonic() - began}
 
 
-def _train(request: Message, profile: str, emit: Emit) -> Message:
+def _train(request: Message, emit: Emit) -> Message:
+    kind = _kind(request)
+    profile, ops = profile_of(kind), ops_of(kind)
     spec = ModelSpec.from_json(request["model"])
     training = TrainingSpec.from_json(request["training"])
     shape = (training.steps, training.batch, spec.context + 1)
@@ -92,7 +97,7 @@ def _train(request: Message, profile: str, emit: Emit) -> Message:
 
     for segment in range(training.segments):
         last = training.segment_range(segment)[1]
-        state = train_segment(spec, training, state, batches.__getitem__, last, step_done)
+        state = train_segment(spec, training, state, batches.__getitem__, last, step_done, ops)
         hashes.append(state.hash())
         emit({"event": "checkpoint", "state": serialize_state(state)})
     out = compress(
@@ -121,16 +126,32 @@ def _train(request: Message, profile: str, emit: Emit) -> Message:
     }
 
 
-def _replay(request: Message, profile: str) -> Message:
+def _replay(request: Message) -> Message:
+    kind = kind_of(request["profile"])
+    profile = profile_of(kind)
+    if profile != request["profile"]:  # other bits would come out, and prove nothing
+        return {"before": ZERO_HASH, "after": ZERO_HASH, "profile": profile}
     spec = ModelSpec.from_json(request["model"])
     training = TrainingSpec.from_json(request["training"])
     batches = _bytes_array(request["batches"], (-1, training.batch, spec.context + 1))
     state = deserialize_state(spec, request["state"])
     before, first = state.hash(), state.step
-    state = train_segment(
-        spec, training, state, lambda step: batches[step - first], first + len(batches)
-    )
+    last = first + len(batches)
+    try:
+        state = train_segment(
+            spec, training, state, lambda step: batches[step - first], last, ops=ops_of(kind)
+        )
+    except DivergedError:  # no state comes after this one, whatever a manifest says
+        return {"before": before, "after": ZERO_HASH, "profile": profile}
     return {"before": before, "after": state.hash(), "profile": profile}
+
+
+def _kind(request: Message) -> Kind:
+    """The kind of profile that a request names. Raises InputError for another."""
+    kind = request["profile"]
+    if kind not in KINDS:
+        raise InputError(f"a worker has no profile {kind!r}: expected one of {', '.join(KINDS)}")
+    return cast(Kind, kind)
 
 
 def _bytes_array(data: Any, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import uvloop
 
@@ -16,9 +17,10 @@ from chain.errors import DecodeError, InputError, WorkerError
 from chain.hashes import ZERO_HASH
 from learning.compress import compress
 from learning.init import initial_shards
-from learning.state import TrainState, deserialize_state, sections_root
+from learning.profile import EXACT
+from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from node.worker import client
-from node.worker.client import TrainJob, TrainOutcome, Worker
+from node.worker.client import Replay, TrainJob, TrainOutcome, Worker
 from node.worker.protocol import frame_bytes, unpack_body
 from tests.kit.nano import TINY, TINY_TRAINING, library, tiny_batches
 
@@ -98,10 +100,33 @@ async def replayed(worker: Worker, outcome: TrainOutcome) -> None:
     for segment in range(TINY_TRAINING.segments):
         start, end = TINY_TRAINING.segment_range(segment)
         state = outcome.checkpoints[segment]
-        again = await worker.replay(TINY, TINY_TRAINING, state, BATCHES[start:end])
+        again = await worker.replay(TINY, TINY_TRAINING, state, BATCHES[start:end], outcome.profile)
         assert again.before == outcome.state_hashes[segment]
         assert again.after == outcome.state_hashes[segment + 1]
         assert again.profile == outcome.profile
+
+
+async def profiles_are_kept_apart(worker: Worker, native: TrainOutcome) -> None:
+    """A round trained in the exact profile is replayed in it; what is of another machine's class
+    is not replayed, and what nobody knows is refused."""
+    exact = await worker.train(replace(JOB, profile="exact"))
+    assert exact.profile == EXACT == await worker.profile("exact")
+    assert exact.state_hashes[0] == native.state_hashes[0]
+    assert not set(exact.state_hashes[1:]) & set(native.state_hashes)
+    await replayed(worker, exact)
+    rule, start, batches = TINY_TRAINING, native.checkpoints[0], BATCHES[:2]
+    foreign = native.profile[:-1] + ("0" if native.profile[-1] != "0" else "1")
+    found = await worker.replay(TINY, rule, start, batches, foreign)
+    assert found == Replay(ZERO_HASH, ZERO_HASH, native.profile)
+    with pytest.raises(InputError, match="the numeric profile 'exact/2' is unknown here"):
+        await worker.replay(TINY, rule, start, batches, "exact/2")
+    with pytest.raises(InputError, match="a worker has no profile 'bf16'"):
+        await worker.train(replace(JOB, profile="bf16"))  # type: ignore[arg-type]
+    state = deserialize_state(TINY, start)
+    huge = np.full(len(BASE[-2]) // 4, 3e38, "<f4").tobytes()  # of the head
+    lost = serialize_state(replace(state, weights=(*state.weights[:-2], huge, state.weights[-1])))
+    found = await worker.replay(TINY, rule, lost, batches, EXACT)
+    assert (found.after, found.before) == (ZERO_HASH, deserialize_state(TINY, lost).hash())
 
 
 def test_losses_and_what_the_caller_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +150,12 @@ def test_losses_and_what_the_caller_got_wrong(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(DecodeError, match="delta"):
             await worker.evaluate(TINY, BASE, b"junk", windows)
         with pytest.raises(DecodeError, match="incomplete"):
-            await worker.replay(TINY, TINY_TRAINING, b"\0" * 9, BATCHES[:1])
+            await worker.replay(TINY, TINY_TRAINING, b"\0" * 9, BATCHES[:1], trained.profile)
         with pytest.raises(InputError, match="do not fill the shape"):
             await worker.train(replace(JOB, batches=BATCHES[:1]))
         with pytest.raises(InputError, match="a holdout of 3 bytes"):
             await worker.holdout(TINY, BASE, b"abc")
+        await profiles_are_kept_apart(worker, trained)
         assert worker.pid == pid  # none of this cost the process
         assert process is not None
         await process.wait()  # but idleness does

@@ -1,0 +1,456 @@
+"""Training in the `exact` profile, slowly: numpy, products of integers, every gradient written out
+(docs/spec/numeric-profiles.md, training.md). Shares no code with the project.
+
+Run it to write the vectors: `python -m tests.reference.exact_ref`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.reference.data_ref import initial_shards, shard_tensors, stream
+from tests.reference.merkle_ref import h, root, shard_root, u64
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "learning" / "exact.json"
+F = np.float32
+A = npt.NDArray[Any]
+
+# --- numbers -----------------------------------------------------------------------------
+
+
+def grid(x: A) -> tuple[A, int]:
+    """Integers and the power of two that they count."""
+    largest = float(np.abs(x).max()) if x.size else 0.0
+    e = -100
+    while largest > 2.0**e:
+        e += 1
+    return np.rint(x.astype(np.float64) * 2.0 ** (21 - e)).astype(np.int64), e - 21
+
+
+def product(a: tuple[A, int], b: tuple[A, int]) -> A:
+    """One matrix times another: sums of integers below 2**53."""
+    (left, i), (right, j) = a, b
+    total = np.zeros((left.shape[0], right.shape[1]))
+    for k in range(0, left.shape[1], 2048):
+        exact = left[:, k : k + 2048] @ right[k : k + 2048]
+        assert np.abs(exact).max(initial=0) <= 2**53
+        total = total + exact.astype(np.float64) * 2.0 ** (i + j)
+    return total.astype(F)
+
+
+def flip(a: tuple[A, int]) -> tuple[A, int]:
+    return a[0].T, a[1]
+
+
+def fold(x: A) -> A:
+    """Sum over the first dimension by halves."""
+    while len(x) > 1:
+        k = (len(x) + 1) // 2
+        y = x[:k].copy()
+        y[: len(x) - k] += x[k:]
+        x = y
+    return x[0]
+
+
+def last_fold(x: A) -> A:
+    return fold(np.moveaxis(x, -1, 0))[..., None]
+
+
+def length(vector: A) -> F:
+    padded = np.zeros(-(-len(vector) // 4096) * 4096, F)
+    padded[: len(vector)] = vector * vector
+    return np.sqrt(fold(last_fold(padded.reshape(-1, 4096)).ravel()))
+
+
+def exp(x: A) -> A:
+    x = np.clip(x, F(-87), F(87))
+    n = np.rint(x * F(1.4426950408889634))
+    r = (x - n * F(0.693359375)) - n * F(-2.12194440e-4)
+    y = r * F(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+        y = (y + F(c)) * r
+    y = (y * r + r) + F(1)
+    return y * np.array([2.0 ** int(k) for k in n.ravel()], F).reshape(n.shape)
+
+
+def log(x: float) -> float:
+    mantissa, e = math.frexp(x)
+    mantissa, e = 2 * mantissa, e - 1
+    if mantissa > 1.4142135623730951:
+        mantissa, e = mantissa / 2, e + 1
+    z = (mantissa - 1.0) / (mantissa + 1.0)
+    y = 1 / 21
+    for odd in range(19, 0, -2):
+        y = y * (z * z) + 1 / odd
+    return (y * z) * 2.0 + e * 0.6931471805599453
+
+
+def exp_double(x: float) -> float:
+    n = float(round(x * 1.4426950408889634))
+    r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
+    y = 0.0
+    for k in range(16, -1, -1):
+        y = y * r + 1 / math.factorial(k)
+    return y * 2.0**n
+
+
+def turn(position: int, i: int, half: int) -> tuple[F, F]:
+    """Cosine and sine of a position's i-th angle."""
+    angle = position * exp_double(-(i / half) * 9.210340371976184)
+    n = float(round(angle * (2 / math.pi)))
+    r = (angle - n * 1.57079632673412561417e00) - n * 6.07710050650619224932e-11
+    minus, s, c = -(r * r), 0.0, 0.0
+    for k in range(17, 0, -2):
+        s = s * minus + 1 / math.factorial(k)
+        c = c * minus + 1 / math.factorial(k - 1)
+    s = s * r
+    cosine, sine = ((c, s), (-s, c), (-c, -s), (s, -c))[int(n) % 4]
+    return F(cosine), F(sine)
+
+
+def shares(x: A) -> tuple[A, A, A]:
+    relative = x - x.max(-1, keepdims=True)
+    each = exp(relative)
+    total = last_fold(each)
+    return each / total, relative, total
+
+
+# --- layers: each returns its result and what gives its gradients --------------------------
+
+
+def rms(x: A, w: A) -> tuple[A, Any]:
+    n = F(1 / x.shape[-1])
+    inverse = F(1) / np.sqrt(last_fold(x * x) * n + F(1e-6))
+    ratio = x * inverse
+
+    def back(g: A) -> tuple[A, A]:
+        share = last_fold(g * w * ratio) * n
+        return (g * w - ratio * share) * inverse, fold((g * ratio).reshape(-1, len(w)))
+
+    return ratio * w, back
+
+
+def dense(x: A, w: A) -> tuple[A, Any]:
+    a, b = grid(x), grid(w)
+
+    def back(g: A) -> tuple[A, A]:
+        c = grid(g)
+        return product(c, flip(b)), product(flip(a), c)
+
+    return product(a, b), back
+
+
+def silu(x: A) -> tuple[A, Any]:
+    s = F(1) / (exp(-x) + F(1))
+    return x * s, lambda g: (((F(1) - s) * x + F(1)) * s) * g
+
+
+def head(q: A, k: A, v: A) -> tuple[A, Any]:
+    """Attention of one head of one window: [time, head_width]."""
+    scale = F(1 / math.sqrt(q.shape[1]))
+    a, b, c = grid(q), grid(k), grid(v)
+    scores = product(a, flip(b)) * scale
+    hidden = np.triu(np.ones(scores.shape, bool), 1)
+    scores[hidden] = -np.inf
+    e = np.rint(exp(scores - scores.max(-1, keepdims=True)).astype(np.float64) * 2.0**21)
+    seen, p = (e.astype(np.int64), -21), (e * 2.0**-21).astype(F)
+    total = (e.sum(-1, keepdims=True) * 2.0**-21).astype(F)
+    out = product(seen, c) / total
+
+    def back(g: A) -> tuple[A, A, A]:
+        g = g / total
+        mean = last_fold(g * out)
+        r = grid(g)
+        d = grid((product(r, flip(c)) - mean) * p)
+        return product(d, b) * scale, product(flip(d), a) * scale, product(flip(seen), r)
+
+    return out, back
+
+
+# --- the model -----------------------------------------------------------------------------
+
+
+class Model:
+    def __init__(self, m: dict[str, Any], weights: dict[str, A]) -> None:
+        self.m, self.w = m, weights
+        self.g = {name: np.zeros_like(value) for name, value in weights.items()}
+        half = m["width"] // m["heads"] // 2
+        turns = [[turn(p, i, half) for i in range(half)] for p in range(m["context"])]
+        self.cos = np.array([[t[0] for t in row] for row in turns], F)
+        self.sin = np.array([[t[1] for t in row] for row in turns], F)
+
+    def use(self, layer: Any, x: A, name: str) -> tuple[A, Any]:
+        """A layer with a weight, whose gradient is kept."""
+        y, back = layer(x, self.w[name])
+
+        def backward(g: A) -> A:
+            of_x, self.g[name] = back(g)
+            return of_x
+
+        return y, backward
+
+    def attention(self, at: str, x: A) -> tuple[A, Any]:
+        """x: [windows, time, width]."""
+        n, t, w = x.shape
+        heads, half = self.m["heads"], w // self.m["heads"] // 2
+        flat, backs, parts = x.reshape(n * t, w), {}, []
+        for name in ("query", "key", "value"):
+            y, backs[name] = self.use(dense, flat, f"{at}.{name}")
+            y = y.reshape(n, t, heads, 2 * half).transpose(0, 2, 1, 3)
+            parts.append(y if name == "value" else self.rotate(y, half))
+        mixed, inner = np.zeros_like(parts[0]), {}
+        for i in np.ndindex(n, heads):
+            mixed[i], inner[i] = head(*(part[i] for part in parts))
+        joined = mixed.transpose(0, 2, 1, 3).reshape(n * t, w)
+        out, backs["output"] = self.use(dense, joined, f"{at}.output")
+
+        def back(g: A) -> A:
+            g = backs["output"](g.reshape(n * t, w))
+            g = g.reshape(n, t, heads, 2 * half).transpose(0, 2, 1, 3)
+            dq, dk, dv = (np.zeros_like(mixed) for _ in range(3))
+            for i in np.ndindex(n, heads):
+                dq[i], dk[i], dv[i] = inner[i](g[i])
+            dq, dk = (self.rotate_back(d, half) for d in (dq, dk))
+            q, k, v = (d.transpose(0, 2, 1, 3).reshape(n * t, w) for d in (dq, dk, dv))
+            of_v, of_k, of_q = backs["value"](v), backs["key"](k), backs["query"](q)
+            return ((of_v + of_k) + of_q).reshape(x.shape)
+
+        return out.reshape(x.shape), back
+
+    def rotate(self, x: A, half: int) -> A:
+        a, b = x[..., :half], x[..., half:]
+        turned = (a * self.cos - b * self.sin, a * self.sin + b * self.cos)
+        return np.concatenate(turned, -1)
+
+    def rotate_back(self, g: A, half: int) -> A:
+        a, b = g[..., :half], g[..., half:]
+        return np.concatenate((a * self.cos + b * self.sin, b * self.cos - a * self.sin), -1)
+
+    def mixture(self, at: str, x: A) -> tuple[A, Any, A]:
+        """x: [bytes, width]; also how many bytes each expert got."""
+        m, n = self.m, len(x)
+        scores, of_scores = self.use(dense, x, f"{at}.router.weight")
+        order = np.argsort(-(scores + self.w[f"{at}.router.bias"]), -1, kind="stable")
+        chosen = order[:, : m["top_k"]]
+        gates = shares(np.take_along_axis(scores, chosen, 1))[0]
+        out, loads, runs = np.zeros_like(x), [], []
+        for j in range(m["experts"]):
+            rows, slots = np.nonzero(chosen == j)
+            loads.append(len(rows))
+            if not len(rows):
+                continue
+            name = f"{at}.experts.{j}"
+            a, of_a = self.use(dense, x[rows], f"{name}.gate")
+            u, of_u = self.use(dense, x[rows], f"{name}.up")
+            s, of_s = silu(a)
+            y, of_y = self.use(dense, s * u, f"{name}.down")
+            out[rows] += y * gates[rows, slots][:, None]
+            runs.append((rows, slots, of_a, of_u, of_s, of_y, s, u, y))
+
+        def back(g: A) -> A:
+            total, of_gates = np.zeros_like(x), np.zeros_like(gates)
+            for rows, slots, of_a, of_u, of_s, of_y, s, u, y in runs:
+                of_gates[rows, slots] = last_fold(g[rows] * y)[:, 0]
+                hidden = of_y(g[rows] * gates[rows, slots][:, None])
+                total[rows] += of_u(hidden * s) + of_a(of_s(hidden * u))
+            inner = (of_gates - last_fold(of_gates * gates)) * gates
+            spread = np.zeros_like(scores)
+            np.put_along_axis(spread, chosen, inner, 1)
+            return total + of_scores(spread)
+
+        assert n == sum(loads) // m["top_k"]
+        return out, back, np.array(loads)
+
+    def step(self, tokens: A) -> tuple[float, list[A]]:
+        """Gradients into `g`; mean loss, and loads by layer. tokens: [windows, context + 1]."""
+        ids, targets = tokens[:, :-1], tokens[:, 1:].ravel()
+        for value in self.g.values():
+            value[...] = 0
+        x = self.w["embed.weight"][ids]
+        backs, loads = [], []
+        for i in range(self.m["layers"]):
+            at = f"layers.{i}"
+            y, norm1 = self.use(rms, x, f"{at}.router.attention_norm")
+            y, attention = self.attention(f"{at}.attention", y)
+            x = x + y
+            y, norm2 = self.use(rms, x, f"{at}.router.expert_norm")
+            y, mixture, load = self.mixture(at, y.reshape(-1, x.shape[-1]))
+            x = x + y.reshape(x.shape)
+            loads.append(load)
+            backs += [(norm1, attention), (norm2, mixture)]
+        y, norm = self.use(rms, x, "final.norm")
+        logits, of_logits = self.use(dense, y.reshape(-1, x.shape[-1]), "head.weight")
+        p, relative, total = shares(logits)
+        count = len(targets)
+        losses = [
+            log(float(total[k, 0])) - float(relative[k, target]) for k, target in enumerate(targets)
+        ]
+        p[np.arange(count), targets] -= F(1)
+        g = norm(of_logits(p * F(1 / count)).reshape(x.shape))
+        for inner_norm, layer in reversed(backs):
+            inner = layer(g.reshape(-1, g.shape[-1]) if layer.__name__ == "back" else g)
+            g = g + inner_norm(inner.reshape(g.shape))
+        ints, e = grid(g.reshape(-1, g.shape[-1]))
+        embed = np.zeros(self.w["embed.weight"].shape, np.int64)
+        np.add.at(embed, ids.ravel(), ints)
+        self.g["embed.weight"] = (embed * 2.0**e).astype(F)
+        return sum(losses) / count, loads
+
+
+# --- the optimizer ---------------------------------------------------------------------------
+
+
+def power(base: float, exponent: int) -> float:
+    result = 1.0
+    while exponent:
+        if exponent % 2:
+            result *= base
+        base, exponent = base * base, exponent // 2
+    return result
+
+
+def train(m: dict[str, Any], rule: dict[str, int], batches: A) -> dict[str, Any]:
+    """The state after all batches [steps, windows, context + 1], from genesis weights."""
+    names, sizes = [], []
+    for shard, tensors in named_tensors(m):
+        names += [(f"{shard}.{name}", shape) for name, shape in tensors]
+        sizes.append(sum(4 * math.prod(shape) for _, shape in tensors))
+    flat = np.frombuffer(b"".join(initial_shards(m)), "<f4").astype(F)
+    first, second = np.zeros_like(flat), np.zeros_like(flat)
+    losses = []
+    for u, batch in enumerate(batches, 1):
+        views, start = {}, 0
+        for name, shape in names:
+            end = start + math.prod(shape)
+            views[name] = flat[start:end].reshape(shape)
+            start = end
+        model = Model(m, views)
+        loss, loads = model.step(batch)
+        losses.append(loss)
+        gradient = np.concatenate([model.g[name].ravel() for name, _ in names])
+        is_matrix = np.concatenate(
+            [np.full(math.prod(shape), len(shape) > 1) for _, shape in names]
+        )
+        b1, b2 = rule["beta1_ppm"] / 1_000_000, rule["beta2_ppm"] / 1_000_000
+        rate = rule["learning_rate_nano"] * 1e-9
+        if u < rule["warmup_steps"]:
+            rate *= u / rule["warmup_steps"]
+        norm, clip = float(length(gradient)), rule["clip_ppm"] / 1_000_000
+        if norm > clip:
+            gradient = gradient * F(clip / norm)
+        first = first * F(b1) + gradient * F(1 - b1)
+        second = second * F(b2) + gradient * gradient * F(1 - b2)
+        spread = np.sqrt(second * F(1 / (1 - power(b2, u)))) + F(rule["epsilon_nano"] * 1e-9)
+        decay = rate * rule["weight_decay_ppm"] / 1_000_000
+        if decay:
+            flat = np.where(is_matrix, flat - flat * F(decay), flat)
+        flat = flat - first * F(rate / (1 - power(b1, u))) / spread
+        start = 0
+        for name, shape in names:
+            end = start + math.prod(shape)
+            if name.endswith("router.bias"):
+                load = loads[int(name.split(".")[1])]
+                gap = np.sign(load.sum() - load * m["experts"]).astype(F)
+                flat[start:end] += gap * F(rule["bias_rate_ppm"] / 1_000_000)
+            start = end
+    assert flat.dtype == first.dtype == second.dtype == F
+    steps = len(batches)
+    draws = steps * rule["batch"] * 2
+    counters = h("train-state", u64(steps) + u64(steps) + u64(draws))
+    roots = [vector_root(part, sizes) for part in (flat, first, second)]
+    return {"losses": losses, "state": root("list", [*roots, counters], 0).hex()}
+
+
+def vector_root(vector: A, sizes: list[int]) -> bytes:
+    data, ends = vector.tobytes(), np.cumsum([0, *sizes])
+    shards = [data[ends[i] : ends[i + 1]] for i in range(len(sizes))]
+    return root("model", [shard_root(shard) for shard in shards], 0)
+
+
+def named_tensors(m: dict[str, Any]) -> list[tuple[str, list[tuple[str, tuple[int, ...]]]]]:
+    """data_ref's tensors, with the shards' whole names."""
+    names = ["embed"]
+    for i in range(m["layers"]):
+        names += [f"layers.{i}.attention", f"layers.{i}.router"]
+        names += [f"layers.{i}.experts.{j}" for j in range(m["experts"])]
+    names += ["head", "final"]
+    return [(n, tensors) for n, (_, tensors) in zip(names, shard_tensors(m), strict=True)]
+
+
+# --- vectors ---------------------------------------------------------------------------------
+
+MODEL = {
+    "layers": 2,
+    "width": 24,
+    "heads": 2,
+    "experts": 4,
+    "top_k": 3,
+    "expert_width": 20,
+    "context": 15,
+    "init_seed": "exact",
+}
+RULE = {
+    "steps": 3,
+    "segment_steps": 1,
+    "batch": 5,
+    "learning_rate_nano": 10_000_000,
+    "warmup_steps": 2,
+    "beta1_ppm": 900_000,
+    "beta2_ppm": 950_000,
+    "epsilon_nano": 10,
+    "weight_decay_ppm": 100_000,
+    "clip_ppm": 1_000_000,
+    "bias_rate_ppm": 1000,
+    "error_feedback_ppm": 950_000,
+    "densities": [256],
+}
+
+
+CONFORMANCE_MODEL = {
+    "width": 96,
+    "heads": 4,
+    "top_k": 2,
+    "expert_width": 128,
+    "context": 64,
+    "init_seed": "conformance",
+}
+CONFORMANCE_RULE = {"steps": 2, "batch": 8}
+
+
+def text(m: dict[str, Any], rule: dict[str, Any]) -> A:
+    """Small letters: uint8 [steps, batch, context + 1]."""
+    shape = (rule["steps"], rule["batch"], m["context"] + 1)
+    drawn = stream(h("prf", b"conformance"), "text", length=math.prod(shape))
+    return (np.frombuffer(drawn, np.uint8) % 26 + 97).astype(np.uint8).reshape(shape)
+
+
+def number_vectors() -> list[dict[str, str]]:
+    """exp of fp32 and its result, as bits."""
+    x = np.array([-100, -87, -20.5, -1, -0.3466, -1e-8, 0, 1e-8, 0.3466, 0.7, 3, 87, 100], F)
+    return [
+        {"x": a.tobytes().hex(), "exp": e.tobytes().hex()} for a, e in zip(x, exp(x), strict=True)
+    ]
+
+
+def vectors() -> dict[str, Any]:
+    cases = [(MODEL, RULE), (MODEL | CONFORMANCE_MODEL, RULE | CONFORMANCE_RULE)]
+    return {
+        "numbers": number_vectors(),
+        "turns": [[p, i, *(t.tobytes().hex() for t in turn(p, i, 6))] for p, i in TURNS],
+        "trainings": [
+            {"model": m, "training": rule, **train(m, rule, text(m, rule))} for m, rule in cases
+        ],
+    }
+
+
+TURNS = [(0, 0), (1, 0), (1, 5), (2, 1), (3, 0), (5, 0), (63, 2), (8191, 0), (1_000_000, 0)]
+
+if __name__ == "__main__":
+    VECTORS.parent.mkdir(exist_ok=True)
+    VECTORS.write_text(json.dumps(vectors(), indent=1) + "\n")
