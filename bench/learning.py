@@ -1,9 +1,10 @@
 """What a learning round's own arithmetic costs, on one core.
 
-    python -m bench.learning [--json] [--only GROUP]... [--small]
+    python -m bench.learning [--json] [--only GROUP]... [--small] [--tries N]
 
-The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile) and
-`moe` (a layer's experts against a plain loop over them).
+The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
+`moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
+numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets).
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
 """
@@ -43,9 +44,11 @@ class Amount:
     deltas: int = 32
     samples: int = 15
     width: int = 256  # of a mixture of experts
+    shapes: tuple[str, ...] = ("nano", "wide")  # of learning_profiles
+    tries: int = 20  # replays in each profile; a claim wants 1,000
 
 
-SMALL = Amount(10_000, 3, 2, 16)
+SMALL = Amount(10_000, 3, 2, 16, ("nano",), 2)
 
 
 def _values(amount: Amount, count: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -120,6 +123,20 @@ def moe(amount: Amount) -> Iterator[Row]:
     return moe_rows(amount.width, amount.samples)
 
 
+def profiles(amount: Amount) -> Iterator[Row]:
+    """A training step in each numeric profile, against torch left to itself."""
+    from bench.learning_profiles import profile_rows
+
+    return profile_rows(amount.shapes, amount.samples)
+
+
+def replay(amount: Amount) -> Iterator[Row]:
+    """Replayed segments that come out otherwise."""
+    from bench.learning_replay import replay_rows
+
+    return replay_rows(amount.tries)
+
+
 def _ms(samples: list[float]) -> float:
     return quantile(samples, 0.5) * 1000
 
@@ -128,8 +145,10 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "codec": codec,
     "aggregate": aggregate,
     "moe": moe,
+    "profiles": profiles,
+    "replay": replay,
 }
 
 
 if __name__ == "__main__":
-    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL))
+    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL, counts=("tries",)))

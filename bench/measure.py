@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,15 +90,24 @@ def report(rows: Iterable[Row], *, as_json: bool) -> int:
 
 
 def run_groups(
-    text: str | None, groups: Mapping[str, Callable[[T], Iterator[Row]]], whole: T, small: T
+    text: str | None,
+    groups: Mapping[str, Callable[[T], Iterator[Row]]],
+    whole: T,
+    small: T,
+    counts: Iterable[str] = (),
 ) -> int:
-    """The program of a benchmark whose rows come in groups; `text` is its module's docstring."""
+    """The program of a benchmark whose rows come in groups; `text` is its module's docstring.
+    `counts`: fields of the amounts that an option may set."""
     parser = argparse.ArgumentParser(description=(text or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
     parser.add_argument("--only", action="append", choices=groups, help="one group")
     parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
+    for count in counts:
+        parser.add_argument(f"--{count}", type=int, metavar="N")
     options = parser.parse_args()
     amount = small if options.small else whole
+    told = {count: value for count in counts if (value := getattr(options, count)) is not None}
+    amount = replace(amount, **told) if told else amount
     rows = (row for group in options.only or groups for row in groups[group](amount))
     return report(rows, as_json=options.json)
 

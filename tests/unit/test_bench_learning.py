@@ -1,0 +1,32 @@
+"""The benchmark of replays in small: other processes, threads and instruction sets, the same bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import learning_replay
+from bench.learning_replay import INSTRUCTION_SETS, Tally, tally
+
+
+def test_a_replay_with_other_instructions_gives_the_same_bits() -> None:
+    """Trained with what the processor has; replayed with SSE kernels, one thread and two."""
+    assert tally("exact", 2) == Tally(tries=2, wrong=0, processes=1, seen=2)
+
+
+def test_another_state_hash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [
+        {"states": ["a", "b", "c"], "threads": [], "class": ""},
+        {"states": ["b", "c"], "threads": [1], "class": "X"},
+        {"states": ["b", "b"], "threads": [1, 2], "class": "X"},
+        {"states": ["c"], "threads": [1], "class": "X"},
+    ]
+    asked = []
+
+    def child(kind: str, directory: str, variant: object, first: int, count: int) -> object:
+        asked.append((variant, first, count))
+        return found[len(asked) - 1]
+
+    monkeypatch.setattr(learning_replay, "_child", child)
+    assert tally("exact", 5) == Tally(tries=5, wrong=2, processes=3, seen=2)
+    free, first, second, third = INSTRUCTION_SETS[:4]
+    assert asked == [(free, 0, 0), (first, 0, 2), (second, 2, 2), (third, 4, 1)]
