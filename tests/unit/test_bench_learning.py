@@ -1,4 +1,4 @@
-"""The benchmark of replays in small: other processes, threads and instruction sets, the same bits."""
+"""The benchmark of replays in small: other threads and instruction sets, the same bits."""
 
 from __future__ import annotations
 
