@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from learning.ops import NORM_EPSILON
 
 _ONE = shift_of(1.0)  # rounds shares, which are at most 1, to their grid
 _KEPT = 1 << 24  # attention shares kept for the backward pass; more are computed again
+_GROUP = 1 << 18  # attention scores computed at a time
 
 
 class _Matmul(Function):
@@ -142,34 +144,50 @@ class _Weigh(Function):
 
 
 class _Attention(Function):
-    """All [slices, time, head_width]; a slice is a head of a window, with grids of its own."""
+    """All [slices, time, head_width]; a slice is a head of a window, with grids of its own, so
+    they can be gone through in groups that a cache holds."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = (to_grid(part, slices=True) for part in (query, key, value))
-        shares = _attention_shares(query, key, mask)
-        total = shares.sum(-1, keepdim=True, dtype=torch.float64).float()
-        out = product(shares, value).div_(total)
-        kept = shares if shares.numel() <= _KEPT else None
+        scores = query.shape[-2] * key.shape[-2]
+        slices = len(query) if len(query) * scores <= _KEPT else 0
+        kept = torch.empty(slices, query.shape[-2], key.shape[-2])
+        out, total = torch.empty_like(query), torch.empty(*query.shape[:-1], 1)
+        for group in _groups(len(query), scores):
+            shares = _attention_shares(query[group], key[group], mask)
+            total[group] = shares.sum(-1, keepdim=True, dtype=torch.float64)
+            out[group] = product(shares, value[group]).div_(total[group])
+            if len(kept):
+                kept[group] = shares
         ctx.save_for_backward(query, key, value, mask, total, out, kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, mask, total, out, shares = ctx.saved_tensors
-        if shares is None:
-            shares = _attention_shares(query, key, mask)
+        query, key, value, mask, total, out, kept = ctx.saved_tensors
         divided = grad / total
         mean = halving_sum(divided * out)
-        rows = to_grid(divided, slices=True).double()
-        of_value = product_of_doubles(shares.transpose(-1, -2).double(), rows)
-        scores = product_of_doubles(rows, value.transpose(-1, -2).double())
-        scores.sub_(mean).mul_(shares)
-        scores = to_grid(scores, slices=True).double()
+        rows = to_grid(divided, slices=True)
+        of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
+        for group in _groups(len(query), query.shape[-2] * key.shape[-2]):
+            q, k, v, r = (x[group].double() for x in (query, key, value, rows))
+            part = query[group], key[group]
+            shares = kept[group] if len(kept) else _attention_shares(*part, mask)
+            of_value[group] = product_of_doubles(shares.mT.double(), r)
+            scores = product_of_doubles(r, v.mT).sub_(mean[group]).mul_(shares)
+            scores = to_grid(scores, slices=True).double()
+            of_query[group] = product_of_doubles(scores, k)
+            of_key[group] = product_of_doubles(scores.mT, q)
         scale = _scale(query)
-        of_query = product_of_doubles(scores, key.double()).mul_(scale)
-        of_key = product_of_doubles(scores.transpose(-1, -2), query.double()).mul_(scale)
-        return of_query, of_key, of_value, None
+        return of_query.mul_(scale), of_key.mul_(scale), of_value, None
+
+
+def _groups(slices: int, scores: int) -> Iterator[slice]:
+    """As many slices at a time as have about `_GROUP` scores."""
+    size = max(1, _GROUP // max(1, scores))
+    for start in range(0, slices, size):
+        yield slice(start, start + size)
 
 
 def _attention_shares(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

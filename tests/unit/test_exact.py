@@ -184,11 +184,7 @@ CASES: dict[str, tuple[Callable[[Ops], Act], list[tuple[int, ...]]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("kept", [1 << 24, 0], ids=["kept", "recomputed"])
-def test_values_and_gradients_are_near_torch_s(
-    name: str, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("learning.exact._KEPT", kept)
+def test_values_and_gradients_are_near_torch_s(name: str) -> None:
     take, shapes = CASES[name]
     inputs = [noise(*shape) for shape in shapes]
     results = []
@@ -200,3 +196,21 @@ def test_values_and_gradients_are_near_torch_s(
     for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == torch.float32
         assert float((ours - theirs).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("kept", "group"), [(0, 1 << 18), (1 << 24, 1), (0, 100)])
+def test_attention_in_groups_or_computed_twice_has_the_same_bits(
+    kept: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [noise(2, 3, 7, 4) for _ in range(3)]
+    weights = noise(2, 3, 7, 4)
+
+    def found() -> list[Tensor]:
+        given = [x.clone().requires_grad_() for x in inputs]
+        out = ExactOps().attention(given[0], given[1], given[2], None)
+        return [out.detach(), *torch.autograd.grad((out * weights).sum(), given)]
+
+    expected = found()
+    monkeypatch.setattr("learning.exact._KEPT", kept)
+    monkeypatch.setattr("learning.exact._GROUP", group)
+    assert all(map(torch.equal, found(), expected))
