@@ -62,8 +62,11 @@ def shard_tensors(m: dict[str, Any]) -> list[tuple[str, list[tuple[str, tuple[in
     for _ in range(m["layers"]):
         out.append(("attention", [(n, (w, w)) for n in ("query", "key", "value", "output")]))
         norms = [("attention_norm", (w,)), ("expert_norm", (w,))]
-        out.append(("router", [("weight", (w, e)), ("bias", (e,)), *norms]))
-        out += [("expert", [("gate", (w, f)), ("up", (w, f)), ("down", (f, w))])] * e
+        learned = m.get("routing", "top_k") == "top_k"
+        router = [("weight", (w, e)), ("bias", (e,))] if learned else []
+        out.append(("router", [*router, *norms]))
+        experts = m.get("shared_experts", 0) + e
+        out += [("expert", [("gate", (w, f)), ("up", (w, f)), ("down", (f, w))])] * experts
     return [*out, ("head", [("weight", (w, 256))]), ("final", [("norm", (w,))])]
 
 

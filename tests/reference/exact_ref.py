@@ -12,115 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tests.reference.data_ref import initial_shards, shard_tensors, stream
+from tests.reference.exact_numbers import (
+    A,
+    F,
+    exp,
+    flip,
+    fold,
+    grid,
+    last_fold,
+    length,
+    log,
+    product,
+    shares,
+    turn,
+)
 from tests.reference.merkle_ref import h, root, shard_root, u64
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "learning" / "exact.json"
-F = np.float32
-A = npt.NDArray[Any]
-
-# --- numbers -----------------------------------------------------------------------------
-
-
-def grid(x: A) -> tuple[A, int]:
-    """Integers and the power of two that they count."""
-    largest = float(np.abs(x).max()) if x.size else 0.0
-    e = -100
-    while largest > 2.0**e:
-        e += 1
-    return np.rint(x.astype(np.float64) * 2.0 ** (21 - e)).astype(np.int64), e - 21
-
-
-def product(a: tuple[A, int], b: tuple[A, int]) -> A:
-    """One matrix times another: sums of integers below 2**53."""
-    (left, i), (right, j) = a, b
-    total = np.zeros((left.shape[0], right.shape[1]))
-    for k in range(0, left.shape[1], 2048):
-        exact = left[:, k : k + 2048] @ right[k : k + 2048]
-        assert np.abs(exact).max(initial=0) <= 2**53
-        total = total + exact.astype(np.float64) * 2.0 ** (i + j)
-    return total.astype(F)
-
-
-def flip(a: tuple[A, int]) -> tuple[A, int]:
-    return a[0].T, a[1]
-
-
-def fold(x: A) -> A:
-    """Sum over the first dimension by halves."""
-    while len(x) > 1:
-        k = (len(x) + 1) // 2
-        y = x[:k].copy()
-        y[: len(x) - k] += x[k:]
-        x = y
-    return x[0]
-
-
-def last_fold(x: A) -> A:
-    return fold(np.moveaxis(x, -1, 0))[..., None]
-
-
-def length(vector: A) -> F:
-    padded = np.zeros(-(-len(vector) // 4096) * 4096, F)
-    padded[: len(vector)] = vector * vector
-    return np.sqrt(fold(last_fold(padded.reshape(-1, 4096)).ravel()))
-
-
-def exp(x: A) -> A:
-    x = np.clip(x, F(-87), F(87))
-    n = np.rint(x * F(1.4426950408889634))
-    r = (x - n * F(0.693359375)) - n * F(-2.12194440e-4)
-    y = r * F(1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
-        y = (y + F(c)) * r
-    y = (y * r + r) + F(1)
-    return y * np.array([2.0 ** int(k) for k in n.ravel()], F).reshape(n.shape)
-
-
-def log(x: float) -> float:
-    mantissa, e = math.frexp(x)
-    mantissa, e = 2 * mantissa, e - 1
-    if mantissa > 1.4142135623730951:
-        mantissa, e = mantissa / 2, e + 1
-    z = (mantissa - 1.0) / (mantissa + 1.0)
-    y = 1 / 21
-    for odd in range(19, 0, -2):
-        y = y * (z * z) + 1 / odd
-    return (y * z) * 2.0 + e * 0.6931471805599453
-
-
-def exp_double(x: float) -> float:
-    n = float(round(x * 1.4426950408889634))
-    r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
-    y = 0.0
-    for k in range(16, -1, -1):
-        y = y * r + 1 / math.factorial(k)
-    return y * 2.0**n
-
-
-def turn(position: int, i: int, half: int) -> tuple[F, F]:
-    """Cosine and sine of a position's i-th angle."""
-    angle = position * exp_double(-(i / half) * 9.210340371976184)
-    n = float(round(angle * (2 / math.pi)))
-    r = (angle - n * 1.57079632673412561417e00) - n * 6.07710050650619224932e-11
-    minus, s, c = -(r * r), 0.0, 0.0
-    for k in range(17, 0, -2):
-        s = s * minus + 1 / math.factorial(k)
-        c = c * minus + 1 / math.factorial(k - 1)
-    s = s * r
-    cosine, sine = ((c, s), (-s, c), (-c, -s), (s, -c))[int(n) % 4]
-    return F(cosine), F(sine)
-
-
-def shares(x: A) -> tuple[A, A, A]:
-    relative = x - x.max(-1, keepdims=True)
-    each = exp(relative)
-    total = last_fold(each)
-    return each / total, relative, total
-
-
 # --- layers: each returns its result and what gives its gradients --------------------------
 
 
@@ -173,12 +83,36 @@ def head(q: A, k: A, v: A) -> tuple[A, Any]:
     return out, back
 
 
+def balanced(scores: A, loads: A, weight: float) -> A:
+    """Gradient of the balance loss: products with ones, and with the loads' parts."""
+    tokens, experts = scores.shape
+    parts = (loads.astype(np.float64) * experts / (loads.sum() * tokens)).astype(F)
+    g = product(grid(np.full((1, 1), F(weight))), flip(grid(parts[:, None])))
+    g = product(flip(grid(np.ones((1, tokens), F))), grid(g))
+    p = shares(scores)[0]
+    return (g - last_fold(g * p)) * p
+
+
+def mix(x: int) -> int:
+    x %= 2**32
+    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+    return x ^ x >> 16
+
+
+def drawn(m: dict[str, Any], at: str, before: int, byte: int) -> list[int]:
+    """Experts by a hash of two bytes, without putting back."""
+    start = mix(65536 * int(at.split(".")[1]) + 256 * before + byte)
+    left = list(range(m["experts"]))
+    return [left.pop(mix(start + j) % len(left)) for j in range(m["top_k"])]
+
+
 # --- the model -----------------------------------------------------------------------------
 
 
 class Model:
-    def __init__(self, m: dict[str, Any], weights: dict[str, A]) -> None:
-        self.m, self.w = m, weights
+    def __init__(self, m: dict[str, Any], weights: dict[str, A], balance: float) -> None:
+        self.m, self.w, self.balance = m, weights, balance
         self.g = {name: np.zeros_like(value) for name, value in weights.items()}
         half = m["width"] // m["heads"] // 2
         turns = [[turn(p, i, half) for i in range(half)] for p in range(m["context"])]
@@ -232,13 +166,31 @@ class Model:
         a, b = g[..., :half], g[..., half:]
         return np.concatenate((a * self.cos + b * self.sin, b * self.cos - a * self.sin), -1)
 
-    def mixture(self, at: str, x: A) -> tuple[A, Any, A]:
-        """x: [bytes, width]; also how many bytes each expert got."""
+    def expert(self, name: str, x: A) -> tuple[A, Any]:
+        """The gradient's two parts: by way of `up`, and of `gate`."""
+        a, of_a = self.use(dense, x, f"{name}.gate")
+        u, of_u = self.use(dense, x, f"{name}.up")
+        s, of_s = silu(a)
+        y, of_y = self.use(dense, s * u, f"{name}.down")
+
+        def back(g: A) -> tuple[A, A]:
+            hidden = of_y(g)
+            return of_u(hidden * s), of_a(of_s(hidden * u))
+
+        return y, back
+
+    def mixture(self, at: str, x: A, pairs: A) -> tuple[A, Any, A]:
+        """x: [bytes, width]; pairs: the byte before each and it; also how many each expert got."""
         m, n = self.m, len(x)
-        scores, of_scores = self.use(dense, x, f"{at}.router.weight")
-        order = np.argsort(-(scores + self.w[f"{at}.router.bias"]), -1, kind="stable")
-        chosen = order[:, : m["top_k"]]
-        gates = shares(np.take_along_axis(scores, chosen, 1))[0]
+        is_learned = m.get("routing", "top_k") == "top_k"
+        if is_learned:
+            scores, of_scores = self.use(dense, x, f"{at}.router.weight")
+            order = np.argsort(-(scores + self.w[f"{at}.router.bias"]), -1, kind="stable")
+            chosen = order[:, : m["top_k"]]
+            gates = shares(np.take_along_axis(scores, chosen, 1))[0]
+        else:
+            chosen = np.array([drawn(m, at, int(a), int(b)) for a, b in pairs])
+            gates = np.full(chosen.shape, F(1 / m["top_k"]), F)
         out, loads, runs = np.zeros_like(x), [], []
         for j in range(m["experts"]):
             rows, slots = np.nonzero(chosen == j)
@@ -246,22 +198,32 @@ class Model:
             if not len(rows):
                 continue
             name = f"{at}.experts.{j}"
-            a, of_a = self.use(dense, x[rows], f"{name}.gate")
-            u, of_u = self.use(dense, x[rows], f"{name}.up")
-            s, of_s = silu(a)
-            y, of_y = self.use(dense, s * u, f"{name}.down")
+            y, of_y = self.expert(name, x[rows])
             out[rows] += y * gates[rows, slots][:, None]
-            runs.append((rows, slots, of_a, of_u, of_s, of_y, s, u, y))
+            runs.append((rows, slots, of_y, y))
+        always = []
+        for j in range(m.get("shared_experts", 0)):
+            y, of_y = self.expert(f"{at}.shared.{j}", x)
+            out = out + y
+            always.append(of_y)
 
         def back(g: A) -> A:
             total, of_gates = np.zeros_like(x), np.zeros_like(gates)
-            for rows, slots, of_a, of_u, of_s, of_y, s, u, y in runs:
+            for rows, slots, of_y, y in runs:
                 of_gates[rows, slots] = last_fold(g[rows] * y)[:, 0]
-                hidden = of_y(g[rows] * gates[rows, slots][:, None])
-                total[rows] += of_u(hidden * s) + of_a(of_s(hidden * u))
+                of_up, of_gate = of_y(g[rows] * gates[rows, slots][:, None])
+                total[rows] += of_up + of_gate
+            parts = [part for of_y in reversed(always) for part in of_y(g)] + [total]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            if not is_learned:
+                return total
             inner = (of_gates - last_fold(of_gates * gates)) * gates
             spread = np.zeros_like(scores)
             np.put_along_axis(spread, chosen, inner, 1)
+            if self.balance:
+                spread = spread + balanced(scores, np.array(loads), self.balance)
             return total + of_scores(spread)
 
         assert n == sum(loads) // m["top_k"]
@@ -272,6 +234,8 @@ class Model:
         ids, targets = tokens[:, :-1], tokens[:, 1:].ravel()
         for value in self.g.values():
             value[...] = 0
+        before = np.concatenate([np.zeros_like(ids[:, :1]), ids[:, :-1]], 1)
+        pairs = np.stack([before.ravel(), ids.ravel()], 1)
         x = self.w["embed.weight"][ids]
         backs, loads = [], []
         for i in range(self.m["layers"]):
@@ -280,7 +244,7 @@ class Model:
             y, attention = self.attention(f"{at}.attention", y)
             x = x + y
             y, norm2 = self.use(rms, x, f"{at}.router.expert_norm")
-            y, mixture, load = self.mixture(at, y.reshape(-1, x.shape[-1]))
+            y, mixture, load = self.mixture(at, y.reshape(-1, x.shape[-1]), pairs)
             x = x + y.reshape(x.shape)
             loads.append(load)
             backs += [(norm1, attention), (norm2, mixture)]
@@ -330,7 +294,7 @@ def train(m: dict[str, Any], rule: dict[str, int], batches: A) -> dict[str, Any]
             end = start + math.prod(shape)
             views[name] = flat[start:end].reshape(shape)
             start = end
-        model = Model(m, views)
+        model = Model(m, views, rule.get("aux_loss_ppm", 0) / 1_000_000)
         loss, loads = model.step(batch)
         losses.append(loss)
         gradient = np.concatenate([model.g[name].ravel() for name, _ in names])
@@ -378,6 +342,7 @@ def named_tensors(m: dict[str, Any]) -> list[tuple[str, list[tuple[str, tuple[in
     names = ["embed"]
     for i in range(m["layers"]):
         names += [f"layers.{i}.attention", f"layers.{i}.router"]
+        names += [f"layers.{i}.shared.{j}" for j in range(m.get("shared_experts", 0))]
         names += [f"layers.{i}.experts.{j}" for j in range(m["experts"])]
     names += ["head", "final"]
     return [(n, tensors) for n, (_, tensors) in zip(names, shard_tensors(m), strict=True)]
@@ -421,6 +386,8 @@ CONFORMANCE_MODEL = {
     "init_seed": "conformance",
 }
 CONFORMANCE_RULE = {"steps": 2, "batch": 8}
+SHARED = {"shared_experts": 2}, {"aux_loss_ppm": 20_000, "steps": 2}
+HASHED = {"routing": "hash", "shared_experts": 1}, {"steps": 2}
 
 
 def text(m: dict[str, Any], rule: dict[str, Any]) -> A:
@@ -439,7 +406,8 @@ def number_vectors() -> list[dict[str, str]]:
 
 
 def vectors() -> dict[str, Any]:
-    cases = [(MODEL, RULE), (MODEL | CONFORMANCE_MODEL, RULE | CONFORMANCE_RULE)]
+    changes = [({}, {}), (CONFORMANCE_MODEL, CONFORMANCE_RULE), SHARED, HASHED]
+    cases = [(MODEL | m, RULE | rule) for m, rule in changes]
     return {
         "numbers": number_vectors(),
         "turns": [[p, i, *(t.tobytes().hex() for t in turn(p, i, 6))] for p, i in TURNS],

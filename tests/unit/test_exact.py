@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from learning.profile import EXACT, kind_of
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import TrainState
 from learning.train import Progress, train_segment
-from tests.reference import exact_ref
+from tests.reference import exact_numbers, exact_ref
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors/learning/exact.json").read_text())
 RNG = np.random.default_rng(5)
@@ -46,7 +47,9 @@ def noise(*shape: int) -> Tensor:
 # --- the whole -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", VECTORS["trainings"], ids=["small", "conformance"])
+@pytest.mark.parametrize(
+    "case", VECTORS["trainings"], ids=["small", "conformance", "shared", "hash"]
+)
 def test_training_is_what_the_vectors_say(case: dict[str, Any]) -> None:
     model, rule = ModelSpec.from_json(case["model"]), TrainingSpec.from_json(case["training"])
     start, seen = TrainState.fresh(initial_shards(model)), list[Progress]()
@@ -62,8 +65,8 @@ def test_the_conformance_run_is_the_second_vector() -> None:
     case = VECTORS["trainings"][1]
     assert case["state"] == conformance.EXACT_STATE.hex()
     assert ModelSpec.from_json(case["model"]) == conformance.MODEL
-    ours = conformance.TRAINING.to_json() | {"densities": case["training"]["densities"]}
-    assert ours == case["training"]
+    rule = TrainingSpec.from_json(case["training"])
+    assert replace(conformance.TRAINING, densities=rule.densities) == rule
     assert conformance.profile_of("exact") == EXACT
 
 
@@ -111,20 +114,20 @@ def test_functions_are_near_what_they_stand_for() -> None:
     assert np.array_equal(sqrt_(squares).numpy(), rounded_once)
     vector = noise(3 * 4096 + 17)
     assert norm(vector) == pytest.approx(float(vector.double().norm()), rel=1e-6)
-    assert norm(vector) == float(exact_ref.length(vector.numpy()))
+    assert norm(vector) == float(exact_numbers.length(vector.numpy()))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 96, 255])
 def test_sums_go_by_halves(count: int) -> None:
     x = noise(5, count)
-    assert np.array_equal(halving_sum(x).numpy(), exact_ref.last_fold(x.numpy()))
-    assert np.array_equal(halving_sum(x.T, 0)[0].numpy(), exact_ref.fold(x.numpy().T))
+    assert np.array_equal(halving_sum(x).numpy(), exact_numbers.last_fold(x.numpy()))
+    assert np.array_equal(halving_sum(x.T, 0)[0].numpy(), exact_numbers.fold(x.numpy().T))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 3.0])
 def test_a_grid_is_integers_in_bounds(scale: float) -> None:
     x = noise(40, 30) * scale
-    integers, exponent = exact_ref.grid(x.numpy())
+    integers, exponent = exact_numbers.grid(x.numpy())
     assert np.abs(integers).max() <= 2**21
     assert np.array_equal(to_grid(x).double().numpy(), integers * 2.0**exponent)
     each = to_grid(noise(3, 4, 5) * torch.tensor([1.0, 1e-3, 1e6])[:, None, None], slices=True)
@@ -141,7 +144,7 @@ def test_products_are_exact_at_their_bounds_in_any_order() -> None:
     a, b = to_grid(signs), to_grid(torch.ones(inner, 3))
     assert torch.equal(product(a, b)[:, 0], signs.double().sum(1).float())
     a, b = noise(8, inner), noise(inner, 6)
-    expected = exact_ref.product(exact_ref.grid(a.numpy()), exact_ref.grid(b.numpy()))
+    expected = exact_numbers.product(exact_numbers.grid(a.numpy()), exact_numbers.grid(b.numpy()))
     order = torch.from_numpy(RNG.permutation(MAX_INNER))
     a, b = to_grid(a), to_grid(b)
     assert np.array_equal(product(a, b).numpy(), expected)
