@@ -19,6 +19,7 @@ from chain.records import DeltaStatus
 from chain.types import TxId
 from corpus.dataset import build
 from corpus.ingest import Document
+from learning.spec import ModelSpec
 from node import submission as module
 from node.api.app import create_app
 from node.client import Client
@@ -158,7 +159,8 @@ async def _check_exports(run: Run, dataset: Hash32, first: Hash32) -> None:
     raw = out.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert header["__metadata__"]["blyan.root"] == first.hex()
-    assert json.loads(header["__metadata__"]["blyan.model"]) == reader.genesis.model
+    told = json.loads(header["__metadata__"]["blyan.model"])
+    assert ModelSpec.from_json(told) == ModelSpec.from_json(reader.genesis.model)
 
 
 async def _check_tiles(run: Run) -> None:
