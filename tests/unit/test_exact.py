@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,8 @@ from learning.state import TrainState
 from learning.train import Progress, train_segment
 from tests.reference import exact_numbers, exact_ref
 
-VECTORS = json.loads((Path(__file__).parent.parent / "vectors/learning/exact.json").read_text())
+ROOT = Path(__file__).parent.parent.parent
+VECTORS = json.loads((ROOT / "tests/vectors/learning/exact.json").read_text())
 RNG = np.random.default_rng(5)
 
 
@@ -86,6 +88,31 @@ def test_a_machine_that_rounds_otherwise_is_told(monkeypatch: pytest.MonkeyPatch
     assert kind_of(name) == "native"
     assert len(name.encode()) <= 128
     conformance._profile.cache_clear()
+
+
+FUSED_OR_LIBRARY = {
+    *("addcmul", "addcmul_", "addcdiv", "addcdiv_", "addmm", "baddbmm", "lerp", "lerp_", "einsum"),
+    *("mean", "var", "std", "cumsum", "prod", "dot", "vector_norm", "logsumexp", "pow", "pow_"),
+    *("exp", "exp_", "log", "log_", "sqrt", "sqrt_", "rsqrt", "sigmoid", "softmax", "silu", "tanh"),
+    *("sin", "cos", "scaled_dot_product_attention", "cross_entropy", "rms_norm", "fma"),
+}
+
+
+@pytest.mark.parametrize("module", ["exact.py", "exact_math.py", "routing.py"])
+def test_no_kernel_is_used_that_rounds_in_its_own_way(module: str) -> None:
+    """Square roots of numpy and of math are the processor's; sums are of doubles on a grid."""
+    wrong = []
+    for node in ast.walk(ast.parse((ROOT / "learning" / module).read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in FUSED_OR_LIBRARY:
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            if owner != "ops" and (owner, node.attr) not in {("np", "sqrt"), ("math", "sqrt")}:
+                wrong.append(f"{module}:{node.lineno} {node.attr}")
+        if isinstance(node, ast.Call):
+            names = {keyword.arg for keyword in node.keywords}
+            is_sum = isinstance(node.func, ast.Attribute) and node.func.attr == "sum"
+            if {"alpha", "value"} & names or (is_sum and module != "routing.py" and not names):
+                wrong.append(f"{module}:{node.lineno}")
+    assert not wrong
 
 
 # --- its parts -------------------------------------------------------------------------
