@@ -11,7 +11,7 @@ from chain import price_records as p
 from chain import records as r
 from chain.address import peer_id_of
 from chain.certificates import assemble
-from chain.codec import encode, pack
+from chain.codec import encode
 from chain.custody_records import CustodyPhase
 from chain.governance import soonest
 from chain.governance_records import ProposalRecord, ProposalStatus
@@ -21,6 +21,7 @@ from chain.limits import MAX_DATASETS, MAX_DELTAS, MAX_LEARNERS, MAX_PROPOSALS
 from chain.model_versions import canonical
 from chain.parameters import CHANGEABLE, value_of
 from chain.params import Window
+from chain.plain import pack
 from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import manifest_root, put_round
 from chain.transactions import (

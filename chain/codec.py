@@ -15,7 +15,6 @@ A struct is a frozen dataclass marked with `@wire(tag)`; its field types carry t
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -23,11 +22,11 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import msgpack
-
-from chain import limits
+from chain import compiled, limits
+from chain.compiled import Member
 from chain.errors import DecodeError
 from chain.hashes import Hash32
+from chain.plain import pack, unpack
 
 T = TypeVar("T")
 
@@ -80,6 +79,8 @@ I64 = Annotated[int, SInt(64)]
 _Form = Callable[[Any], Any]  # reads or writes one kind of field
 _READERS: dict[tuple[Any, str], _Form] = {}
 _WRITERS: dict[tuple[Any, str], _Form] = {}
+_DECODERS: dict[Any, _Form] = {}  # those of whole values
+_ENCODERS: dict[Any, _Form] = {}
 _KINDS: dict[Any, Any] = {Hash32: Bytes(32, 32)}
 _STRUCTS: dict[type, _Struct] = {}
 _TAGS: dict[int, type] = {}
@@ -117,7 +118,8 @@ def wire_types() -> dict[int, type]:
 
 def encode(value: Any) -> bytes:
     """The canonical bytes of a struct. Raises DecodeError if a field exceeds its limit."""
-    return pack(_writer(type(value), "value")(value))
+    cls = type(value)
+    return pack((_ENCODERS.get(cls) or _encoder(cls))(value))
 
 
 def decode(cls: Any, data: bytes, *, most: int = limits.MAX_MESSAGE_BYTES) -> Any:
@@ -125,69 +127,10 @@ def decode(cls: Any, data: bytes, *, most: int = limits.MAX_MESSAGE_BYTES) -> An
     if len(data) > most:
         raise DecodeError(f"{len(data)} bytes where at most {most} are allowed")
     plain = unpack(data)
-    value = _reader(cls, _name(cls))(plain)
+    value = (_DECODERS.get(cls) or _decoder(cls))(plain)
     if pack(plain) != bytes(data):
         raise DecodeError(f"{_name(cls)}: not in canonical (shortest) form")
     return value
-
-
-def unpack(data: bytes, most_items: int = limits.MAX_SHARDS) -> Any:
-    """What MessagePack says, of the kinds that this protocol has, or DecodeError. Whether it is in
-    shortest form is for the caller."""
-    most = min(most_items, len(data))
-    # Lists are allocated as long as they claim to be, so what is claimed is looked at first, if
-    # there are bytes enough that may claim much.
-    if (data.count(b"\xdc") + data.count(b"\xdd")) * most > _UNSEEN_ITEMS:
-        _check_claims(data)
-    try:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=True,
-            max_str_len=limits.MAX_MESSAGE_BYTES,
-            max_bin_len=limits.MAX_BLOB_BYTES,
-            max_array_len=most,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise DecodeError(f"not MessagePack of this protocol: {error}") from None
-
-
-_UNSEEN_ITEMS = 32 * 1024  # 256 KiB of lists
-# What takes a known number of bytes, in runs: numbers, arrays of under 16 items (a thousand of
-# them, nested, are 120 KiB), hashes, signatures. Possessive: nothing is kept to go back to.
-_RUN = re.compile(
-    rb"(?:\xc4(?:\x20.{32}|\x40.{64})|[\x00-\x9f\xc0-\xc3\xe0-\xff]"
-    rb"|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2].{4}|[\xcf\xd3].{8})*+",
-    re.DOTALL,
-)
-_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4}
-
-
-def _check_claims(data: bytes) -> None:
-    """Raise DecodeError if arrays claim more items in all than there are bytes: each item takes one
-    at least. Nested arrays could otherwise claim a thousand times what one may."""
-    at, claimed = 0, 0
-    while (at := _RUN.match(data, at).end()) < len(data):  # type: ignore[union-attr]
-        first = data[at]
-        width = _WIDTHS.get(first, 0)
-        size = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else first & 31
-        at += 1 + width
-        if first in (0xDC, 0xDD):
-            claimed += size
-            if claimed > len(data):
-                raise DecodeError("not MessagePack of this protocol: more items than bytes")
-        elif width or 0xA0 <= first < 0xC0:
-            at += size
-        else:
-            return  # a kind that is none of ours: it is refused where it stands
-
-
-def pack(plain: Any) -> bytes:
-    """MessagePack of plain integers, bytes, strings and lists, in shortest form."""
-    packed: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
-    return packed
 
 
 # --- structs ---------------------------------------------------------------------
@@ -267,6 +210,14 @@ def _reader(kind: Any, where: str) -> _Form:
         return _READERS.setdefault((kind, where), _new_reader(kind, where))
 
 
+def _decoder(cls: Any) -> _Form:
+    return _DECODERS.setdefault(cls, _reader(cls, _name(cls)))
+
+
+def _encoder(cls: Any) -> _Form:
+    return _ENCODERS.setdefault(cls, _writer(cls, "value"))
+
+
 def _new_reader(kind: Any, where: str) -> _Form:
     form, spec = _plan(kind)
     if form == "scalar":
@@ -292,7 +243,24 @@ def _struct_reader(struct: _Struct, where: str) -> _Form:
             raise DecodeError(f"{where}: not a {cls.__name__} (tag {tag})")
         return cls(*[member(value) for member, value in zip(members, plain[1:], strict=True)])
 
-    return read
+    return compiled.reader(cls, tag, _members(struct, members), read)
+
+
+def _members(struct: _Struct, forms: Sequence[_Form]) -> list[Member]:
+    return [
+        Member(name, _check_of(*_plan(kind)), form)
+        for (name, kind, _), form in zip(struct.fields, forms, strict=True)
+    ]
+
+
+def _check_of(form: str, spec: Any) -> str | None:
+    """What holds of a scalar, as source text; None where that says too little, or it is none."""
+    if form != "scalar" or type(spec) is Text:
+        return None
+    if type(spec) is Bytes:
+        return f"type({{0}}) is bytes and {spec.least} <= len({{0}}) <= {spec.most}"
+    low = -(1 << spec.bits - 1) if type(spec) is SInt else 0
+    return f"type({{0}}) is int and {low} <= {{0}} < {low + (1 << spec.bits)}"
 
 
 def _seq_reader(item: Any, most: int, where: str) -> _Form:
@@ -374,7 +342,7 @@ def _struct_writer(struct: _Struct, where: str) -> _Form:
             raise DecodeError(f"{where}: {type(value).__name__} where {cls.__name__} belongs")
         return [tag, *[member(getattr(value, name)) for name, member in members]]
 
-    return write
+    return compiled.writer(cls, tag, _members(struct, [form for _, form in members]), write)
 
 
 def _seq_writer(item: Any, most: int, where: str) -> _Form:

@@ -18,19 +18,27 @@ WIDE_BYTES: Final = 16 * 1024  # what BLAKE3 hashes at once with the widest regi
 class Context:
     """A kind of thing that is hashed. The string is `blyan/1/<name>`."""
 
-    __slots__ = ("fresh", "name")
+    __slots__ = ("_idle", "fresh", "name")
 
     def __init__(self, name: str) -> None:
         self.name = f"blyan/1/{name}"
         self.fresh = blake3(derive_key_context=self.name).copy
-        """A new hasher of this kind: for the few places where a call more is too many."""
+        """A new hasher of this kind: for the few places where a call more is too many. Making one
+        takes as long as hashing 64 bytes, so who hashes much resets it after each digest."""
+        self._idle: list[blake3] = []  # hashers that were reset; no more than threads hash at once
 
     def hash(self, *parts: bytes | bytearray | memoryview) -> Hash32:
         """BLAKE3-256 of the concatenated parts. Parts must be fixed-width or self-delimiting."""
-        hasher = self.fresh()
+        try:
+            hasher = self._idle.pop()  # one step for threads: nobody else has it
+        except IndexError:
+            hasher = self.fresh()
         for part in parts:
             hasher.update(part)
-        return Hash32(hasher.digest())
+        digest: Hash32 = hasher.digest()  # type: ignore[assignment]  # which is no call
+        hasher.reset()
+        self._idle.append(hasher)
+        return digest
 
     def hash_behind(self, prefix: bytes, data: bytes | bytearray | memoryview) -> Hash32:
         """`hash(prefix, data)`, quicker for long data: BLAKE3 works on 16 chunks of 1024 bytes at
@@ -44,10 +52,16 @@ class Context:
 
     def xof(self, length: int, *parts: bytes) -> bytes:
         """`length` bytes of BLAKE3's extendable output over the parts."""
-        hasher = self.fresh()
+        try:
+            hasher = self._idle.pop()
+        except IndexError:
+            hasher = self.fresh()
         for part in parts:
             hasher.update(part)
-        return hasher.digest(length=length)
+        digest = hasher.digest(length=length)
+        hasher.reset()
+        self._idle.append(hasher)
+        return digest
 
 
 def keyed_hash(key: Hash32, data: bytes | bytearray | memoryview) -> Hash32:

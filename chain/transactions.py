@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from struct import Struct
 from typing import Annotated
 
 from chain import limits
@@ -30,6 +31,7 @@ from chain.types import (
 )
 
 Roles = IntEnum("Roles", {"LEARNER": 1, "VALIDATOR": 2, "HOST": 4, "AUDITOR": 8})
+_TWO_U64 = Struct(">QQ")
 GRAM_BYTES = 16  # one entry of a Gram matrix: signed, big-endian
 
 
@@ -439,15 +441,9 @@ def decode_transaction(raw: bytes) -> Transaction:
 def tx_digest(tx: Transaction) -> Hash32:
     """H over everything but the signature, each part encoded and so self-delimiting."""
     stamp = encode(tx.stamp) if tx.stamp else b"\x90"
-    return TX_SIGN.hash(
-        tx.chain_id,
-        tx.sender,
-        tx.signer,
-        u64_be(tx.nonce),
-        u64_be(tx.fee),
-        stamp,
-        encode(tx.payload),
-    )
+    numbers = _TWO_U64.pack(tx.nonce, tx.fee)
+    head = tx.chain_id + tx.sender + tx.signer + numbers + stamp  # one call less for each part
+    return TX_SIGN.hash(head + encode(tx.payload))
 
 
 def stamp_digest(

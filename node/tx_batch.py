@@ -6,8 +6,8 @@ batch = MessagePack array of encode(Transaction) as byte strings, all different
 from __future__ import annotations
 
 from chain import limits
-from chain.codec import unpack
 from chain.errors import DecodeError
+from chain.plain import unpack
 
 MAX_BATCH_TXS = limits.MAX_BLOCK_TXS  # wire: transactions in one message
 SLICE_TXS = 32  # judged (some 10 ms) before others get a turn of the main loop

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from chain.codec import pack
 from chain.errors import InputError
 from chain.limits import MAX_PROPOSAL_BYTES
 from chain.model_versions import canonical
+from chain.plain import pack
 from chain.transactions import GovernanceVote, Propose, Verdict
 from chain.types import Height, TxId
 from node.cli.output import bly, confirm, emit, short, table, when

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from chain import governance as rules
-from chain.codec import encode, pack
+from chain.codec import encode
 from chain.governance_records import ProposalRecord
 from chain.model_versions import canonical
 from chain.params import Params
+from chain.plain import pack
 from chain.transactions import GovernanceVote, Payload, Propose, Verdict
 from chain.types import Height, TxId
 from tests.kit.machine import ElectedMachine, key

@@ -11,9 +11,10 @@ import msgpack
 
 from chain import records as r
 from chain.certificates import assemble
-from chain.codec import encode, pack
+from chain.codec import encode
 from chain.hashes import ZERO_HASH, Hash32
 from chain.params import Params
+from chain.plain import pack
 from chain.transactions import LatencyReport, Payload, Transaction
 from chain.tree import StateTree
 from chain.types import (

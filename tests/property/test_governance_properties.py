@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chain import governance, model_versions, parameters
-from chain.codec import encode, pack
+from chain.codec import encode
 from chain.errors import VerifyError
 from chain.limits import MAX_PROPOSALS
 from chain.params import check_params
+from chain.plain import pack
 from chain.transactions import GovernanceVote, Payload, Propose
 from chain.types import Height
 from learning.spec import ModelSpec, TrainingSpec

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from chain import governance
-from chain.codec import encode, pack
+from chain.codec import encode
 from chain.execute import check_and_execute
 from chain.model_versions import of_round
+from chain.plain import pack
 from chain.records import DeltaStatus, RoundPhase
 from chain.state import State
 from chain.transactions import GovernanceVote, Payload, Propose, Transfer, Verdict

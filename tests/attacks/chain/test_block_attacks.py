@@ -14,10 +14,11 @@ import pytest
 from chain import limits
 from chain import records as r
 from chain.certificates import assemble, is_quorum, verify_certificate
-from chain.codec import decode, encode, pack
+from chain.codec import decode, encode
 from chain.errors import BlockError, DecodeError, VerifyError
 from chain.execute import Context, Execution, check_and_execute, seal_header
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Hash32
+from chain.plain import pack
 from chain.transactions import Bond, Payload, Transfer, Unbond
 from chain.tree import STATE_VALUE, StateProof, StateTree, verify_state_proof
 from chain.types import (
