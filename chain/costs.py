@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import get_args
+from functools import lru_cache
+from typing import Any, get_args
 
 from chain import transactions as t
 from chain.errors import TxError
@@ -80,31 +81,33 @@ UNREADABLE = Cost(60, 80, _OTHER)  # bytes that are no transaction: the decoder 
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What one transaction takes of a block."""
+    """What one transaction takes of a block. `units`: what it costs in ordinary transactions, in
+    time or in bytes, whichever is more."""
 
     us: int
     bytes: int
     kind: StampClass
     stamped: bool
-
-    @property
-    def units(self) -> int:
-        """What it costs in ordinary transactions: in time or in bytes, whichever is more."""
-        return max(-(-self.us // UNIT_US), -(-self.bytes // UNIT_BYTES))
+    units: int
 
 
 def spend(payload: t.Payload, size: int, *, stamped: bool = False) -> Spend:
     """Of a transaction of `size` bytes with this payload."""
-    return _spend(COSTS[type(payload)], size, stamped)
+    kind: Any = type(payload)
+    return _spend(kind, size, stamped)
 
 
 def unreadable(size: int) -> Spend:
     """Of `size` bytes that are no transaction."""
-    return _spend(UNREADABLE, size, False)
+    return _spend(None, size, False)
 
 
-def _spend(cost: Cost, size: int, stamped: bool) -> Spend:
-    return Spend(cost.us + cost.us_per_kib * size // KIB, size, cost.kind, stamped)
+@lru_cache(4096)  # most transactions are of a few kinds and sizes
+def _spend(kind: type | None, size: int, stamped: bool) -> Spend:
+    cost = UNREADABLE if kind is None else COSTS[kind]
+    us = cost.us + cost.us_per_kib * size // KIB
+    units = max(-(-us // UNIT_US), -(-size // UNIT_BYTES))
+    return Spend(us, size, cost.kind, stamped, units)
 
 
 class Room:

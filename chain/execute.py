@@ -29,6 +29,7 @@ from chain import (
 from chain import records as r
 from chain.admission import check_transaction
 from chain.codec import encode
+from chain.compiled import maker
 from chain.costs import NO_ROOM, Room, Spend, StampClass, spend, unreadable
 from chain.errors import BlockError, DecodeError, TxError, VerifyError, invariant
 from chain.hashes import EVENT_SEED, EVIDENCE, TX, ZERO_HASH, Hash32
@@ -77,6 +78,8 @@ from chain.types import (
     View,
     tx_root,
 )
+
+_receipt = maker(Receipt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +287,7 @@ class Execution:
         except (TxError, DecodeError, VerifyError) as error:
             self._state.undo(mark)
             return Receipt(tx_id, error.code, str(error))
-        return Receipt(tx_id, OK, "")
+        return _receipt(tx_id, OK, "")
 
     def _unreadable(self, tx_id: TxId, size: int, error: DecodeError) -> Receipt:
         """Bytes that are no transaction take their room of a block as well."""
@@ -320,6 +323,7 @@ class Execution:
             if receipt.ok and asked.stamped:
                 self._stamped[asked.kind] += asked.units
         self._tried = None
+        self._state.keep()
         self._receipts.append(receipt)
 
     def finish(self) -> Executed:
@@ -357,9 +361,7 @@ class Execution:
         self._dispatch(tx, tx_id, sender)
         if tx.stamp is not None:
             quotas.count(state, self._params, sender)
-        if tx.fee:
-            state.move(sender, self._fees_to, tx.fee)
-        state.next_nonce(sender)
+        state.count(sender, tx.fee, self._fees_to)
 
     def _dispatch(self, tx: Transaction, tx_id: TxId, sender: PubKey) -> None:
         state, params, rules = self._state, self._params, self._rules

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from chain import limits
 from chain.codec import I64, U8, U16, U32, U64, Seq, Text, wire
+from chain.compiled import maker
 from chain.hashes import Hash32
 from chain.transactions import PodlManifest
 from chain.types import (
@@ -71,8 +72,11 @@ class Account:
     jailed: U8
 
     def with_balance(self, grains: int) -> Account:
-        """The same but for its balance; `dataclasses.replace` takes five times as long."""
-        return Account(Grains(grains), self.bonded, self.nonce, self.merit, self.jailed)
+        """The same but for its balance; `dataclasses.replace` takes ten times as long."""
+        return new_account(grains, self.bonded, self.nonce, self.merit, self.jailed)
+
+
+new_account = maker(Account)
 
 
 @wire(129)

@@ -93,8 +93,9 @@ class State:
         self._write(key, None)
 
     def _write(self, key: bytes, value: bytes | r.Account | None) -> None:
-        self._undo.append((key, key in self._writes, self._writes.get(key)))
-        self._writes[key] = value
+        writes = self._writes
+        self._undo.append((key, key in writes, writes.get(key)))
+        writes[key] = value
         self._decoded.pop(key, None)
 
     def items(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -128,6 +129,10 @@ class State:
             self._decoded.pop(key, None)
         del self.events[events:]
 
+    def keep(self) -> None:
+        """What was written so far stays: nothing goes back to an earlier mark."""
+        self._undo.clear()
+
     def commit(self, changes: Mapping[bytes, bytes | None] | None = None) -> StateTree:
         """The tree after what was written; `changes`, where the caller has them already."""
         hot = {key: value for key, value in self._writes.items() if isinstance(value, r.Account)}
@@ -144,7 +149,7 @@ class State:
         return self.need(r.ModelRecord, r.MODEL)
 
     def account(self, account: PubKey) -> r.Account:
-        return self.get(r.Account, r.account_key(account)) or EMPTY_ACCOUNT
+        return self._account(r.account_key(account))
 
     def epoch(self, number: int) -> r.EpochRecord:
         return self.need(r.EpochRecord, r.epoch_key(number))
@@ -193,39 +198,56 @@ class State:
         """Move grains between balances; TxError `insufficient_funds` changes nothing."""
         if amount == 0 or source == target:
             return
-        payer = self.account(source)
-        if payer.balance < amount:
-            raise TxError(
-                "insufficient_funds",
-                f"the account holds {payer.balance} grains and {amount} are needed",
-            )
-        self._put_hot(source, payer.with_balance(payer.balance - amount))
-        payee = self.account(target)
-        self._put_hot(target, payee.with_balance(payee.balance + amount))
+        key = r.account_key(source)
+        payer = self._account(key)
+        self._put_hot(key, payer.with_balance(_less(payer, amount)))
+        self._add(target, amount)
 
-    def next_nonce(self, account: PubKey) -> None:
-        """Count a transaction of this sender."""
-        old = self.account(account)
-        nonce = old.nonce + 1
-        new = r.Account(old.balance, old.bonded, nonce, old.merit, old.jailed)
-        self._put_hot(account, new)
+    def count(self, sender: PubKey, fee: int, fees_to: PubKey) -> None:
+        """Count a transaction of this sender, who pays its fee: as `move`, in one with the nonce.
+        TxError `insufficient_funds` changes nothing."""
+        key = r.account_key(sender)
+        old = self._account(key)
+        is_paid = fee and sender != fees_to
+        balance = _less(old, fee) if is_paid else old.balance
+        new = r.new_account(balance, old.bonded, old.nonce + 1, old.merit, old.jailed)
+        self._put_hot(key, new)
+        if is_paid:
+            self._add(fees_to, fee)
+
+    def _add(self, target: PubKey, amount: int) -> None:
+        key = r.account_key(target)
+        payee = self._account(key)
+        self._put_hot(key, payee.with_balance(payee.balance + amount))
+
+    def _account(self, key: bytes) -> r.Account:
+        return self._decoded.get(key) or self.get(r.Account, key) or EMPTY_ACCOUNT
 
     def put_account(self, account: PubKey, **changes: int) -> None:
         values: dict[str, Any] = dict(changes)
         new = replace(self.account(account), **values)
-        if changes.keys() <= _HOT:
-            self._put_hot(account, new)
-        else:  # what cannot be encoded is refused here, while that undoes the rest
-            self.put(r.account_key(account), new)
-
-    def _put_hot(self, account: PubKey, new: r.Account) -> None:
-        """Changed several times in most transactions: encoded once, when the block is closed."""
         key = r.account_key(account)
+        if changes.keys() <= _HOT:
+            self._put_hot(key, new)
+        else:  # what cannot be encoded is refused here, while that undoes the rest
+            self.put(key, new)
+
+    def _put_hot(self, key: bytes, new: r.Account) -> None:
+        """Changed several times in most transactions: encoded once, when the block is closed."""
         if 0 <= new.balance < _HOT_BOUND and 0 <= new.nonce < _HOT_BOUND:
             self._write(key, new)
             self._decoded[key] = new
         else:
             self.put(key, new)
+
+
+def _less(account: r.Account, amount: int) -> int:
+    if account.balance < amount:
+        raise TxError(
+            "insufficient_funds",
+            f"the account holds {account.balance} grains and {amount} are needed",
+        )
+    return account.balance - amount
 
 
 def _encoded(value: bytes | r.Account | None) -> bytes | None:
