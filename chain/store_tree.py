@@ -77,6 +77,7 @@ class TreeFile:
         self.keep_versions, self.keep_ms = keep_versions, keep_ms
         self._ask, self._broken, self._cache_pages = ask, broken, cache_pages
         self._loaded: deque[Ref] = deque()  # those whose pages are in memory and need not be
+        self._released = 0  # of them, since the last look, that have none any more
         self._lock = threading.Lock()
         self._held: WeakSet[StoredKeys] = WeakSet()  # of trees that someone has
         self._newest = self._begun = NONE
@@ -161,6 +162,24 @@ class TreeFile:
                 loaded.append(old)
             else:
                 old.page = None
+
+    def _release(self, replaced: Iterable[Ref | Leaf]) -> None:
+        """Let go of pages that only older versions have: the new ones take their room."""
+        for old in replaced:
+            if type(old) is Ref and old.number is not None:
+                old.page = None
+                self._released += 1
+        if self._released < self._cache_pages // 4:
+            return
+        self._released = 0
+        loaded = self._loaded
+        for _ in range(len(loaded)):
+            try:
+                ref = loaded.popleft()
+            except IndexError:  # others were quicker
+                return
+            if ref.page is not None:
+                loaded.append(ref)
 
     # --- versions ----------------------------------------------------------------------
 
@@ -326,6 +345,7 @@ class TreeFile:
     def settle(self) -> None:
         """What was written is committed."""
         for tree, height, writer in self._pending:
+            self._release(tree.replaced)
             tree.settle(height)
             with self._lock:
                 self._held.add(tree.stored_keys)

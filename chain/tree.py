@@ -20,7 +20,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, TypeVar
 
-from chain import limits, tree_pages
+from chain import limits, tree_edit, tree_pages, tree_walk
 from chain.codec import Seq, decode, wire
 from chain.errors import InvariantError, StorageError, VerifyError, invariant
 from chain.hashes import STATE_KEY, STATE_LEAF, STATE_NODE, ZERO_HASH, Hash32
@@ -72,7 +72,7 @@ class Subtree:
 
     def leaves(self) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) in the order of the paths."""
-        for leaf in tree_pages.leaves_of(self._nodes, self._source):
+        for leaf in tree_walk.leaves_of(self._nodes, self._source):
             yield leaf.key, value_of(leaf, self._source)
 
 
@@ -147,7 +147,7 @@ class StateTree:
             return self
         edits.sort(key=_place)
         replaced: list[Ref | Leaf] | None = None if source is None else []
-        changed = tree_pages.edit(top, edits, source, replaced)
+        changed = tree_edit.edit(top, edits, source, replaced)
         keys = self._keys.changed(inserted, deleted)
         count = self._count + len(inserted) - len(deleted)
         tree = StateTree(changed, keys, count, source)
@@ -170,7 +170,7 @@ class StateTree:
     def prove(self, key: bytes) -> StateProof:
         """A proof of the key's value or of its absence, for `verify_state_proof`."""
         path = STATE_KEY.hash(key)
-        siblings, leaf = tree_pages.siblings(self._top, place_of(path), self._source)
+        siblings, leaf = tree_walk.siblings(self._top, place_of(path), self._source)
         other = None
         if leaf is not None and leaf.key != key:
             other = StateLeaf(leaf.path, leaf.value_hash)
@@ -179,7 +179,7 @@ class StateTree:
     def subtree(self, prefix: int, bits: int) -> Subtree:
         """The part of the tree whose paths begin with the `bits` bits of value `prefix`."""
         invariant(0 <= bits <= PATH_BITS and not prefix >> bits, "a prefix is of its bits")
-        digest, nodes = tree_pages.below(self._top, prefix, bits, self._source)
+        digest, nodes = tree_walk.below(self._top, prefix, bits, self._source)
         return Subtree(digest, nodes, self._source)
 
     def _find(self, key: bytes) -> Leaf | None:
@@ -228,7 +228,7 @@ def subtree_hash(leaves: Sequence[tuple[bytes, bytes]], prefix: int, bits: int) 
         raise VerifyError("keys that are not in the order of their paths")
     if any(prefix_of(place, bits) != prefix for place in places):
         raise VerifyError("a key of another subtree")
-    return tree_pages.fold(made, bits)
+    return tree_edit.fold(made, bits)
 
 
 def verify_state_proof(root: Hash32, key: bytes, value: bytes | None, proof: StateProof) -> bool:

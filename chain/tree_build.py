@@ -9,17 +9,15 @@ from collections.abc import Callable
 
 from chain.errors import VerifyError
 from chain.tree_codec import PageWriter
+from chain.tree_edit import content, page_of, wrap
 from chain.tree_pages import (
     PAGE_BITS,
     SLOTS,
     Leaf,
     Node,
     Ref,
-    content,
     hash_of,
-    page_of,
     prefix_of,
-    wrap,
 )
 
 _PART_BITS = 2 * PAGE_BITS  # a 256th of the paths at a time

@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import Struct
 from struct import error as StructError
+from typing import Any
 
 from chain.errors import DecodeError, InvariantError, invariant
-from chain.hashes import Context, Hash32
+from chain.hashes import STATE_NODE, Context, Hash32
+from chain.tree_edit import fold, join, rehash
 from chain.tree_pages import (
     PAGE_BITS,
     SLOTS,
@@ -20,11 +22,8 @@ from chain.tree_pages import (
     Ref,
     Since,
     Whole,
-    fold,
     hash_of,
-    join,
     prefix_of,
-    rehash,
     since,
 )
 
@@ -40,10 +39,11 @@ _NUMBER = Struct("<Q")
 _SUM = Context("state-page")
 _SUM_BYTES = 16
 _NOTHING = bytes((_EMPTY,))
+_WHOLE_HEAD = bytes((_WHOLE,))
 
 
 def seal(number: int, payload: bytes) -> bytes:
-    return payload + _SUM.fresh().update(payload + _NUMBER.pack(number)).digest(_SUM_BYTES)
+    return payload + _SUM.xof(_SUM_BYTES, payload + _NUMBER.pack(number))
 
 
 def unseal(number: int, stored: bytes) -> bytes:
@@ -65,6 +65,7 @@ class PageWriter:
         self.bases: set[int] = set()  # whole pages of which only changes are written
         self._values: list[Leaf] = []
         self._wholes: list[Whole] = []
+        self._hasher = _SUM.fresh()
 
     def write(self, ref: Ref) -> None:
         """A page and all below it that have no number yet, lower ones first."""
@@ -76,17 +77,18 @@ class PageWriter:
             ref.base = whole.number
             self.bases.add(whole.number)
             parts = [_CHANGED_HEAD.pack(_CHANGED, whole.number, changed)]
-            at = SLOTS
-            while changed:
-                if changed & 1:  # so is whatever below has no number yet
-                    parts.append(self._raw(page[at]))
-                changed >>= 1
-                at += 1
+            while changed:  # so is whatever below has no number yet
+                lowest = changed & -changed
+                changed ^= lowest
+                node: Any = page[SLOTS - 1 + lowest.bit_length()]
+                parts.append(_NOTHING if node is None else node.raw or self._raw(node))
             ref.number = self._add(b"".join(parts))
         else:
-            raws = [_NOTHING if node is None else self._raw(node) for node in page[SLOTS:]]
-            inner = [node for node in page[SLOTS - 1 : 0 : -1] if type(node) is bytes]
-            ref.number = self._add(b"".join((bytes((_WHOLE,)), *raws, *inner)))
+            parts = [_WHOLE_HEAD]
+            for node in page[SLOTS:]:
+                parts.append(_NOTHING if node is None else node.raw or self._raw(node))
+            parts += [node for node in page[SLOTS - 1 : 0 : -1] if type(node) is bytes]
+            ref.number = self._add(b"".join(parts))
             if changed:  # since a page that was never stored
                 whole = Whole()
                 page[0] = Since(whole, 0)
@@ -107,28 +109,24 @@ class PageWriter:
             leaf.number = leaf.raw = None
 
     def _add(self, payload: bytes) -> int:
-        number = self.next_number
+        number, hasher = self.next_number, self._hasher
         self.next_number += 1
-        self.rows.append((number, seal(number, payload)))
+        checksum = hasher.update(payload + _NUMBER.pack(number)).digest(_SUM_BYTES)
+        hasher.reset()
+        self.rows.append((number, payload + checksum))  # as `seal` does
         return number
 
     def _raw(self, node: Node) -> bytes:
-        """What a slot is stored as, made and kept."""
-        if node is None:
-            return _NOTHING
+        """What a slot is stored as that is not empty, made and kept."""
         if type(node) is Leaf:
-            return node.raw or self._leaf(node)
+            return self._leaf(node)
         if type(node) is Ref:
-            if node.raw is not None:
-                return node.raw
             if node.number is None:
                 self.write(node)
             node.raw = _REF_HEAD.pack(_REF, node.number or 0) + node.hash
             return node.raw
         if type(node) is not Bucket:
             raise InvariantError("a slot holds leaves or a page")
-        if node.raw is not None:
-            return node.raw
         leaves = [leaf.raw or self._leaf(leaf) for leaf in node.leaves]
         raw = b"".join((bytes((_BUCKET + len(leaves),)), node.hash, *leaves))
         if all(leaf.number is None for leaf in node.leaves):  # numbers may be undone
@@ -255,6 +253,7 @@ def check_page(page: Page, level: int, prefix: int) -> None:
                 raise DecodeError("leaves of the state tree do not hash to what is stored")
         if any(prefix_of(leaf.place, depth) != prefix << PAGE_BITS | slot for leaf in leaves):
             raise DecodeError("a leaf of the state tree stands where another belongs")
+    hasher = STATE_NODE.fresh()
     for i in range(1, SLOTS):
-        if hash_of(page[i]) != hash_of(join(page[2 * i], page[2 * i + 1])):
+        if hash_of(page[i]) != hash_of(join(page[2 * i], page[2 * i + 1], hasher)):
             raise DecodeError("branches of the state tree do not hash to what is stored")
