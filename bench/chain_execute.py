@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +65,8 @@ def transfers(amount: Amount) -> Iterator[Row]:
     machine = Machine(VALIDATORS, funded=names)
     senders = [key(name) for name in names]
     whole, bare, known = [], [], []
+    gc.collect()
+    gc.freeze()  # as a node does when it has started
     for number in range(amount.blocks):
         raws = _block(machine, senders, amount.block_txs, number)
         bare.append(seconds(partial(_verify, [_signature(raw) for raw in raws])))
@@ -74,6 +77,7 @@ def transfers(amount: Amount) -> Iterator[Row]:
         machine.tree, machine.height, machine.time_ms, machine.parent = before
         known.append(seconds(partial(machine.ok, *raws)))  # again, signatures known by now
         invariant(machine.tree.root == root, "the same block gives the same root")
+    gc.unfreeze()
     signed.clear()
     size = amount.block_txs
     rate, most = size / quantile(whole, 0.5), size / quantile(bare, 0.5)
