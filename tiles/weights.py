@@ -3,8 +3,9 @@
 
 W1 Norm: s_i = isqrt(G_ii). A delta with s_i = 0 has weight 0 and no say.
 W2 Cap: every delta is scaled to at most the lower median of the norms.
-W3 Mixing: among m >= 5 deltas, each is replaced by the mean of its m - f nearest ones (itself
-   included), f = (m - 1) // 3. With fewer there is no majority to mix towards.
+W3 Mixing: among m >= 5 deltas, each is replaced by the mean of the m - f that point most nearly
+   its way (itself included), f = (m - 1) // 3. With fewer there is no majority to mix towards.
+   Directions, not distances: sparse deltas are nearly orthogonal, so a short one is near to all.
 W4 Centred clipping: from v = 0, three times v += mean(clip(z_i - v)), each difference clipped
    to the lower median of their lengths.
 W5 The result is a combination of the deltas; its coefficients, rounded down to 2**-20, are the
@@ -12,7 +13,7 @@ W5 The result is a combination of the deltas; its coefficients, rounded down to 
 
 All in integers: the same on every machine, and defined for any symmetric matrix, so that a
 hostile one gives some weights rather than an error. Sources: norm clipping and CenteredClip,
-arXiv 2012.10333; nearest-neighbour mixing, arXiv 2302.01772.
+arXiv 2012.10333; nearest-neighbour mixing, arXiv 2302.01772 (there by distance).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def weights(gram: Matrix) -> tuple[int, ...]:
             [a * b * gram[i][j] for b, j in zip(scales, active, strict=True)]
             for a, i in zip(scales, active, strict=True)
         ]
-        mixing, width, mixed = _mix(capped)  # W3
+        alike = [[_likeness(gram[i][j], norms[i] * norms[j]) for j in active] for i in active]
+        mixing, width, mixed = _mix(capped, alike)  # W3
         shares = _clip(mixed)  # W4
         for k, i in enumerate(active):  # W5
             share = sum(u for u, row in zip(shares, mixing, strict=True) if row[k])
@@ -69,7 +71,15 @@ def _scale(norm: int, cap: int) -> int:
     return _ONE if norm <= cap else (cap << _FINE_BITS) // norm
 
 
-def _mix(inner: list[list[int]]) -> tuple[list[list[int]], int, list[list[int]]]:
+def _likeness(product: int, norms: int) -> int:
+    """The cosine of two deltas, in units of 2**-40 and within 1."""
+    bound = 1 << _MIX_BITS
+    return max(-bound, min(bound, (product << _MIX_BITS) // norms))
+
+
+def _mix(
+    inner: list[list[int]], alike: list[list[int]]
+) -> tuple[list[list[int]], int, list[list[int]]]:
     """W3: which deltas make up each mixed one (0 or 1), how many, inner products of the sums."""
     m = len(inner)
     if m < MIX_FROM:
@@ -80,9 +90,8 @@ def _mix(inner: list[list[int]]) -> tuple[list[list[int]], int, list[list[int]]]
     small = np.array(
         [[max(-bound, min(bound, value >> cut)) for value in row] for row in inner], np.int64
     )
-    diagonal = np.diagonal(small)
-    distance = diagonal[:, None] + diagonal[None, :] - 2 * small
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, :width]  # ties to the lower index
+    order = np.argsort(-np.array(alike, np.int64), axis=1, kind="stable")  # ties: lower index
+    nearest = order[:, :width]
     mixing = np.zeros((m, m), np.int64)
     np.put_along_axis(mixing, nearest, 1, axis=1)
     return mixing.tolist(), width, (mixing @ small @ mixing.T).tolist()

@@ -44,8 +44,10 @@ def weights(gram: list[list[int]]) -> list[int]:
         inner = [[min(max(v // 2**cut, -(2**40)), 2**40) for v in row] for row in inner]
         groups = []
         for a in range(m):
-            far = [inner[a][a] + inner[b][b] - 2 * inner[a][b] for b in range(m)]
-            groups.append(sorted(range(m), key=lambda b, far=far: (far[b], b))[:width])
+            i = live[a]
+            turn = [gram[i][j] * 2**40 // (norm[i] * norm[j]) for j in live]  # the cosine
+            turn = [min(max(v, -(2**40)), 2**40) for v in turn]
+            groups.append(sorted(range(m), key=lambda b, turn=turn: (-turn[b], b))[:width])
         inner = [[sum(inner[x][y] for x in p for y in q) for q in groups] for p in groups]
     share = [0] * m
     for _ in range(3):
@@ -110,8 +112,19 @@ def delta_of(label: str, count: int, spread: int) -> list[int]:
 
 def vectors() -> list[dict[str, Any]]:
     made = []
-    for n, elements in ((1, 50), (2, 66000), (3, 700), (4, 500), (5, 500), (8, 900), (12, 300)):
+    for n, elements in (
+        (1, 50),
+        (2, 66000),
+        (3, 700),
+        (4, 500),
+        (5, 500),
+        (7, 800),
+        (8, 900),
+        (12, 300),
+    ):
         deltas = [delta_of(f"delta {n} {i}", elements, 8 + i % 3) for i in range(n)]
+        if n == 7:  # two that pull the others' mean back, and are shorter than they
+            deltas[5] = deltas[6] = [-sum(v) // 8 for v in zip(*deltas[:5], strict=True)]
         if n == 8:
             deltas[2] = [-8 * v for v in deltas[1]]  # a flipped sign, eight times as long
             deltas[5] = [0] * elements

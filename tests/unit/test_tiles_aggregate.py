@@ -61,6 +61,8 @@ def test_the_vectors_are_what_the_reference_makes() -> None:
 def test_vectors(case: dict[str, Any]) -> None:
     n, elements = case["deltas"], case["elements"]
     deltas = [np.array(reference.delta_of(f"delta {n} {i}", elements, 8 + i % 3)) for i in range(n)]
+    if n == 7:
+        deltas[5] = deltas[6] = -sum(deltas[:5]) // 8
     if n == 8:
         deltas[2], deltas[5] = -8 * deltas[1], np.zeros(elements, np.int64)
     old = (np.frombuffer(noise(f"base {n}", 2 * elements), "<i2") * 2.0**-17).astype("<f4")
@@ -102,6 +104,24 @@ def test_zero_deltas_have_no_weight_and_no_say() -> None:
     result = aggregate_tile(base(70_000), [zero, zero])
     assert result.weights == (0, 0)
     assert result.new_tile == base(70_000)
+
+
+def test_short_deltas_are_not_everyones_nearest() -> None:
+    """Honest deltas of a tile are nearly orthogonal. By distance, two that pull their mean back and
+    are short would be nearer to every honest one than the others."""
+    rng = np.random.default_rng(5)
+    common = rng.standard_normal(20_000)
+    honest = [common + 5 * rng.standard_normal(20_000) for _ in range(6)]
+    mean = np.mean(honest, axis=0)
+    bad = -mean * (0.4 * np.linalg.norm(honest[0]) / np.linalg.norm(mean))
+    deltas = [(d * 1e-4 * 2**28).astype(np.int64) for d in (*honest, bad, bad)]
+
+    def distance(a: Any, b: Any) -> float:
+        return float(np.linalg.norm(deltas[a].astype(float) - deltas[b]))
+
+    assert distance(0, 6) < min(distance(0, i) for i in range(1, 6))
+    w = shares(deltas)
+    assert max(w[6:]) < 0.03 < 0.14 < min(w[:6])
 
 
 def test_flipped_signs_are_bounded() -> None:
