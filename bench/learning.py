@@ -1,10 +1,13 @@
 """What a learning round's own arithmetic costs, on one core.
 
-    python -m bench.learning [--json] [--only GROUP]... [--small] [--tries N]
+    python -m bench.learning [--json] [--only GROUP]... [--small] [--tries N] [--plots DIR]
 
 The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
-numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets).
+numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets);
+and four that train, seeded, in one process (idle core: 4, 3, 8 and 6 minutes), with curves as SVG
+in DIR: `suite20` (loss at several compressions against averaging in fp32), `rounds` (rounds to the
+same loss), `robust` (bad learners among good ones) and `moments` (what is kept between rounds).
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
 """
@@ -15,7 +18,7 @@ import os
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,9 +49,11 @@ class Amount:
     width: int = 256  # of a mixture of experts
     shapes: tuple[str, ...] = ("nano", "wide")  # of learning_profiles
     tries: int = 20  # replays in each profile; a claim wants 1,000
+    is_small: bool = False
+    plots: Path | None = None
 
 
-SMALL = Amount(10_000, 3, 2, 16, ("nano",), 2)
+SMALL = Amount(10_000, 3, 2, 16, ("nano",), 2, is_small=True)
 
 
 def _values(amount: Amount, count: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -137,6 +142,14 @@ def replay(amount: Amount) -> Iterator[Row]:
     return replay_rows(amount.tries)
 
 
+def curves(group: str, amount: Amount) -> Iterator[Row]:
+    """What the rules of a round do to the loss; torch is imported for these groups alone."""
+    from bench.learning_curves import FEW, GROUPS, Curves
+
+    much = FEW if amount.is_small else Curves()
+    return GROUPS[group](replace(much, plots=amount.plots))
+
+
 def _ms(samples: list[float]) -> float:
     return quantile(samples, 0.5) * 1000
 
@@ -147,8 +160,9 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "moe": moe,
     "profiles": profiles,
     "replay": replay,
+    **{name: partial(curves, name) for name in ("suite20", "rounds", "robust", "moments")},
 }
 
 
 if __name__ == "__main__":
-    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL, counts=("tries",)))
+    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL, {"tries": int, "plots": Path}))

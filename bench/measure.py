@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -94,19 +95,21 @@ def run_groups(
     groups: Mapping[str, Callable[[T], Iterator[Row]]],
     whole: T,
     small: T,
-    counts: Iterable[str] = (),
+    fields: Mapping[str, Callable[[str], object]] = MappingProxyType({}),
 ) -> int:
     """The program of a benchmark whose rows come in groups; `text` is its module's docstring.
-    `counts`: fields of the amounts that an option may set."""
-    parser = argparse.ArgumentParser(description=(text or "").splitlines()[0])
+    `fields`: those of the amounts that an option may set, and how it is read."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
     parser.add_argument("--only", action="append", choices=groups, help="one group")
     parser.add_argument("--small", action="store_true", help="do little: figures mean nothing")
-    for count in counts:
-        parser.add_argument(f"--{count}", type=int, metavar="N")
+    for name, kind in fields.items():
+        parser.add_argument(f"--{name}", type=kind)
     options = parser.parse_args()
     amount = small if options.small else whole
-    told = {count: value for count in counts if (value := getattr(options, count)) is not None}
+    told = {name: value for name in fields if (value := getattr(options, name)) is not None}
     amount = replace(amount, **told) if told else amount
     rows = (row for group in options.only or groups for row in groups[group](amount))
     return report(rows, as_json=options.json)
