@@ -4,10 +4,11 @@
 
 The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
-numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets);
-and four that train, seeded, in one process (idle core: 4, 3, 8 and 6 minutes), with curves as SVG
-in DIR: `suite20` (loss at several compressions against averaging in fp32), `rounds` (rounds to the
-same loss), `robust` (bad learners among good ones) and `moments` (what is kept between rounds).
+numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets).
+Four train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
+at several compressions against averaging in fp32; 4 minutes of an idle core), `rounds` (rounds to
+the same loss; 3), `robust` (bad learners among good ones; 8) and `moments` (what is kept between
+rounds; 6).
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
 """
