@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from chain import records as r
-from chain.errors import UnreachableError
+from chain.errors import TxError, UnreachableError, WorkerError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import RoundPhase
 from chain.transactions import PodlManifest
@@ -27,7 +29,11 @@ from node.worker.client import TrainJob, TrainOutcome, Worker
 from wallet.keys import Keys
 
 FETCH_TRIES, FETCH_PAUSE_S = 8, 2.0  # a node that has just got a new model may still assemble it
+TRAIN_TRIES = 3  # of a worker that dies; each goes on from the last checkpoint
+# What the chain says when a round has gone on without a learner that came late.
+MISSED = frozenset(("wrong_phase", "wrong_round", "no_slot"))
 T = TypeVar("T")
+Made = asyncio.Queue[tuple[Hash32, bytes] | None]  # checkpoints as they come, then None
 
 
 async def patiently(fetch: Callable[[], Awaitable[T]]) -> T:
@@ -58,7 +64,21 @@ class Learner:
         self._submission = Submission(reader, keys, files, progress)
 
     async def train_round(self) -> Summary:
-        """One round from joining to its end, or the rest of one that was interrupted."""
+        """One round from joining to its end, or the rest of one that was interrupted. A round that
+        goes on without us is left for the next, and a node that is away for a while waited for."""
+        while True:
+            try:
+                return await self._round()
+            except TxError as error:
+                if error.code not in MISSED:
+                    raise
+                self._progress.say(f"the round went on without us ({error}); waiting for the next")
+                self._files.drop_pending()
+            except UnreachableError as error:
+                self._progress.say(f"{error}; waiting for the node")
+                await self._submission.watch.until(self._reader.head)
+
+    async def _round(self) -> Summary:
         resumed = await self._submission.resume()
         if resumed is not None:
             return resumed
@@ -76,10 +96,10 @@ class Learner:
             profile.cancel()
             await asyncio.gather(profile, return_exceptions=True)
         if self._submission.account not in record.joined:
-            self._progress.say(
-                f"round {record.number} has more learners than slots, and was drawn without us"
+            raise TxError(
+                "no_slot",
+                f"round {record.number} has more learners than slots, and was drawn without us",
             )
-            return await self.train_round()
         prepared = await self._train(record, base, data)
         return await self._submission.finish(prepared)
 
@@ -133,6 +153,10 @@ class Learner:
         )
         memory = await self._memory(spec, account)
         batches = await asyncio.to_thread(assignment.batches, 0, rule.steps)
+        done = await asyncio.to_thread(self._files.training, spec, rule, record)
+        if done:
+            at = (len(done) - 1) * rule.segment_steps
+            self._progress.say(f"going on from the checkpoint after step {at} of {rule.steps}")
         job = TrainJob(
             model=spec,
             training=rule,
@@ -143,11 +167,9 @@ class Learner:
             previous=memory.state if memory else None,
             residual=memory.residual if memory else None,
             profile=self._profile,
+            done=done,
         )
-        tokens = rule.batch * spec.context
-        outcome = await self._worker.train(
-            job, lambda done, loss: self._progress.step(done, rule.steps, loss, tokens)
-        )
+        outcome = await self._trained(record, job)
         self._progress.say(
             f"trained {rule.steps} steps in {outcome.seconds:.1f} s; training loss "
             f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; busiest expert "
@@ -156,10 +178,49 @@ class Learner:
         batch_root = await asyncio.to_thread(assignment.root, rule.steps)
         return await self._prepare(record, rule, outcome, batch_root)
 
+    async def _trained(self, record: r.RoundRecord, job: TrainJob) -> TrainOutcome:
+        """The training's outcome, also if a worker dies on the way."""
+        for _ in range(TRAIN_TRIES - 1):
+            try:
+                return await self._try_training(record, job)
+            except WorkerError as error:
+                self._progress.say(f"{error}; starting another")
+            done = await asyncio.to_thread(self._files.training, job.model, job.training, record)
+            job = replace(job, done=done)
+        return await self._try_training(record, job)
+
+    async def _try_training(self, record: r.RoundRecord, job: TrainJob) -> TrainOutcome:
+        """Checkpoints are kept and uploaded as they come."""
+        steps, tokens = job.training.steps, job.training.batch * job.model.context
+        made: Made = asyncio.Queue()
+        keeping = asyncio.create_task(self._keep(record, made))
+        try:
+            try:
+                return await self._worker.train(
+                    job,
+                    lambda done, loss: self._progress.step(done, steps, loss, tokens),
+                    lambda state_hash, state: made.put_nowait((state_hash, state)),
+                )
+            finally:  # also what a worker that died has reached is kept
+                made.put_nowait(None)
+                await keeping
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+    async def _keep(self, record: r.RoundRecord, made: Made) -> None:
+        """Each checkpoint on disk, so that a killed learner goes on from it, and at the node, which
+        serves it to whoever replays the training."""
+        client, index = self._reader.client, 0
+        while (checkpoint := await made.get()) is not None:
+            state_hash, state = checkpoint
+            await asyncio.to_thread(self._files.save_checkpoint, record, index, state)
+            await patiently(partial(client.put_checkpoint, state_hash, state))
+            index += 1
+
     async def _prepare(
         self, record: r.RoundRecord, rule: TrainingSpec, outcome: TrainOutcome, batch_root: Hash32
     ) -> Prepared:
-        client = self._reader.client
         manifest = PodlManifest(
             round=record.number,
             learner=self._submission.account,
@@ -180,10 +241,9 @@ class Learner:
             density=rule.density(record.number),
             shards=tuple[ShardIndex, ...](),
         )
-        for state_hash, state in zip(outcome.state_hashes, outcome.checkpoints, strict=True):
-            await client.put_checkpoint(state_hash, state)
         salt, blob, size = await self._submission.upload(outcome.payload)
         prepared = Prepared(manifest, salt, blob, size)
         await asyncio.to_thread(self._files.save_next, outcome.checkpoints[-1], outcome.residual)
         self._files.save_pending(prepared)  # before the commit, or a crash would lose the salt
+        await asyncio.to_thread(self._files.drop_training)
         return prepared

@@ -4,6 +4,7 @@
     pending.json             the delta in hand: salt and manifest, written before its commit (0600)
     last.state last.residual training state and residual after the last revealed delta
     next.state next.residual the same for the delta in hand; they become the last at its reveal
+    training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them
     corpus/<blob id>         dataset chunks, verified whenever they are read
 
 Optimizer and residual are chained on the chain: what is kept is used only if its roots are the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ from chain.address import format_address
 from chain.codec import decode, encode
 from chain.errors import BlyanError, ConfigError, StorageError
 from chain.hashes import BLOB, ZERO_HASH, Hash32
+from chain.records import RoundRecord
 from chain.transactions import PodlManifest
 from chain.types import BlobId, ChainId, PubKey
-from learning.spec import ModelSpec
-from learning.state import deserialize_state, residual_root
+from learning.spec import ModelSpec, TrainingSpec
+from learning.state import deserialize_state, residual_root, sections_root
 from node.home import Home, exclusive, write_private
+
+_TRAINING = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,41 @@ class LearnerFiles:
             if path.exists():
                 path.replace(self._directory / f"last.{name}")
 
+    # --- the training in hand --------------------------------------------------------------
+
+    def training(self, spec: ModelSpec, training: TrainingSpec, round_: RoundRecord) -> list[bytes]:
+        """Checkpoints of a round's training that was interrupted, from its first on."""
+        found: list[bytes] = []
+        for index in range(training.segments + 1):
+            data = self._read(f"{_training_name(round_)}/{index}.state")
+            if data is None:
+                break
+            try:
+                state = deserialize_state(spec, data)
+            except BlyanError:
+                break
+            first = index == 0
+            if state.step != index * training.segment_steps or (
+                first and sections_root(state.weights) != round_.base_root
+            ):
+                break
+            found.append(data)
+        return found
+
+    def save_checkpoint(self, round_: RoundRecord, index: int, state: bytes) -> None:
+        """Keep a checkpoint, and none of other rounds'."""
+        name = _training_name(round_)
+        self.drop_training(but=round_)
+        (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write(f"{name}/{index}.state", state)
+
+    def drop_training(self, but: RoundRecord | None = None) -> None:
+        """Forget checkpoints: their delta is in hand, or their round is over."""
+        kept = self._directory / _training_name(but) if but is not None else None
+        for directory in (self._directory / _TRAINING).glob("*"):
+            if directory != kept:
+                shutil.rmtree(directory, ignore_errors=True)
+
     # --- dataset chunks --------------------------------------------------------------------
 
     def blob(self, blob: BlobId) -> bytes | None:
@@ -168,3 +208,8 @@ class LearnerFiles:
             part.replace(path)
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _training_name(round_: RoundRecord) -> str:
+    """A round may be trained on one seed and base alone."""
+    return f"{_TRAINING}/{round_.number}-{round_.seed.hex()[:16]}"

@@ -20,7 +20,13 @@ from chain.errors import BlyanError, DeadlineError, InputError, TxError, Unreach
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import manifest_root
-from chain.transactions import DeltaCommit, DeltaReveal, JoinRound, delta_commitment
+from chain.transactions import (
+    DeltaCommit,
+    DeltaReveal,
+    JoinRound,
+    PodlManifest,
+    delta_commitment,
+)
 from chain.types import BlobId, PubKey, TxId
 from node.learner_files import LearnerFiles, Prepared
 from node.sealed import SALT_BYTES, seal
@@ -160,6 +166,10 @@ class Submission:
         try:
             await self._send(JoinRound(number, ()))
         except TxError as error:
+            if error.code == "no_slot":
+                self.progress.say(f"{error}; waiting for the next round")
+                await self.watch.round(number, lambda x: x.phase > RoundPhase.OPEN)
+                return False
             if error.code in ("wrong_phase", "wrong_round"):
                 return False
             if error.code != "duplicate":
@@ -186,15 +196,16 @@ class Submission:
         number = prepared.round
         delta = await self._commit(prepared)
         record = await self.reader.delta(delta)
-        if record.manifest is None:
-            await self._send(prepared.manifest)
+        if record.manifest is None and await self._in_time(prepared.manifest):
             self.progress.say("manifest is on the chain")
         await self.watch.round(number, lambda x: x.phase >= RoundPhase.REVEAL)
         record = await self.reader.delta(delta)
-        if record.status == DeltaStatus.COMMITTED:
-            await self._send(DeltaReveal(delta, prepared.salt))
+        if record.status == DeltaStatus.COMMITTED and await self._in_time(
+            DeltaReveal(delta, prepared.salt)
+        ):
             self.progress.say("revealed")
-        self.files.promote_next()
+        if (await self.reader.delta(delta)).salt != ZERO_HASH:
+            self.files.promote_next()
         await self.watch.round(number, lambda x: x.phase == RoundPhase.DONE)
         summary = await self.summary(delta)
         self.files.drop_pending()
@@ -230,18 +241,37 @@ class Submission:
                     f"{own.id.hex()}; one a round is allowed"
                 )
             return own.id
-        delta, _ = await self._send(
-            DeltaCommit(
-                prepared.round,
-                manifest.base_root,
-                commitment,
-                manifest_root(manifest),
-                prepared.blob,
-                prepared.blob_bytes,
-            )
+        commit = DeltaCommit(
+            prepared.round,
+            manifest.base_root,
+            commitment,
+            manifest_root(manifest),
+            prepared.blob,
+            prepared.blob_bytes,
         )
+        try:
+            delta, _ = await self._send(commit)
+        except TxError as error:
+            own = await self._own(prepared.round) if error.code == "duplicate" else None
+            if own is None or own.commitment != commitment:
+                raise
+            delta = own.id  # it was on its way when the last run ended
         self.progress.say(f"committed delta {delta.hex()}")
         return delta
+
+    async def _in_time(self, payload: PodlManifest | DeltaReveal) -> bool:
+        """Send a further step of a committed delta; False if its phase is over: the round goes on
+        without it. It may have been on its way when the last run ended."""
+        try:
+            await self._send(payload)
+        except TxError as error:
+            if error.code == "duplicate":
+                return True
+            if error.code != "wrong_phase":
+                raise
+            self.progress.say(f"too late: {error}")
+            return False
+        return True
 
     def _commitment(self, prepared: Prepared) -> Hash32:
         manifest = prepared.manifest

@@ -64,7 +64,8 @@ class TrainJob:
     """One round of local training. `base`, `residual`: data sections in shard order.
 
     `previous`: the last checkpoint of this learner's last round, for its optimizer, or None.
-    `batches`: uint8 [steps, batch, context + 1].
+    `batches`: uint8 [steps, batch, context + 1]. `done`: checkpoints of this very round from its
+    first on, if its training was interrupted: it goes on after the last of them.
     """
 
     model: ModelSpec
@@ -76,6 +77,7 @@ class TrainJob:
     previous: bytes | None = None
     residual: Sequence[bytes] | None = None
     profile: Kind = "native"
+    done: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class TrainOutcome:
     state_hashes: tuple[Hash32, ...]
     checkpoints: tuple[bytes, ...]
     profile: str
-    first_loss: float  # training loss in nats per byte, for progress only
+    first_loss: float  # training loss in nats per byte, for progress only; 0 without a step
     last_loss: float
     imbalance: tuple[float, ...]  # of each layer: the busiest expert's bytes over the mean one's
     seconds: float
@@ -213,14 +215,20 @@ class Worker:
         return float(result["seconds"])
 
     async def train(
-        self, job: TrainJob, on_progress: Callable[[int, float], None] | None = None
+        self,
+        job: TrainJob,
+        on_progress: Callable[[int, float], None] | None = None,
+        on_checkpoint: Callable[[Hash32, bytes], None] | None = None,
     ) -> TrainOutcome:
-        """Train one round. `on_progress(steps done, loss)` is called after each step."""
+        """Train one round. `on_progress(steps done, loss)` is called after each step,
+        `on_checkpoint(state hash, state)` for each checkpoint, those of `job.done` included."""
         checkpoints: list[bytes] = []
 
         def on_event(message: Message) -> None:
             if message["event"] == "checkpoint":
                 checkpoints.append(message["state"])
+                if on_checkpoint is not None:
+                    on_checkpoint(Hash32(message["hash"]), message["state"])
             elif on_progress is not None:
                 on_progress(message["step"], message["loss"])
 
@@ -235,6 +243,7 @@ class Worker:
             "previous": job.previous,
             "residual": None if job.residual is None else list(job.residual),
             "profile": job.profile,
+            "done": list(job.done),
         }
         result = await self._call(request, on_event)
         hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))

@@ -79,14 +79,24 @@ def _train(request: Message, emit: Emit) -> Message:
     training = TrainingSpec.from_json(request["training"])
     shape = (training.steps, training.batch, spec.context + 1)
     batches = _bytes_array(request["batches"], shape)
-    base, previous = request["shards"], request["previous"]
-    if previous is None:
-        state = TrainState.fresh(base)
-    else:
-        state = deserialize_state(spec, previous).next_round(base)
+    base, previous, done = request["shards"], request["previous"], request["done"]
     started = time.monotonic()
-    optimizer_before, hashes, losses = state.optimizer_root(), [state.hash()], []
-    emit({"event": "checkpoint", "state": serialize_state(state)})
+    if done:
+        states = [deserialize_state(spec, data) for data in done]
+    elif previous is None:
+        states = [TrainState.fresh(base)]
+    else:
+        states = [deserialize_state(spec, previous).next_round(base)]
+    hashes: list[Hash32] = []
+    losses: list[float] = []
+
+    def reached(state: TrainState) -> None:
+        hashes.append(state.hash())
+        emit({"event": "checkpoint", "hash": hashes[-1], "state": serialize_state(state)})
+
+    for state in states:
+        reached(state)
+    optimizer_before, state = states[0].optimizer_root(), states[-1]
 
     loads = np.zeros((spec.layers, spec.experts), np.int64)
 
@@ -95,11 +105,10 @@ def _train(request: Message, emit: Emit) -> Message:
         loads[:] += progress.loads
         emit({"event": "step", "step": progress.step + 1, "loss": progress.loss})
 
-    for segment in range(training.segments):
+    for segment in range(len(states) - 1, training.segments):
         last = training.segment_range(segment)[1]
         state = train_segment(spec, training, state, batches.__getitem__, last, step_done, ops)
-        hashes.append(state.hash())
-        emit({"event": "checkpoint", "state": serialize_state(state)})
+        reached(state)
     out = compress(
         spec,
         training,
@@ -119,8 +128,8 @@ def _train(request: Message, emit: Emit) -> Message:
         "optimizer_after": state.optimizer_root(),
         "state_hashes": hashes,
         "profile": profile,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "first_loss": losses[0] if losses else 0.0,
+        "last_loss": losses[-1] if losses else 0.0,
         "imbalance": imbalance(loads),
         "seconds": time.monotonic() - started,
     }

@@ -14,11 +14,11 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from chain.errors import UnreachableError
 from node.client import Client
@@ -130,10 +130,19 @@ class Machine:
 
 
 class Fleet:
-    """All nodes of one run."""
+    """All nodes of one run. `wired`: their connections go over wires that can be cut."""
 
-    def __init__(self, directory: Path, manifest: Manifest, payers: list[KeyPair], seed: str):
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        payers: list[KeyPair],
+        seed: str,
+        *,
+        training: Mapping[str, Any] | None = None,
+        wired: bool = True,
+    ) -> None:
+        self.directory, self._wired = directory, wired
         ports = free_ports(3 * manifest.validators, random.Random(seed))
         found = [
             found_home(
@@ -144,6 +153,7 @@ class Fleet:
         ]
         document = template()
         document["params"] |= manifest.genesis
+        document["training"] |= training or {}
         text = json.loads(founding_genesis(found, document=document))
         text["accounts"] += [{"account": p.public.hex(), "grains": FUNDS_GRAINS} for p in payers]
         self.wires = Wires([(f.config.p2p_port, f.config.link_port) for f in found])
@@ -156,15 +166,23 @@ class Fleet:
             self.machines.append(Machine(i, whole, directory / f"box-{i}.json", clock))
 
     async def start(self) -> None:
-        await self.wires.open()
+        if self._wired:
+            await self.wires.open()
         for machine in self.machines:
-            write_box(machine.box, machine.clock, self.wires.ways[machine.index])
+            write_box(machine.box, machine.clock, self._ways(machine))
             await machine.start()
         await asyncio.gather(*(self.wait_height(m, 2) for m in self.machines))
         await asyncio.gather(*(self.wait_connected(m) for m in self.machines))
         for pair, size in self.wires.carried().items():
-            if not size:
+            if self._wired and not size:
                 raise Failure(f"nodes {sorted(pair)} are linked, but not over their wire")
+
+    def _ways(self, machine: Machine) -> Mapping[int, int]:
+        """Where a connection to a port of another node leads."""
+        if self._wired:
+            return self.wires.ways[machine.index]
+        configs = [m.founded.config for m in self.machines if m is not machine]
+        return {port: port for c in configs for port in (c.p2p_port, c.link_port)}
 
     async def wait_height(self, machine: Machine, height: int) -> int:
         """Until it answers and is there; the height it has then."""

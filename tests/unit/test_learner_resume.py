@@ -1,0 +1,251 @@
+"""A learner that is killed, comes late, or whose node is away for a while goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chain.errors import TxError, UnreachableError, WorkerError
+from chain.hashes import Hash32
+from chain.phases import first_round
+from chain.records import DeltaStatus, RoundPhase
+from chain.types import ChainId, PubKey
+from learning.init import initial_shards
+from learning.state import TrainState, sections_root, serialize_state
+from node import learner as module
+from node.home import Home
+from node.learner import Learner
+from node.learner_files import LearnerFiles
+from node.submission import Submission, Summary
+from node.worker.client import TrainJob, TrainOutcome
+from tests.kit.nano import TINY, TINY_TRAINING, tiny_batches
+from tests.unit.test_learner_inputs import Play, mined, play
+
+BASE = initial_shards(TINY)
+ROUND = replace(first_round(sections_root(BASE)), seed=Hash32(b"s" * 32))
+
+
+def files(directory: Path) -> LearnerFiles:
+    return LearnerFiles(Home(directory), ChainId(b"c" * 32), PubKey(b"a" * 32))
+
+
+def state(step: int, fill: int = 0) -> bytes:
+    moments = tuple(bytes([fill]) * len(section) for section in BASE)
+    return serialize_state(TrainState(tuple(BASE), moments, moments, step=step, updates=step))
+
+
+# --- checkpoints of a training in hand ---------------------------------------------------------
+
+
+def test_checkpoints_are_kept_until_their_round_is_over(tmp_path: Path) -> None:
+    kept = files(tmp_path)
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    states = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
+    for i, data in enumerate(states):
+        kept.save_checkpoint(ROUND, i, data)
+    assert files(tmp_path).training(TINY, TINY_TRAINING, ROUND) == states
+    other = replace(ROUND, seed=Hash32(b"t" * 32))
+    assert kept.training(TINY, TINY_TRAINING, other) == []
+    kept.save_checkpoint(other, 0, states[0])
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    kept.drop_training()
+    assert kept.training(TINY, TINY_TRAINING, other) == []
+
+
+def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> None:
+    kept = files(tmp_path)
+    good = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
+    for i, data in enumerate(good):
+        kept.save_checkpoint(ROUND, i, data)
+    kept.save_checkpoint(ROUND, 1, good[1][:-1])
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
+    kept.save_checkpoint(ROUND, 1, good[2])  # of another step
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
+    stranger = replace(ROUND, base_root=Hash32(b"x" * 32))
+    assert kept.training(TINY, TINY_TRAINING, stranger) == []
+
+
+NONE = Hash32(bytes(32))
+OUTCOME = TrainOutcome(b"", NONE, (), NONE, NONE, NONE, NONE, (), (), "", 0.0, 0.0, 0.0)
+
+
+class Dying:
+    """A worker that dies after so many checkpoints, twice, and then trains to the end."""
+
+    def __init__(self, dies_after: Sequence[int]) -> None:
+        self.jobs: list[TrainJob] = []
+        self._dies_after = list(dies_after)
+
+    async def train(self, job: TrainJob, on_progress: Any, on_checkpoint: Any) -> TrainOutcome:
+        self.jobs.append(job)
+        left = self._dies_after.pop(0) if self._dies_after else job.training.segments + 1
+        for i in range(left):
+            on_checkpoint(Hash32(bytes([i]) * 32), state(i * job.training.segment_steps))
+        if left <= job.training.segments:
+            raise WorkerError("the worker died (signal 9)")
+        return replace(OUTCOME)
+
+
+class Uploads:
+    """A node that takes checkpoints; `refuses` so many calls before."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.refuses, self.taken = refuses, list[bytes]()
+
+    async def put_checkpoint(self, state_hash: Hash32, data: bytes) -> None:
+        if self.refuses:
+            self.refuses -= 1
+            raise UnreachableError("restarting")
+        self.taken.append(data)
+
+
+class Reader:
+    def __init__(self, client: Uploads) -> None:
+        self.client = client
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+        """Nobody watches."""
+
+
+def learner(directory: Path, worker: Dying, node: Uploads) -> Learner:
+    made = object.__new__(Learner)
+    made._reader, made._files = Reader(node), files(directory)  # type: ignore[assignment]
+    made._worker, made._progress = worker, Quiet()  # type: ignore[assignment]
+    return made
+
+
+JOB = TrainJob(TINY, TINY_TRAINING, 0, ROUND.base_root, BASE, tiny_batches())
+
+
+def test_a_worker_that_dies_costs_no_more_than_a_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FETCH_PAUSE_S", 0.0)
+    worker, node = Dying([2, 4]), Uploads(refuses=2)
+    asyncio.run(learner(tmp_path, worker, node)._trained(ROUND, JOB))
+    assert [len(job.done) for job in worker.jobs] == [0, 2, 4]
+    assert set(node.taken) == {state(i * TINY_TRAINING.segment_steps) for i in range(5)}
+    worker = Dying([1, 2, 3, 4])
+    with pytest.raises(WorkerError):
+        asyncio.run(learner(tmp_path / "again", worker, node)._trained(ROUND, JOB))
+    assert len(worker.jobs) == module.TRAIN_TRIES
+
+
+# --- what was on its way when the last run ended -------------------------------------------------
+
+
+def test_a_commit_on_its_way_is_not_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after it was sent and before it was final: the chain has it by the time that the next
+    run sends it again."""
+
+    async def body(play: Play) -> None:
+        prepared = await play.prepare()
+        first = play.submission()
+        going = asyncio.create_task(first._commit(prepared))
+        while not play.chain.pool.size:
+            await asyncio.wait([going], timeout=0.01)
+        going.cancel()
+        second = play.submission()
+        delta = await mined(play.chain, second._commit(prepared))
+        assert [delta] == list(play.chain.state.round().deltas)
+        assert await mined(play.chain, second._in_time(prepared.manifest))
+        monkeypatch.setattr(second, "_send", refused("duplicate"))
+        assert await second._in_time(prepared.manifest)
+        monkeypatch.setattr(second, "_send", refused("bad_manifest"))
+        with pytest.raises(TxError, match="no"):
+            await second._in_time(prepared.manifest)
+
+    play(tmp_path, monkeypatch, body)
+
+
+def refused(code: str) -> Any:
+    async def send(payload: Any) -> Any:
+        raise TxError(code, "no")
+
+    return send
+
+
+def test_a_reveal_that_is_too_late_waits_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after its commit and started again when the reveal is over: the round ends without it,
+    and what it learnt is not taken for what the chain has."""
+
+    async def body(play: Play) -> None:
+        prepared = await play.prepare()
+        delta = await mined(play.chain, play.submission()._commit(prepared))
+        (folder,) = play.directory.glob("learner/*/*")
+        (folder / "next.state").write_bytes(b"learnt")
+        play.until(RoundPhase.JURY)
+        going = asyncio.create_task(mined(play.chain, play.submission().resume()))
+        while not any("too late" in line for line in play.progress.lines):
+            await asyncio.wait([going], timeout=0.01)
+        play.chain.until(lambda s: s.head.round == 1, most=2000)
+        summary = await going
+        assert summary is not None
+        assert (summary.delta, summary.status) == (delta.hex(), "unavailable")
+        assert play.files.pending() is None
+        assert not list(folder.glob("*.state"))
+        assert play.chain.state.delta(delta).status == DeltaStatus.UNAVAILABLE
+
+    play(tmp_path, monkeypatch, body)
+
+
+# --- rounds that go on without ------------------------------------------------------------------
+
+
+class Rounds:
+    """Stands for `Submission`: each call of a round ends as scripted."""
+
+    def __init__(self, ends: Sequence[Exception]) -> None:
+        self.ends, self.waited = list(ends), 0
+        self.watch = self
+
+    async def resume(self) -> Summary | None:
+        if self.ends:
+            raise self.ends.pop(0)
+        return Summary(3, "d", "merged", True, None, 0, 0, 0, "", None, None, True)
+
+    async def until(self, look: Any) -> None:
+        self.waited += 1
+
+
+def test_a_missed_round_and_a_node_that_is_away_end_no_learner(tmp_path: Path) -> None:
+    class Head:
+        head = None
+
+    made = object.__new__(Learner)
+    rounds = Rounds([TxError("wrong_phase", "late"), UnreachableError("gone"), TxError("x", "y")])
+    made._submission, made._files = rounds, files(tmp_path)  # type: ignore[assignment]
+    made._progress, made._reader = Quiet(), Head()  # type: ignore[assignment]
+    with pytest.raises(TxError, match="y"):
+        asyncio.run(made.train_round())
+    assert rounds.waited == 1
+    assert asyncio.run(made.train_round()).round == 3
+
+
+def test_a_round_without_a_place_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(play: Play) -> None:
+        second: Submission = play.submission()
+        monkeypatch.setattr(second, "_send", refused("no_slot"))
+        assert not await second._declare(play.chain.state.round().number)
+        assert "waiting for the next round" in play.progress.lines[-1]
+
+    play(tmp_path, monkeypatch, body)
