@@ -189,6 +189,6 @@ def _check_base(base: Hash32 | None, current: Hash32) -> None:
     if base is not None and base != current:
         raise TxError(
             "stale_base",
-            f"the delta starts from {base.hex()}; the model is {current.hex()} now: fetch it with "
-            "`blyan model export` and train again or rebase",
+            f"the delta starts from {base.hex()}; the model is {current.hex()} now: train again "
+            "from what `blyan model export` gives, or take it over with `blyan delta rebase`",
         )

@@ -196,8 +196,8 @@ class Submission:
         number = prepared.round
         delta = await self._commit(prepared)
         record = await self.reader.delta(delta)
-        if record.manifest is None and await self._in_time(prepared.manifest):
-            self.progress.say("manifest is on the chain")
+        if record.manifest is None:  # it had no place beside the commit
+            await self._in_time(prepared.manifest)
         await self.watch.round(number, lambda x: x.phase >= RoundPhase.REVEAL)
         record = await self.reader.delta(delta)
         if record.status == DeltaStatus.COMMITTED and await self._in_time(
@@ -249,13 +249,21 @@ class Submission:
             prepared.blob,
             prepared.blob_bytes,
         )
+        sent = asyncio.create_task(self._send(commit))
+        follows = asyncio.create_task(self._send(manifest))  # with the next nonce: in one block
         try:
-            delta, _ = await self._send(commit)
+            delta, _ = await sent
         except TxError as error:
             own = await self._own(prepared.round) if error.code == "duplicate" else None
             if own is None or own.commitment != commitment:
                 raise
             delta = own.id  # it was on its way when the last run ended
+        else:
+            await asyncio.wait({follows})
+        finally:
+            for task in (sent, follows):
+                task.cancel()
+            await asyncio.gather(sent, follows, return_exceptions=True)
         self.progress.say(f"committed delta {delta.hex()}")
         return delta
 

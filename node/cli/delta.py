@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import click
 
+from chain import records as r
 from node.cli.output import emit, listing, short, table
 from node.cli.progress import TerminalProgress
 from node.cli.session import Group, Session, pass_session
 from node.cli.train import EXIT_REJECTED, headline
 from node.client import Client
 from node.delta_file import parse_root, read_delta, submit_delta
+from node.delta_rebase import rebase_file
 from node.learner_files import LearnerFiles
 from node.submission import Submission, Summary
 from node.verified import VerifiedReader
@@ -25,6 +28,7 @@ def delta() -> None:
     \b
     Examples:
       blyan delta submit my-delta.safetensors --base 3f1c…
+      blyan delta rebase my-delta.safetensors
       blyan delta list
       blyan delta show 9ab0…
     """
@@ -63,6 +67,35 @@ def submit(session: Session, file: Path, base: str | None, key: str | None) -> i
     summary = session.ask(run)
     emit(session, summary.to_json())
     return 0 if summary.accepted else EXIT_REJECTED
+
+
+@delta.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--base", metavar="ROOT", help="Model root that FILE starts from; another is refused."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write here. [default: FILE itself]")
+@pass_session
+def rebase(session: Session, file: Path, base: str | None, out: Path | None) -> None:
+    """Take FILE over to the newest model: the same change, said to start from that.
+
+    Nothing of the two models is mixed; whether the change still helps, the jury says.
+
+    \b
+    Examples:
+      blyan delta rebase my-delta.safetensors
+      blyan delta rebase my-delta.safetensors --base 3f1c… --out rebased.safetensors
+    """
+    root = parse_root(base, "--base") if base else None
+
+    async def run(client: Client) -> dict[str, str]:
+        reader = await VerifiedReader.connect(client)
+        model = await reader.need(r.ModelRecord, r.MODEL, "model")
+        target = out or file
+        had = await asyncio.to_thread(rebase_file, file, target, reader.specs, root, model.root)
+        return {"file": str(target), "from": had.hex(), "onto": model.root.hex()}
+
+    emit(session, session.ask(run))
 
 
 @delta.command()

@@ -26,6 +26,7 @@ from node.services.duty_plan import (
     Evaluate,
     HoldModel,
     OpenVote,
+    Prepare,
     Replay,
     ReportLatency,
     Screen,
@@ -51,6 +52,7 @@ _HANDLERS: dict[type, Callable[[DutyContext, Any], Awaitable[None]]] = {
     AuditDataset: duty_dataset.audit_dataset,
     HoldModel: duty_aggregate.hold_model,
     Evaluate: duty_jury.evaluate,
+    Prepare: duty_jury.prepare,
     Screen: duty_jury.screen,
     OpenVote: duty_jury.open_vote,
     Replay: duty_jury.replay,
@@ -73,6 +75,7 @@ class Duties:
         self._failures: dict[Duty, tuple[int, float]] = {}  # times, when to try again
         self._room = asyncio.Semaphore(AT_ONCE)
         self._audit_room = asyncio.Semaphore(AUDITS_AT_ONCE)
+        self._early_room = asyncio.Semaphore(1)  # one that nobody waits for keeps nothing back
         self._custody_room = asyncio.Semaphore(CUSTODY_AT_ONCE)
         self._wake = asyncio.Event()
         self._round = -1
@@ -127,6 +130,7 @@ class Duties:
             context.account,
             context.holds,
             context.custody.found,
+            context.is_prepared,
         )
         if state.head.round != self._round:
             self._round = state.head.round
@@ -192,6 +196,8 @@ class Duties:
     def _room_of(self, duty: Duty) -> asyncio.Semaphore:
         if isinstance(duty, CommitCustody | CheckCustody | OpenCustody):
             return self._custody_room
+        if isinstance(duty, Prepare):
+            return self._early_room
         return self._audit_room if isinstance(duty, AuditDataset) else self._room
 
     def _fail(self, duty: Duty) -> None:

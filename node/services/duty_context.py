@@ -10,7 +10,7 @@ from typing import Protocol
 
 from chain import limits
 from chain import records as r
-from chain.errors import TxError
+from chain.errors import BlyanError, TxError
 from chain.hashes import Hash32
 from chain.params import Genesis, Params
 from chain.receipts import Receipt
@@ -128,6 +128,7 @@ class DutyContext:
         self.custody = CustodyChecks()
         self._sending: set[asyncio.Future[Receipt]] = set()
         self._data: tuple[Hash32, asyncio.Task[RoundData]] | None = None
+        self._prepared: tuple[int, int] = (-1, 0)  # round, and of how many deltas
 
     @property
     def rules(self) -> Rules:
@@ -173,9 +174,26 @@ class DutyContext:
     async def payload(self, record: r.DeltaRecord) -> bytes:
         """A revealed delta's payload. UnreachableError if nobody has its blob, VerifyError if the
         blob does not open with the salt."""
-        most = min(record.blob_bytes, limits.MAX_BLOB_BYTES)
-        blob = await self.node.blobs.get(record.blob, most=most)
+        blob = await self.node.blobs.get(record.blob, most=_blob_bytes(record))
         return await asyncio.to_thread(unseal, blob, record.salt)
+
+    def is_prepared(self, current: r.RoundRecord) -> bool:
+        """Whether what the screen of a round will need is here, as far as it can be."""
+        return not current.deltas or self._prepared == (current.number, len(current.deltas))
+
+    async def prepare(self, current: r.RoundRecord) -> None:
+        """Have it, before anybody waits. Blobs are sealed until their reveal; with a copy here a
+        learner's own node may go. What cannot be had is asked for again when it is needed."""
+        state = self.state()
+        records = [state.delta(delta) for delta in current.deltas]
+        wanted = [self.node.blobs.get(d.blob, most=_blob_bytes(d)) for d in records]
+        rest = (self.worker.profile(), self.round_data(current))  # a process, with torch
+        for found in await asyncio.gather(*wanted, *rest, return_exceptions=True):
+            if isinstance(found, BlyanError):
+                log.debug("not ready for the screen of round %d: %s", current.number, found)
+            elif isinstance(found, BaseException):
+                raise found
+        self._prepared = (current.number, len(current.deltas))
 
     def local_payloads(self, round_: int) -> list[bytes] | None:
         """Payloads of the deltas that a round accepted, if all are here; for a thread."""
@@ -219,3 +237,7 @@ class DutyContext:
     def late(self, record: r.RoundRecord, window_ms: int) -> bool:
         """Whether half of the phase has passed: then waiting longer would cost the round."""
         return self.state().head.time_ms >= record.deadline_ms - window_ms // 2
+
+
+def _blob_bytes(record: r.DeltaRecord) -> int:
+    return min(record.blob_bytes, limits.MAX_BLOB_BYTES)

@@ -32,13 +32,20 @@ from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, sections_root
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
-from node.services.duty_plan import Evaluate, OpenVote, Replay, Screen
+from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
 from tiles.delta import delta_header, payload_root
 
 log = logging.getLogger("blyan.duties")
 WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs torch)
 SLICES = limits.MAX_SLICES  # windows of one verdict: the paired test is as sharp as a vote holds
 FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots (FINDINGS, PoL)
+
+
+# --- before the screen -----------------------------------------------------------------
+
+
+async def prepare(context: DutyContext, duty: Prepare) -> None:
+    await context.prepare(context.state().round(duty.round))
 
 
 # --- the screen ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chain import datasets, latency, rounds
+from chain import datasets, latency, limits, rounds
 from chain import records as r
 from chain.hashes import ZERO_HASH, Hash32
 from chain.params import Params
@@ -22,6 +22,9 @@ from node.services.custody_plan import CheckCustody, Checked, CommitCustody, Ope
 
 # Whether all that this node keeps of a shard's version (index, root) is here.
 Holds = Callable[[int, Hash32], bool]
+# Whether what a round's screen needs is here.
+IsPrepared = Callable[[r.RoundRecord], bool]
+BEFORE_SCREEN = (RoundPhase.TRAIN, RoundPhase.REVEAL, RoundPhase.JURY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,13 @@ class Evaluate:
     round: int
     root: Hash32
     holdout: Hash32
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Have what the screen of a round will need: its text, what its deltas are in, a worker."""
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,7 @@ Duty = (
     AuditDataset
     | HoldModel
     | Evaluate
+    | Prepare
     | Screen
     | OpenVote
     | Replay
@@ -118,6 +129,7 @@ def plan(
     account: PubKey,
     holds: Holds,
     checked: Checked = unchecked,
+    is_prepared: IsPrepared = lambda _: True,
 ) -> list[Duty]:
     """Everything `account` owes in this state, what is quick and urgent first."""
     duties: list[Duty] = []
@@ -133,6 +145,9 @@ def plan(
         duties.append(ReportLatency(state.head.epoch))
     current = state.round()
     duties += _jury(state, current, account)
+    everyone = len(state.validators()) <= limits.WATCHERS + 1  # all will check what is merged
+    if everyone and current.phase in BEFORE_SCREEN and not is_prepared(current):
+        duties.append(Prepare(current.number))
     if current.phase == RoundPhase.AGGREGATE:
         duties += _aggregation(state, params, rules, current, account)
     duties += _audits(state, account)

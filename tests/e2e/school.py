@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from chain.address import format_address
+from chain.types import TxId
 from corpus.dataset import build
 from corpus.ingest import Document
 from node.client import Client, Json
@@ -69,7 +70,9 @@ class School:
         *,
         params: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
+        funded: Sequence[KeyPair] = (),
     ) -> None:
+        """`learners`: how many keys to make for them; `funded`: who has money besides."""
         manifest = Manifest("school", "", validators=NODES, genesis={**PARAMS, **(params or {})})
         self.pairs = [
             KeyPair.from_seed(hashlib.sha256(b"learner %d of %d" % (i, seed)).digest())
@@ -79,7 +82,7 @@ class School:
         self.fleet = Fleet(
             directory,
             manifest,
-            self.pairs,
+            [*self.pairs, *funded],
             f"school {seed}",
             training={**TRAINING, **(training or {})},
             wired=False,
@@ -151,7 +154,8 @@ class School:
         total, tiles = [0.0] * len(accepted), 0
         for update in found["update_list"]:
             if update["provisional"]:
-                shown = await self.ask(lambda c, u=update: c.update(u["id"]))  # type: ignore[misc]
+                wanted = TxId(bytes.fromhex(update["id"]))
+                shown = await self.ask(lambda c, u=wanted: c.update(u))
                 for change in shown["changes"]:
                     tiles += 1
                     for i, weight in enumerate(change["weights"]):

@@ -163,9 +163,13 @@ def test_a_commit_on_its_way_is_not_another(
         second = play.submission()
         delta = await mined(play.chain, second._commit(prepared))
         assert [delta] == list(play.chain.state.round().deltas)
-        assert await mined(play.chain, second._in_time(prepared.manifest))
+        record = play.chain.state.delta(delta)
+        assert record.manifest == prepared.manifest  # came with it
         monkeypatch.setattr(second, "_send", refused("duplicate"))
         assert await second._in_time(prepared.manifest)
+        monkeypatch.setattr(second, "_send", refused("wrong_phase"))
+        assert not await second._in_time(prepared.manifest)
+        assert "too late" in play.progress.lines[-1]
         monkeypatch.setattr(second, "_send", refused("bad_manifest"))
         with pytest.raises(TxError, match="no"):
             await second._in_time(prepared.manifest)
@@ -193,8 +197,6 @@ def test_a_reveal_that_is_too_late_waits_for_the_end(
         (folder / "next.state").write_bytes(b"learnt")
         play.until(RoundPhase.JURY)
         going = asyncio.create_task(mined(play.chain, play.submission().resume()))
-        while not any("too late" in line for line in play.progress.lines):
-            await asyncio.wait([going], timeout=0.01)
         play.chain.until(lambda s: s.head.round == 1, most=2000)
         summary = await going
         assert summary is not None
