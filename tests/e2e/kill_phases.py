@@ -1,0 +1,357 @@
+"""kill -9 in every phase of a learning round: it costs no more than the round's own deadlines.
+
+    python -m tests.e2e.kill_phases [--seed S] [--phases train,reveal,…] [--victims primary,…]
+                                    [--keep] [--quiet]
+
+Four validators on loopback and two learners (`blyan train`), each a process with a home of its own.
+In each phase, one round after the other, a process is killed: the primary of the first tile, its
+secondary, or a learner. The seed says whether it is started again at once, or only when the round
+is over. Each time:
+
+- the round ends, and each of its phases no later than the first block after its deadline;
+- the tiles of a primary that is gone are aggregated by the next rank;
+- a learner that is killed before its reveal and started again at once is in the round all the same;
+- the next round ends, and merges what both learners have learnt.
+
+In the end all nodes have one state and one model, and nobody was slashed. A phase may be over
+before its victim is dead: the line then says in which it died. Exit code 0: all held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from chain.address import format_address
+from node.client import Json
+from node.config import Config, save_config
+from node.founding import Founded, found_home, write_genesis
+from node.home import Home, write_private
+from tests.e2e.fleet import ROOT, STOP_S, Failure, Machine, deadline
+from tests.e2e.school import PARAMS, Say, School, opened
+from tests.e2e.verdict import Check, all_ok
+from tests.kit.programs import environment
+from tests.kit.waiting import paused
+
+PHASES = (
+    *("open", "seed", "train", "reveal", "jury"),
+    *("screen_commit", "screen_reveal", "aggregate", "settle"),
+)
+VICTIMS = ("primary", "secondary", "learner")
+LEARNERS = 2
+# A killed learner must have the time to start again: that is what these windows are for.
+WINDOWS = {
+    "train": {"blocks": 20, "ms": 60_000},
+    "reveal": {"blocks": 10, "ms": 30_000},
+    "screen": {"blocks": 10, "ms": 30_000},
+    "aggregate": {"blocks": 8, "ms": 12_000},
+}
+RANKS = 3
+LOSS_PATIENCE = 10  # settle windows, as the protocol has it
+SLACK_S = 120.0  # for blocks of a network that lost a node, on a machine that does other things
+TICK_S = 0.02
+# Until here a learner that returns at once can still reveal.
+IN_TIME = ("open", "seed", "train", "reveal")
+
+
+class Pupil:
+    """A learner: its home, and its process if it runs."""
+
+    def __init__(self, founded: Founded) -> None:
+        self.founded = founded
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.founded.home.logs / "out.txt"
+
+    async def start(self) -> None:
+        command = [sys.executable, "-m", "tests.e2e.pupil", "train", "--rounds", "1000000"]
+        with self.log.open("ab") as output:
+            self.process = await asyncio.create_subprocess_exec(
+                *command,
+                *("--home", str(self.founded.home.path)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env=environment(),
+                start_new_session=True,
+            )
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        if self.process.returncode is not None:
+            raise Failure(f"a learner ended by itself: {self.tail()}")
+        self.process.kill()
+        async with asyncio.timeout(STOP_S):
+            await self.process.wait()
+        self.process = None
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-600:]
+
+
+@dataclass(slots=True)
+class Outcome:
+    seed: int
+    directory: Path
+    checks: list[Check] = field(default_factory=list)
+    kills: int = 0
+    rounds_s: list[float] = field(default_factory=list)
+    took_s: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return all_ok(self.checks)
+
+    def lines(self) -> list[str]:
+        return [
+            *(f"  {check.line()}" for check in self.checks),
+            f"  {self.kills} processes killed; the longest round with a kill took "
+            f"{max(self.rounds_s, default=0.0):.0f} s",
+            f"{'ok' if self.ok else 'FAILED'} in {self.took_s:.0f} s, seed {self.seed}",
+        ]
+
+
+class KillPhases:
+    def __init__(self, school: School, pupils: list[Pupil], outcome: Outcome, say: Say) -> None:
+        self._school, self._pupils, self._outcome, self._say = school, pupils, outcome, say
+        self._chance = random.Random(f"kill phases {outcome.seed}")
+        self._late: list[str] = []
+        self._lost: list[str] = []
+        self._no_failover: list[str] = []
+        self._poor: list[str] = []
+        self._looked: dict[str, int] = {"late": 0, "lost": 0, "failover": 0, "next": 0}
+
+    async def run(self, phases: Sequence[str], victims: Sequence[str]) -> None:
+        for phase in phases:
+            for victim in victims:
+                returns = self._chance.random() < 0.5
+                await self._one(phase, victim, returns)
+        seen = self._looked
+        self._outcome.checks += [
+            Check("phases end by their deadlines", tuple(self._late), seen["late"]),
+            Check("the next round merges all deltas", tuple(self._poor), seen["next"]),
+        ]
+        if seen["failover"]:
+            name = "the next rank takes over"
+            self._outcome.checks.append(Check(name, tuple(self._no_failover), seen["failover"]))
+        if seen["lost"]:
+            name = "a learner that returns in time is in its round"
+            self._outcome.checks.append(Check(name, tuple(self._lost), seen["lost"]))
+
+    async def _one(self, phase: str, victim: str, returns: bool) -> None:
+        number, current = await self._reach(phase)
+        found, who = await self._victim(victim)
+        began = time.monotonic()
+        await self._kill(found)
+        self._outcome.kills += 1
+        what = f"{victim} killed in {current} of round {number}"
+        self._say(what + (", started again" if returns else ", gone until the round's end"))
+        if returns:
+            await found.start()
+        shown = await self._school.finished(number, _left_s(current))
+        took = time.monotonic() - began
+        self._outcome.rounds_s.append(took)
+        await self._judge(shown, what)
+        statuses = {d["sender"]: d["status"] for d in shown["delta_list"]}
+        if isinstance(found, Pupil) and returns and current in IN_TIME:
+            self._looked["lost"] += 1
+            if statuses.get(who) != "merged":
+                self._lost.append(f"{what}: {statuses.get(who, 'no delta')}: {found.tail()}")
+        if isinstance(found, Machine) and not returns:
+            self._failover(shown, who, what)
+        if not returns:
+            await found.start()
+        after = await self._school.finished(number + 1, _left_s("open"))
+        await self._judge(after, f"after {what}")
+        merged = sum(d["status"] == "merged" for d in after["delta_list"])
+        self._looked["next"] += 1
+        if merged < LEARNERS or not after["loss_after"]:
+            fates = [d["status"] for d in after["delta_list"]]
+            self._poor.append(f"after {what}: {fates}, loss {after['loss_after']}")
+        self._say(
+            f"  over after {took:.0f} s: {sorted(statuses.values())}; next round: {merged} merged"
+        )
+
+    async def _reach(self, phase: str) -> tuple[int, str]:
+        """A round that reaches this phase or the next: its number, and the phase it is in."""
+        wanted, at = PHASES.index(phase), 0
+        first = await self._school.ask(lambda c: c.round())
+        number = int(first["number"]) + (PHASES.index(first["phase"]) > wanted)
+        async with deadline(2 * _left_s("open"), f"no round has reached {phase}"):
+            while True:
+                found = await self._school.ask(lambda c: c.round())
+                at = PHASES.index(found["phase"])
+                there = (int(found["number"]), at) >= (number, wanted)
+                # An open round begins when its first learner has joined.
+                if there and (phase != "open" or found["joined_count"] or at):
+                    return int(found["number"]), str(found["phase"])
+                await paused(TICK_S)
+
+    async def _victim(self, kind: str) -> tuple[Machine | Pupil, str]:
+        """Whom to kill, and its address."""
+        if kind == "learner":
+            pupil = self._chance.choice(self._pupils)
+            return pupil, _address(pupil.founded)
+        ranks = (await self._school.ask(lambda c: c.election(0, 0)))["ranks"]
+        who = str(ranks[0 if kind == "primary" else 1]["account"])
+        for machine in self._school.machines:
+            if _address(machine.founded) == who:
+                return machine, who
+        raise Failure(f"the tile's {kind} {who} is none of the nodes")
+
+    async def _kill(self, victim: Machine | Pupil) -> None:
+        if isinstance(victim, Pupil):
+            await victim.kill()
+        else:
+            await victim.end(signal.SIGKILL)
+
+    # --- judging ---------------------------------------------------------------------------------
+
+    async def _judge(self, found: Json, what: str) -> None:
+        """No phase went on beyond the first block after its deadline."""
+        starts = [p for p in found["phases"] if p["height"] is not None]
+        for now, after in pairwise(starts):
+            window = _windows(now["phase"])
+            if window is None:
+                continue
+            blocks, ms = window
+            self._looked["late"] += 1
+            last = int(after["height"]) - 1  # the phase was still on after this block
+            block = await self._school.ask(lambda c, h=last: c.block(h))
+            if last - now["height"] > blocks and block["time_ms"] - now["time_ms"] > ms:
+                took = (block["time_ms"] - now["time_ms"]) / 1000
+                self._late.append(f"{what}: {now['phase']} took {took:.1f} s")
+
+    def _failover(self, found: Json, who: str, what: str) -> None:
+        """What the one that is gone had to aggregate was done by another; or it had done it."""
+        made = [u for u in found["update_list"] if u["provisional"]]
+        self._looked["failover"] += 1
+        own = any(u["primary"] == who for u in made)
+        ranks = {int(u["rank"]) for u in made}
+        if found["accepted"] and not own and max(ranks, default=0) == 0:
+            self._no_failover.append(f"{what}: updates of ranks {sorted(ranks)}")
+
+
+def _address(founded: Founded) -> str:
+    return format_address(founded.keys.account.public)
+
+
+def _windows(phase: str) -> tuple[int, int] | None:
+    """The longest that a phase may take: blocks and milliseconds; None if blocks alone end it."""
+    names = {"screen_commit": "screen", "screen_reveal": "screen"}
+    window = {**PARAMS, **WINDOWS}.get(names.get(phase, phase))
+    if phase == "open" or window is None:
+        return None  # an open round waits for its first learner
+    times = {"aggregate": RANKS, "settle": 1 + LOSS_PATIENCE}.get(phase, 1)
+    return window["blocks"] * times, window["ms"] * times
+
+
+def _left_s(phase: str) -> float:
+    """All deadlines from a phase on, and some time for blocks."""
+    left = [_windows(p) for p in PHASES[PHASES.index(phase) :]]
+    return sum(max(w[1] / 1000, 2.0 * w[0]) for w in left if w) + SLACK_S
+
+
+# --- the program ---------------------------------------------------------------------------------
+
+
+async def run(phases: Sequence[str], victims: Sequence[str], outcome: Outcome, say: Say) -> None:
+    homes = [Home(outcome.directory / f"pupil-{i}") for i in range(LEARNERS)]
+    pupils = [Pupil(found_home(home, Config())) for home in homes]
+    school = School(
+        outcome.directory,
+        0,
+        outcome.seed,
+        params=WINDOWS,
+        funded=[p.founded.keys.account for p in pupils],
+    )
+    try:
+        async with opened(school, say):
+            for i, pupil in enumerate(pupils):
+                _settle(pupil, school.machines[i - 1])
+                await pupil.start()
+            await KillPhases(school, pupils, outcome, say).run(phases, victims)
+            outcome.checks += await school.judge()
+    finally:
+        for pupil in pupils:
+            if pupil.process is not None and pupil.process.returncode is None:
+                await pupil.kill()
+
+
+def _settle(pupil: Pupil, machine: Machine) -> None:
+    """The learner talks with this node."""
+    home, node = pupil.founded.home, machine.founded
+    config = replace(pupil.founded.config, api_port=node.config.api_port)
+    save_config(home, config)
+    write_genesis(home, node.home.genesis_file.read_text())
+    write_private(home.token_file, node.home.token() + "\n")
+
+
+def kill_phases(
+    phases: Sequence[str], victims: Sequence[str], seed: int, directory: Path, say: Say
+) -> Outcome:
+    outcome = Outcome(seed, directory)
+    began = time.monotonic()
+    try:
+        asyncio.run(run(phases, victims, outcome, say))
+    except Failure as failure:
+        outcome.checks.append(Check("the run", (str(failure),), 1))
+    outcome.took_s = time.monotonic() - began
+    return outcome
+
+
+def _names(of: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := set(found) - set(of):
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(of)}")
+        return found
+
+    return parse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.kill_phases",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options: dict[str, Any] = {"metavar": "A,B"}
+    parser.add_argument("--phases", type=_names(PHASES), default=list(PHASES), **options)
+    parser.add_argument("--victims", type=_names(VICTIMS), default=list(VICTIMS), **options)
+    parser.add_argument("--seed", type=int, metavar="S", help="default: another each time")
+    parser.add_argument("--keep", action="store_true", help="keep homes and logs")
+    parser.add_argument("--quiet", action="store_true", help="only the result")
+    given = parser.parse_args(arguments)
+    seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
+    directory = Path(tempfile.mkdtemp(prefix="blyan-kill-phases-"))
+
+    def say(line: str) -> None:
+        if not given.quiet:
+            print(f"  {time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+    outcome = kill_phases(given.phases, given.victims, seed, directory, say)
+    print("\n".join(outcome.lines()), flush=True)
+    if outcome.ok and not given.keep:
+        shutil.rmtree(directory)
+    else:
+        print(f"  homes and logs: {directory}; again: --seed {seed}")
+    return 0 if outcome.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
