@@ -14,9 +14,9 @@ from chain import limits
 from chain.errors import InputError, TxError, UnreachableError, VerifyError
 from chain.hashes import BLOB, TX, ZERO_HASH, Hash32
 from chain.receipts import Receipt
-from chain.records import RoundPhase
+from chain.records import DeltaRecord, RoundPhase, round_key
 from chain.transactions import Phase, PolVote, TileChange, Verdict
-from chain.types import BlobId, ShardIndex, TileIndex, TxId
+from chain.types import BlobId, Height, ShardIndex, TileIndex, TxId
 from corpus.dataset import build
 from corpus.ingest import Document
 from node.data import fetch_dataset
@@ -26,7 +26,7 @@ from node.services.duties import Duties
 from node.services.duty_aggregate import pack
 from node.services.duty_dataset import NOT_AS_PROMISED, report_on
 from node.services.duty_files import DutyFiles
-from node.services.duty_plan import AuditDataset, Duty, HoldModel, plan
+from node.services.duty_plan import AuditDataset, Duty, HoldModel, Prepare, plan
 from tests.kit.duty_net import DutyNet
 from tests.kit.learning import add_dataset
 from tests.kit.local_chain import LocalChain
@@ -63,6 +63,80 @@ def test_duties_of_each_phase(tmp_path: Path, phase: RoundPhase, owed: set[str])
             assert [f.count("Screen") for f in found] == [2, 2, 2, 2]
             assert sum(f.count("Replay") for f in found) == chain.genesis.params.auditors
         assert all(len(set(f)) == len(f) or "Screen" in f or "OpenVote" in f for f in found)
+
+
+def test_a_screen_is_prepared_once_for_each_delta_that_comes(tmp_path: Path) -> None:
+    with LocalChain(tmp_path) as chain:
+        chain.learn(stop_in=RoundPhase.REVEAL)
+        state, number = chain.state, chain.state.round().number
+        account = chain.validators[0].account.public
+
+        def owed(is_prepared: bool) -> list[Duty]:
+            found = plan(
+                state,
+                chain.genesis.params,
+                chain.rules,
+                account,
+                lambda *_: True,
+                is_prepared=lambda current: is_prepared,
+            )
+            return [d for d in found if isinstance(d, Prepare)]
+
+        assert owed(False) == [Prepare(number)]
+        assert owed(True) == []
+        state.put(round_key(number), replace(state.round(), phase=RoundPhase.SCREEN_COMMIT))
+        assert owed(False) == []
+
+
+def test_what_a_screen_needs_is_here_before_it(tmp_path: Path) -> None:
+    """Of two deltas one can be had: it is here then, and the other is no failure."""
+
+    async def body(duties: Duties, net: DutyNet) -> None:
+        context = duties._context
+        current = net.state.round()
+        assert context.is_prepared(current)  # nothing has come yet
+        state = net.state
+        kept, lost = b"sealed", BlobId(bytes(32))
+        net.local.blobs.put(kept)
+        asked: list[BlobId] = []
+
+        async def get(blob: BlobId, most: int = 0) -> bytes:
+            asked.append(blob)
+            if blob == lost:
+                raise UnreachableError("nobody has it")
+            return kept
+
+        record = DeltaRecord(
+            TxId(b"d" * 32),
+            current.number,
+            net.local.learners[0].public,
+            Height(1),
+            *(Hash32(bytes(32)),) * 3,
+            BlobId(BLOB.hash(kept)),
+            len(kept),
+            None,
+            Hash32(bytes(32)),
+            0,
+            (),
+        )
+        other = replace(record, id=TxId(b"e" * 32), blob=lost)
+        for delta in (record, other):
+            state.put(b"delt/" + delta.id, delta)
+        context.state = lambda: state  # type: ignore[method-assign]
+        context.node.blobs.get = get  # type: ignore[method-assign]
+        context.worker.profile = worker_profile  # type: ignore[method-assign]
+        current = replace(current, deltas=(record.id, other.id))
+        assert not context.is_prepared(current)
+        await context.prepare(current)
+        assert context.is_prepared(current)
+        assert not context.is_prepared(replace(current, deltas=(*current.deltas, record.id)))
+        assert asked == [record.blob, lost]
+
+    run(tmp_path, body)
+
+
+async def worker_profile() -> str:
+    return "none is started"
 
 
 def test_a_pending_dataset_is_audited_by_every_validator_once(tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ def test_processes_come_and_go_and_train_the_same_bits() -> None:
         assert two.optimizer_before == one.optimizer_after
         assert two.payload != one.payload
 
+        steps.clear()
+        reached: list[bytes] = []
+        half = replace(JOB, done=one.checkpoints[:3])  # interrupted after two of its segments
+        rest = await worker.train(
+            half, lambda done, loss: steps.append(done), lambda _, state: reached.append(state)
+        )
+        assert steps == list(range(2 * TINY_TRAINING.segment_steps + 1, TINY_TRAINING.steps + 1))
+        assert tuple(reached) == rest.checkpoints == one.checkpoints
+        assert replace(rest, first_loss=0, seconds=0) == replace(one, first_loss=0, seconds=0)
+
         task = asyncio.create_task(worker.train(JOB, lambda done, loss: task.cancel() and None))
         with pytest.raises(asyncio.CancelledError):
             await task
