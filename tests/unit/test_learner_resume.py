@@ -71,7 +71,7 @@ def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> 
 
 
 NONE = Hash32(bytes(32))
-OUTCOME = TrainOutcome(b"", NONE, (), NONE, NONE, NONE, NONE, (), (), "", 0.0, 0.0, 0.0)
+OUTCOME = TrainOutcome(b"", NONE, (), NONE, NONE, NONE, NONE, (), (), "", 0.0, 0.0, (), 0.0)
 
 
 class Dying:
