@@ -71,9 +71,7 @@ class LyingSubmission(Submission):
 
     async def finish(self, prepared: Prepared) -> Summary:
         if self.lie is Lie.SILENT:
-            delta = await self._commit(prepared)
-            await self._send(prepared.manifest)
-            return await self._end(prepared, delta)
+            return await self._end(prepared, await self._commit(prepared))
         if self.lie is Lie.COPY:
             return await self._copy(prepared)
         return await super().finish(prepared)
