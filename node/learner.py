@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from chain import records as r
-from chain.errors import TxError, UnreachableError, WorkerError
+from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import RoundPhase
 from chain.transactions import PodlManifest
@@ -65,7 +66,8 @@ class Learner:
 
     async def train_round(self) -> Summary:
         """One round from joining to its end, or the rest of one that was interrupted. A round that
-        goes on without us is left for the next, and a node that is away for a while waited for."""
+        goes on without us is left for the next; a node that is away, or a chain that stands still,
+        is waited for as long as it takes, with a word every two minutes."""
         while True:
             try:
                 return await self._round()
@@ -74,9 +76,10 @@ class Learner:
                     raise
                 self._progress.say(f"the round went on without us ({error}); waiting for the next")
                 self._files.drop_pending()
-            except UnreachableError as error:
+            except (UnreachableError, DeadlineError) as error:
                 self._progress.say(f"{error}; waiting for the node")
-                await self._submission.watch.until(self._reader.head)
+                with suppress(UnreachableError):  # after two minutes we say so again
+                    await self._submission.watch.until(self._reader.head)
 
     async def _round(self) -> Summary:
         resumed = await self._submission.resume()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chain.errors import TxError, UnreachableError, WorkerError
+from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
 from chain.hashes import Hash32
 from chain.phases import first_round
 from chain.records import DeltaStatus, RoundPhase
@@ -225,6 +225,8 @@ class Rounds:
 
     async def until(self, look: Any) -> None:
         self.waited += 1
+        if self.waited == 1:
+            raise UnreachableError("gone for two minutes")
 
 
 def test_a_missed_round_and_a_node_that_is_away_end_no_learner(tmp_path: Path) -> None:
@@ -232,12 +234,13 @@ def test_a_missed_round_and_a_node_that_is_away_end_no_learner(tmp_path: Path) -
         head = None
 
     made = object.__new__(Learner)
-    rounds = Rounds([TxError("wrong_phase", "late"), UnreachableError("gone"), TxError("x", "y")])
+    away = [UnreachableError("gone"), UnreachableError("gone"), DeadlineError("no block")]
+    rounds = Rounds([TxError("wrong_phase", "late"), *away, TxError("x", "y")])
     made._submission, made._files = rounds, files(tmp_path)  # type: ignore[assignment]
     made._progress, made._reader = Quiet(), Head()  # type: ignore[assignment]
     with pytest.raises(TxError, match="y"):
         asyncio.run(made.train_round())
-    assert rounds.waited == 1
+    assert rounds.waited == 3
     assert asyncio.run(made.train_round()).round == 3
 
 
