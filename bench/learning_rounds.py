@@ -25,8 +25,8 @@ from bench import learning_attacks as attacks
 from chain import limits
 from chain.hashes import PRF, ZERO_HASH, Hash32
 from chain.types import PubKey
-from consensus.pol import verdict
-from corpus.batches import Assignment
+from consensus.pol import is_clear, looks, verdict
+from corpus.batches import Assignment, Windows
 from corpus.ingest import ingest
 from learning.compress import add_delta, compress
 from learning.evaluate import holdout_windows, to_nano, window_losses
@@ -54,7 +54,7 @@ class Size:
     text_bytes: int = 9_000_000
     warm: int = 23
     every: int = 4  # of the holdout's windows, one in so many after each round; all at the end
-    slices: int = 64  # of the screen: half of what jurors take, so it refuses less
+    slices: int = 128  # of the screen, as jurors take them
 
 
 _RULE = replace(
@@ -245,9 +245,7 @@ class _Run:
         for i, payload in enumerate(payloads):
             windows = assigned[i].jury_slices(seed, self._plan.size.slices).windows
             moved = tuple(add_delta(self._spec, self._base, payload, *SCREENED))
-            before, after = (
-                to_nano(window_losses(self._spec, model, windows)) for model in (self._base, moved)
-            )
+            before, after = self._looked(moved, windows)
             is_bad = i >= len(self._states)
             self._judged[is_bad] += 1
             if verdict(before, after, proven=True).verdict:
@@ -255,6 +253,20 @@ class _Run:
             else:
                 self._refused[is_bad] += 1
         return kept
+
+    def _looked(self, moved: Sections, windows: Windows) -> tuple[list[int], list[int]]:
+        """Losses without and with a delta, on as many windows as a juror looks at."""
+        before, after = list[int](), list[int]()
+        for look in looks(len(windows)):
+            first, second = (
+                to_nano(window_losses(self._spec, model, windows[look]))
+                for model in (self._base, moved)
+            )
+            before += first
+            after += second
+            if is_clear(first, second, proven=True):
+                break
+        return before, after
 
     def _aggregated(self, payloads: Sequence[bytes]) -> Sections:
         equal = [(1 << WEIGHT_BITS) // max(1, len(payloads))] * len(payloads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 
 from chain import limits
 from chain import records as r
@@ -27,12 +28,15 @@ from chain.transactions import (
     Verdict,
     pol_commitment,
 )
+from consensus import pol
+from corpus.batches import Slices
 from learning.profile import kind_of
 from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, sections_root
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
+from node.worker.client import Worker
 from tiles.delta import delta_header, payload_root
 
 log = logging.getLogger("blyan.duties")
@@ -76,6 +80,7 @@ async def _judge(
     context: DutyContext, current: r.RoundRecord, record: r.DeltaRecord
 ) -> tuple[Verdict, tuple[LossSlice, ...]]:
     """Verdict and losses. Raises UnreachableError while there is time to wait for the blob."""
+    manifest = record.manifest
     try:
         payload = await context.payload(record)
         await asyncio.to_thread(check_payload, context, current, record, payload)
@@ -84,15 +89,8 @@ async def _judge(
         if len(slices.starts) < 2:
             raise VerifyError("the datasets hold too little text to judge by")
         base = await context.newest_model(context.state())
-        numerator, denominator = FRACTION
-        losses = await context.worker.evaluate(
-            context.specs(current.number).model,
-            base,
-            payload,
-            slices.windows,
-            numerator=numerator,
-            denominator=denominator,
-        )
+        model, proven = context.specs(current.number).model, bool(manifest and manifest.proven)
+        found = await _look(context.worker, model, base, payload, slices, proven)
     except UnreachableError:
         if not context.late(current, context.params().screen.ms):
             raise
@@ -100,14 +98,36 @@ async def _judge(
     except (DecodeError, VerifyError) as error:
         log.info("delta %s is refused: %s", record.id.hex()[:16], error)
         return Verdict.UNAVAILABLE, ()
-    found = tuple(
-        LossSlice(start, before, after)
-        for start, before, after in zip(slices.starts, losses.base, losses.delta, strict=True)
-    )
-    proven = bool(record.manifest and record.manifest.proven)
     verdict, gain = context.rules.pol_verdict(found, proven)
     log.info("delta %s: verdict %d, gain %d nano-nats", record.id.hex()[:16], verdict, gain)
     return Verdict(verdict), found
+
+
+async def _look(
+    worker: Worker,
+    model: ModelSpec,
+    base: Sequence[bytes],
+    payload: bytes,
+    slices: Slices,
+    proven: bool,
+) -> tuple[LossSlice, ...]:
+    """Losses on a part of the slices, spread over all of them; on all where that part leaves a
+    doubt. Ascending by slice."""
+    found: dict[int, LossSlice] = {}
+    for look in pol.looks(len(slices.starts)):
+        losses = await worker.evaluate(
+            model,
+            base,
+            payload,
+            slices.windows[look],
+            numerator=FRACTION[0],
+            denominator=FRACTION[1],
+        )
+        for index, before, after in zip(look, losses.base, losses.delta, strict=True):
+            found[index] = LossSlice(slices.starts[index], before, after)
+        if pol.is_clear(losses.base, losses.delta, proven):
+            break
+    return tuple(found[index] for index in sorted(found))
 
 
 def check_payload(
