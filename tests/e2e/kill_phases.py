@@ -11,7 +11,8 @@ is over. Each time:
 - the round ends, and each of its phases no later than the first block after its deadline;
 - the tiles of a primary that is gone are aggregated by the next rank;
 - a learner that is killed before its reveal and started again at once is in the round all the same;
-- the next round ends, and merges what both learners have learnt.
+- the next round ends, and merges what both learners have learnt. Where the victim came back only
+  after its round, a learner beside it may be late for the next one: then the one after that.
 
 In the end all nodes have one state and one model, and nobody was slashed. A phase may be over
 before its victim is dead: the line then says in which it died. Exit code 0: all held.
@@ -175,16 +176,21 @@ class KillPhases:
             self._failover(shown, who, what)
         if not returns:
             await found.start()
-        after = await self._school.finished(number + 1, _left_s("open"))
-        await self._judge(after, f"after {what}")
-        merged = sum(d["status"] == "merged" for d in after["delta_list"])
+        fates = await self._after(number + 1, what)
+        if not returns and fates == ["merged"] * len(fates) and 0 < len(fates) < LEARNERS:
+            fates = await self._after(number + 2, what)
+        if fates != ["merged"] * LEARNERS:
+            self._poor.append(f"after {what}: {fates}")
+        self._say(f"  over after {took:.0f} s: {sorted(statuses.values())}; then: {fates}")
+
+    async def _after(self, number: int, what: str) -> list[str]:
+        """What became of the deltas of a round after a kill."""
+        found = await self._school.finished(number, _left_s("open"))
+        await self._judge(found, f"after {what}")
         self._looked["next"] += 1
-        if merged < LEARNERS or not after["loss_after"]:
-            fates = [d["status"] for d in after["delta_list"]]
-            self._poor.append(f"after {what}: {fates}, loss {after['loss_after']}")
-        self._say(
-            f"  over after {took:.0f} s: {sorted(statuses.values())}; next round: {merged} merged"
-        )
+        if not found["loss_after"]:
+            self._poor.append(f"after {what}: no loss of the model of round {number}")
+        return [str(d["status"]) for d in found["delta_list"]]
 
     async def _reach(self, phase: str) -> tuple[int, str]:
         """A round that reaches this phase or the next: its number, and the phase it is in."""
