@@ -68,7 +68,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Nobody watches."""
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
         """Nobody watches."""
 
 

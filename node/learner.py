@@ -7,11 +7,11 @@ from the chain, and all of it is verified before it is used.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from chain import records as r
 from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
@@ -94,7 +94,7 @@ class Learner:
                 patiently(lambda: self._base(record)), patiently(lambda: self._data(record))
             )
             record = await self._submission.in_training(record.number)
-            await profile
+            name = await profile
         finally:
             profile.cancel()
             await asyncio.gather(profile, return_exceptions=True)
@@ -103,7 +103,7 @@ class Learner:
                 "no_slot",
                 f"round {record.number} has more learners than slots, and was drawn without us",
             )
-        prepared = await self._train(record, base, data)
+        prepared = await self._in_time(record, self._train(record, base, data, name))
         return await self._submission.finish(prepared)
 
     # --- what to train on --------------------------------------------------------------------
@@ -144,8 +144,44 @@ class Learner:
 
     # --- training ------------------------------------------------------------------------------
 
+    async def _in_time(self, record: r.RoundRecord, training: Coroutine[Any, Any, T]) -> T:
+        """What the training makes, or TxError as soon as the round goes on without it: after a
+        pause there is no use in the rest."""
+        work = asyncio.create_task(training)
+        over = asyncio.create_task(self._past_training(record.number))
+        try:
+            await asyncio.wait((work, over), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await over  # it may have failed, too
+                raise TxError("wrong_phase", f"round {record.number} has passed its training phase")
+            return await work
+        finally:
+            for task in (work, over):
+                task.cancel()
+            await asyncio.gather(work, over, return_exceptions=True)
+
+    async def _past_training(self, number: int) -> None:
+        """Returns once a round is past its training phase; training needs no node meanwhile."""
+        while True:
+            with suppress(UnreachableError, DeadlineError):
+                await self._submission.watch.round(number, lambda x: x.phase > RoundPhase.TRAIN)
+                return
+            await asyncio.sleep(FETCH_PAUSE_S)
+
+    async def _begin(self, record: r.RoundRecord, profile: str) -> None:
+        """Make place for this training's checkpoints. Those of another numeric profile are
+        discarded: a manifest names one, in which all of its segments are replayed."""
+        kept = await asyncio.to_thread(self._files.training_profile, record)
+        if kept not in (None, profile):
+            self._progress.say(
+                f"the checkpoints of round {record.number} were made in the numeric profile "
+                f"{kept or 'of an earlier version'}, and this run trains in {profile}: they are "
+                "discarded, and training starts from step 0"
+            )
+        await asyncio.to_thread(self._files.begin_training, record, profile)
+
     async def _train(
-        self, record: r.RoundRecord, base: Sequence[bytes], data: RoundData
+        self, record: r.RoundRecord, base: Sequence[bytes], data: RoundData, profile: str
     ) -> Prepared:
         """Train, upload payload and checkpoints, and keep what opens the commitment."""
         specs = await self._reader.round_specs(record.number)
@@ -156,6 +192,7 @@ class Learner:
         )
         memory = await self._memory(spec, account)
         batches = await asyncio.to_thread(assignment.batches, 0, rule.steps)
+        await self._begin(record, profile)
         done = await asyncio.to_thread(self._files.training, spec, rule, record)
         if done:
             at = (len(done) - 1) * rule.segment_steps
@@ -196,12 +233,16 @@ class Learner:
         """Checkpoints are kept and uploaded as they come."""
         steps, tokens = job.training.steps, job.training.batch * job.model.context
         made: Made = asyncio.Queue()
+        clock = self._worker.clock
+        began = clock.seconds()
         keeping = asyncio.create_task(self._keep(record, made))
         try:
             try:
                 return await self._worker.train(
                     job,
-                    lambda done, loss: self._progress.step(done, steps, loss, tokens),
+                    lambda done, loss: self._progress.step(
+                        done, steps, loss, tokens, clock.seconds() - began
+                    ),
                     lambda state_hash, state: made.put_nowait((state_hash, state)),
                 )
             finally:  # also what a worker that died has reached is kept

@@ -4,7 +4,8 @@
     pending.json             the delta in hand: salt and manifest, written before its commit (0600)
     last.state last.residual training state and residual after the last revealed delta
     next.state next.residual the same for the delta in hand; they become the last at its reveal
-    training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them
+    training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them;
+                             and the numeric profile in which they were made
     corpus/<blob id>         dataset chunks, verified whenever they are read
 
 Optimizer and residual are chained on the chain: what is kept is used only if its roots are the
@@ -145,6 +146,13 @@ class LearnerFiles:
 
     # --- the training in hand --------------------------------------------------------------
 
+    def training_profile(self, round_: RoundRecord) -> str | None:
+        """The numeric profile of a round's checkpoints, "" if it is unknown; None without any."""
+        name = _training_name(round_)
+        if self._read(f"{name}/0.state") is None:
+            return None
+        return (self._read(f"{name}/profile") or b"").decode(errors="replace")
+
     def training(self, spec: ModelSpec, training: TrainingSpec, round_: RoundRecord) -> list[bytes]:
         """Checkpoints of a round's training that was interrupted, from its first on."""
         found: list[bytes] = []
@@ -164,11 +172,19 @@ class LearnerFiles:
             found.append(data)
         return found
 
-    def save_checkpoint(self, round_: RoundRecord, index: int, state: bytes) -> None:
-        """Keep a checkpoint, and none of other rounds'."""
-        name = _training_name(round_)
+    def begin_training(self, round_: RoundRecord, profile: str) -> None:
+        """Checkpoints of this round, made in this numeric profile, are what will be kept; others
+        are forgotten."""
         self.drop_training(but=round_)
+        if self.training_profile(round_) not in (None, profile):
+            self.drop_training()
+        name = _training_name(round_)
         (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write(f"{name}/profile", profile.encode())
+
+    def save_checkpoint(self, round_: RoundRecord, index: int, state: bytes) -> None:
+        """Keep a checkpoint of the training that was begun."""
+        name = _training_name(round_)
         self._write(f"{name}/{index}.state", state)
 
     def drop_training(self, but: RoundRecord | None = None) -> None:

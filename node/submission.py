@@ -29,6 +29,7 @@ from chain.transactions import (
 )
 from chain.types import BlobId, PubKey, TxId
 from node.learner_files import LearnerFiles, Prepared
+from node.patience import Patience, RunningClock
 from node.sealed import SALT_BYTES, seal
 from node.verified import VerifiedReader
 from wallet.keys import Keys
@@ -47,8 +48,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """A line on what has been reached."""
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
-        """A training step is done; `tokens`: bytes trained on by each."""
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
+        """A training step is done; `tokens`: bytes trained on by each; `seconds` that training has
+        run in this process, pauses left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,31 +92,34 @@ class Watch:
 
     async def until(self, look: Callable[[], Awaitable[T | None]]) -> T:
         """What `look` finds, once it finds something. DeadlineError if the chain stands still, or
-        UnreachableError if the node has gone, for two minutes."""
+        UnreachableError if the node has gone, for two minutes in which we were not stopped."""
         listener = asyncio.create_task(self._listen())
-        loop = asyncio.get_running_loop()
-        height, now_at, moved = -1, -1, loop.time()
+        height: int = -1
+        gone: UnreachableError | None = None
         try:
-            while True:
-                self._wake.clear()
-                gone: UnreachableError | None = None
-                try:
-                    found = await look()
-                    if found is not None:
-                        return found
-                    now_at = (await self._reader.head()).height
-                except UnreachableError as error:  # a node may be restarted under us
-                    gone, now_at = error, height
-                if now_at > height:
-                    height, moved = now_at, loop.time()
-                elif loop.time() - moved > STALL_S:
-                    raise gone or DeadlineError(
-                        f"no block for {STALL_S:.0f} s (height {height}); are enough validators "
-                        "running? `blyan-node status` tells"
-                    )
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await self._wake.wait()
+            async with Patience(STALL_S, RunningClock()) as patience:
+                while True:
+                    self._wake.clear()
+                    try:
+                        found = await look()
+                        if found is not None:
+                            return found
+                        now_at = (await self._reader.head()).height
+                    except UnreachableError as error:  # a node may be restarted under us
+                        gone = error
+                    else:
+                        gone = None
+                        if now_at > height:
+                            height = now_at
+                            patience.progress()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(POLL_S):
+                            await self._wake.wait()
+        except TimeoutError:
+            raise gone or DeadlineError(
+                f"no block for {STALL_S:.0f} s (height {height}); are enough validators running? "
+                "`blyan-node status` tells"
+            ) from None
         finally:
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)

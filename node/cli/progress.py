@@ -20,24 +20,27 @@ class TerminalProgress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._started = self._drawn = 0.0
+        self._drawn = 0.0
+        self._done, self._first = 0, (0, 0.0)  # the last step, and the first: number and seconds
         self._open = False  # a bar stands on the current line
 
     def say(self, text: str) -> None:
         self._end_line()
         progress(text)
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
-        """Draw the bar: share done, loss, bytes trained on a second, seconds left."""
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
+        """Draw the bar: share done, loss, bytes trained on a second, seconds left. Speed is that of
+        the steps after the first one seen, which may be in the middle of a round."""
         now = time.monotonic()
-        if done <= 1 or not self._started:
-            self._started = now
+        if done <= self._done or not self._done or seconds < self._first[1]:
+            self._first = done, seconds
+        self._done = done
         if not self._terminal or (now - self._drawn < REFRESH_S and done < total):
             return
         self._drawn, self._open = now, True
-        elapsed = max(now - self._started, 1e-6)
-        rate = (done - 1) * tokens / elapsed
-        left = (total - done) * elapsed / max(done - 1, 1)
+        seen, elapsed = done - self._first[0], max(seconds - self._first[1], MIN_ELAPSED_S)
+        rate = seen * tokens / elapsed
+        left = (total - done) * elapsed / max(seen, 1)
         filled = BAR_WIDTH * done // total
         bar = "█" * filled + "░" * (BAR_WIDTH - filled)
         click.echo(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import click
@@ -36,6 +40,10 @@ def train(session: Session, rounds: int, key: str | None, profile: str | None) -
     Data, batches and hyper-parameters follow from the chain. Interrupted? Run it again: it goes
     on with the round in hand. Exit code 4 if no delta was accepted.
 
+    Ctrl-Z stops all of it, and `fg` or `bg` goes on. SIGUSR1 (`kill -USR1 PID`) pauses the training
+    alone, at its next step, while the round is still followed; SIGUSR2 goes on. A round that does
+    not wait so long is left for the next.
+
     \b
     Examples:
       blyan train --rounds 3
@@ -50,7 +58,7 @@ def train(session: Session, rounds: int, key: str | None, profile: str | None) -
         files = LearnerFiles(session.home, reader.genesis.chain_id, keys.account.public)
         worker = Worker()
         try:
-            with files.lock():
+            with files.lock(), pausable(worker, progress):
                 learner = Learner(reader, keys, files, worker, progress, kind)
                 found = []
                 for _ in range(rounds):
@@ -64,6 +72,29 @@ def train(session: Session, rounds: int, key: str | None, profile: str | None) -
     summaries = session.ask(run)
     emit(session, {"rounds": [s.to_json() for s in summaries]}, rounds_table)
     return 0 if any(s.accepted for s in summaries) else EXIT_REJECTED
+
+
+@contextmanager
+def pausable(worker: Worker, progress: TerminalProgress) -> Iterator[None]:
+    """SIGUSR1 pauses the training, SIGUSR2 goes on."""
+    loop = asyncio.get_running_loop()
+
+    def pause() -> None:
+        worker.pause()
+        progress.say("training is paused; SIGUSR2 (kill -USR2) goes on")
+
+    def go_on() -> None:
+        worker.go_on()
+        progress.say("training goes on")
+
+    handlers = {signal.SIGUSR1: pause, signal.SIGUSR2: go_on}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in handlers:
+            loop.remove_signal_handler(number)
 
 
 def headline(summary: Summary) -> str:

@@ -3,6 +3,8 @@
 One job at a time; callers wait in line. Whatever happens to the process (killed, out of memory,
 stuck), the caller gets a WorkerError and the next job a fresh process. A job that finds its process
 dead, killed while it was idle, gets a fresh one, too.
+
+The process is in our own process group: what stops us (Ctrl-Z, `kill -STOP -PGID`) stops it.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ from chain.errors import BlyanError, DecodeError, WorkerError
 from chain.hashes import Hash32
 from learning.profile import Kind, environment
 from learning.spec import ModelSpec, TrainingSpec
+from node.patience import Patience, RunningClock
 from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
 
 log = logging.getLogger("blyan.worker")
 
 NICE = 10  # consensus comes first
-TIMEOUT_S = 300.0  # of one job, its process's start included
+# Of one job, its process's start included; of a training or a replay, until its next step. Time in
+# which we were stopped or paused does not count.
+TIMEOUT_S = 300.0
 IDLE_S = 60.0  # then the process ends and its memory is free
 MAX_WAITING = 64  # jobs in line
 _ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our packages
@@ -100,7 +105,7 @@ class TrainOutcome:
     first_loss: float  # training loss in nats per byte, for progress only; 0 without a step
     last_loss: float
     imbalance: tuple[float, ...]  # of each layer: the busiest expert's bytes over the mean one's
-    seconds: float
+    seconds: float  # that it ran; pauses are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +134,33 @@ class Worker:
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._closed = False
+        self._closed = self._paused = False
+        self.clock = RunningClock()  # of jobs; it stands still while they are paused
 
     @property
     def pid(self) -> int | None:
         """Process id while a worker runs."""
         return self._process.pid if self._process else None
+
+    def pause(self) -> None:
+        """Hold jobs at their next step until `go_on`; those without steps before they begin."""
+        self._hold(True)
+
+    def go_on(self) -> None:
+        self._hold(False)
+
+    def _hold(self, paused: bool) -> None:
+        self._paused = paused
+        if paused:
+            self.clock.hold()
+        else:
+            self.clock.go_on()
+        if self._process is not None:
+            self._tell_pause(self._process)
+
+    def _tell_pause(self, process: asyncio.subprocess.Process) -> None:
+        if process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.write(pack_frame({"job": "pause" if self._paused else "go on"}))
 
     async def profile(self, kind: Kind = "native") -> str:
         """The numeric profile of that kind on this machine. Raises ConfigError if it has none."""
@@ -245,11 +271,17 @@ class Worker:
             "profile": job.profile,
             "done": list(job.done),
         }
+        began = self.clock.seconds()
         result = await self._call(request, on_event)
         hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))
         for name in ("residual", "imbalance"):
             result[name] = tuple(result[name])
-        return TrainOutcome(state_hashes=hashes, checkpoints=tuple(checkpoints), **result)
+        return TrainOutcome(
+            state_hashes=hashes,
+            checkpoints=tuple(checkpoints),
+            seconds=self.clock.seconds() - began,
+            **result,
+        )
 
     async def replay(
         self,
@@ -273,7 +305,7 @@ class Worker:
             "batches": batches.tobytes(),
             "profile": profile,
         }
-        result = await self._call(request)
+        result = await self._call(request, lambda _: None)
         return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
 
     async def close(self) -> None:
@@ -291,6 +323,8 @@ class Worker:
     async def _call(
         self, request: Message, on_event: Callable[[Message], None] | None = None
     ) -> Message:
+        """The result of a job. `on_event`: of one that tells of its steps; each gives it more
+        time."""
         if self._waiting >= MAX_WAITING:
             raise WorkerError(f"{MAX_WAITING} jobs wait for the worker already; try again later")
         frame = pack_frame(request)
@@ -308,11 +342,18 @@ class Worker:
             raise WorkerError("the worker is closed; the node is stopping")
         finished = False
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await self._answer(frame, on_event)
+            async with Patience(self._timeout_s, self.clock) as patience:
+
+                def got_on(message: Message) -> None:
+                    patience.progress()
+                    if on_event is not None:
+                        on_event(message)
+
+                answer = await self._answer(frame, got_on if on_event is not None else None)
             finished = True
         except TimeoutError:
-            raise WorkerError(f"the worker took more than {self._timeout_s:g} s") from None
+            steps = " for a step" if on_event is not None else ""
+            raise WorkerError(f"the worker took more than {self._timeout_s:g} s{steps}") from None
         except (asyncio.IncompleteReadError, OSError, DecodeError) as error:
             words = await self._last_words(error)
             raise WorkerError(f"the worker died ({words})") from None
@@ -396,7 +437,6 @@ class Worker:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, **environment(), "PYTHONPATH": os.pathsep.join(paths)},
-                start_new_session=True,  # Ctrl-C is for the node, which then ends its worker
             )
         )
         try:
@@ -404,6 +444,8 @@ class Worker:
         except asyncio.CancelledError:
             self._process = await starting  # it exists by now; whoever cancelled us ends it
             raise
+        if self._paused:
+            self._tell_pause(self._process)
         if self._process.stderr is not None:
             self._spawn(self._drain(self._process.stderr))
         return self._process

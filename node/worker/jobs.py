@@ -46,7 +46,7 @@ def run_job(request: Message, emit: Emit) -> Message:
     if job == "train":
         return _train(request, emit)
     if job == "replay":
-        return _replay(request)
+        return _replay(request, emit)
     raise InputError(f"a worker has no job {job!r}")
 
 
@@ -80,7 +80,6 @@ def _train(request: Message, emit: Emit) -> Message:
     shape = (training.steps, training.batch, spec.context + 1)
     batches = _bytes_array(request["batches"], shape)
     base, previous, done = request["shards"], request["previous"], request["done"]
-    started = time.monotonic()
     if done:
         states = [deserialize_state(spec, data) for data in done]
     elif previous is None:
@@ -131,11 +130,10 @@ def _train(request: Message, emit: Emit) -> Message:
         "first_loss": losses[0] if losses else 0.0,
         "last_loss": losses[-1] if losses else 0.0,
         "imbalance": imbalance(loads),
-        "seconds": time.monotonic() - started,
     }
 
 
-def _replay(request: Message) -> Message:
+def _replay(request: Message, emit: Emit) -> Message:
     kind = kind_of(request["profile"])
     profile = profile_of(kind)
     if profile != request["profile"]:  # other bits would come out, and prove nothing
@@ -146,10 +144,14 @@ def _replay(request: Message) -> Message:
     state = deserialize_state(spec, request["state"])
     before, first = state.hash(), state.step
     last = first + len(batches)
+
+    def batch(step: int) -> npt.NDArray[np.uint8]:
+        emit({"event": "step", "step": step})  # a replay takes as long as it takes, if it gets on
+        found: npt.NDArray[np.uint8] = batches[step - first]
+        return found
+
     try:
-        state = train_segment(
-            spec, training, state, lambda step: batches[step - first], last, ops=ops_of(kind)
-        )
+        state = train_segment(spec, training, state, batch, last, ops=ops_of(kind))
     except DivergedError:  # no state comes after this one, whatever a manifest says
         return {"before": before, "after": ZERO_HASH, "profile": profile}
     return {"before": before, "after": state.hash(), "profile": profile}

@@ -3,7 +3,8 @@
 Both ends are ours and on one machine, so maps and floats are allowed here; nothing of this is
 ever hashed or stored. A request is a map with "job"; "event": "begun" answers it when it is taken
 up, and then maps that have one of "event" (more will follow), "result" or "error" (the name of its
-class in chain/errors.py, "" for a bug) with "text".
+class in chain/errors.py, "" for a bug) with "text". "pause" and "go on" are jobs without an answer:
+they hold the request under way at its next event, and let it go on.
 """
 
 from __future__ import annotations

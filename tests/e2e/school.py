@@ -55,7 +55,7 @@ class Quiet:
     def say(self, text: str) -> None:
         self.lines = [*self.lines[-20:], text]
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
         """Nobody watches."""
 
 

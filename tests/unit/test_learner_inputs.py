@@ -46,7 +46,7 @@ class Quiet:
     def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
         raise AssertionError("nothing trains here")
 
 

@@ -21,6 +21,7 @@ from node import learner as module
 from node.home import Home
 from node.learner import Learner
 from node.learner_files import LearnerFiles
+from node.patience import RunningClock
 from node.submission import Submission, Summary
 from node.worker.client import TrainJob, TrainOutcome
 from tests.kit.nano import TINY, TINY_TRAINING, tiny_batches
@@ -46,11 +47,13 @@ def test_checkpoints_are_kept_until_their_round_is_over(tmp_path: Path) -> None:
     kept = files(tmp_path)
     assert kept.training(TINY, TINY_TRAINING, ROUND) == []
     states = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
+    kept.begin_training(ROUND, "native/a")
     for i, data in enumerate(states):
         kept.save_checkpoint(ROUND, i, data)
     assert files(tmp_path).training(TINY, TINY_TRAINING, ROUND) == states
     other = replace(ROUND, seed=Hash32(b"t" * 32))
     assert kept.training(TINY, TINY_TRAINING, other) == []
+    kept.begin_training(other, "native/a")
     kept.save_checkpoint(other, 0, states[0])
     assert kept.training(TINY, TINY_TRAINING, ROUND) == []
     kept.drop_training()
@@ -60,6 +63,7 @@ def test_checkpoints_are_kept_until_their_round_is_over(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> None:
     kept = files(tmp_path)
     good = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
+    kept.begin_training(ROUND, "native/a")
     for i, data in enumerate(good):
         kept.save_checkpoint(ROUND, i, data)
     kept.save_checkpoint(ROUND, 1, good[1][:-1])
@@ -68,6 +72,31 @@ def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> 
     assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
     stranger = replace(ROUND, base_root=Hash32(b"x" * 32))
     assert kept.training(TINY, TINY_TRAINING, stranger) == []
+
+
+def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
+    """A manifest names one profile, in which any of its segments is replayed."""
+    kept, made = files(tmp_path), learner(tmp_path, Dying([]), Uploads())
+    native, exact = "native/torch-2/avx2/threads-1/01", "exact/1"
+
+    def begin(profile: str) -> str:
+        made._progress.lines = told = [""]  # type: ignore[attr-defined]
+        asyncio.run(made._begin(ROUND, profile))
+        return told[-1]
+
+    assert begin(native) == ""
+    kept.save_checkpoint(ROUND, 0, state(0))
+    assert begin(native) == ""
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == [state(0)]
+    assert "made in the numeric profile native/torch-2" in begin(exact)
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    assert kept.training_profile(ROUND) is None
+    kept.save_checkpoint(ROUND, 0, state(0))
+    assert kept.training_profile(ROUND) == exact
+    (path,) = tmp_path.glob("learner/*/*/training/*/profile")
+    path.unlink()  # as an earlier version kept them
+    assert "profile of an earlier version" in begin(exact)
+    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
 
 
 NONE = Hash32(bytes(32))
@@ -79,6 +108,7 @@ class Dying:
 
     def __init__(self, dies_after: Sequence[int]) -> None:
         self.jobs: list[TrainJob] = []
+        self.clock = RunningClock()
         self._dies_after = list(dies_after)
 
     async def train(self, job: TrainJob, on_progress: Any, on_checkpoint: Any) -> TrainOutcome:
@@ -116,7 +146,7 @@ class Quiet:
     def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
         """Nobody watches."""
 
 
@@ -135,10 +165,12 @@ def test_a_worker_that_dies_costs_no_more_than_a_segment(
 ) -> None:
     monkeypatch.setattr(module, "FETCH_PAUSE_S", 0.0)
     worker, node = Dying([2, 4]), Uploads(refuses=2)
+    files(tmp_path).begin_training(ROUND, "native/a")
     asyncio.run(learner(tmp_path, worker, node)._trained(ROUND, JOB))
     assert [len(job.done) for job in worker.jobs] == [0, 2, 4]
     assert set(node.taken) == {state(i * TINY_TRAINING.segment_steps) for i in range(5)}
     worker = Dying([1, 2, 3, 4])
+    files(tmp_path / "again").begin_training(ROUND, "native/a")
     with pytest.raises(WorkerError):
         asyncio.run(learner(tmp_path / "again", worker, node)._trained(ROUND, JOB))
     assert len(worker.jobs) == module.TRAIN_TRIES

@@ -48,7 +48,7 @@ class Silent:
     def say(self, text: str) -> None:
         self.lines.append(text)
 
-    def step(self, done: int, total: int, loss: float, tokens: int) -> None:
+    def step(self, done: int, total: int, loss: float, tokens: int, seconds: float) -> None:
         self.steps += 1
 
 
