@@ -27,6 +27,7 @@ _COUNT_BYTES = 4
 _CHUNK_BITS = CHUNK.bit_length() - 1
 _WORD_BITS = 32  # more than a gap has
 _SAMPLE = 8  # one in so many sizes tells about where a chunk's largest begin
+_PLACES = np.ldexp(np.float32(1), np.arange(_WORD_BITS - 1, -1, -1))  # of a word's bits
 _CENTROID_BYTES = 4  # low mantissa, low exponent, high mantissa, high exponent
 
 Buffer = bytes | memoryview
@@ -206,18 +207,18 @@ def sparse_entries(section: Buffer, elements: int, density: int) -> tuple[Longs,
     if not sum(sizes) <= len(section) - head <= sum(sizes) + unary_most:
         raise DecodeError(f"sparse section of {len(section)} bytes does not fit {count} values")
     cuts = list(accumulate(sizes, initial=head))
-    negative = _unpack(raw[head : cuts[1]], count).view(np.bool_)
+    negative = _unpack(raw[head : cuts[1]], count)
     high = _unpack(raw[cuts[1] : cuts[2]], count)
     rest = _unpack(raw[cuts[2] : cuts[3]], count * bits).reshape(count, bits)
-    at = _positions(_quotients(raw[cuts[3] :], count), rest, bits, elements)
-    level = (at >> _CHUNK_BITS << 1) + high
-    uses = np.bincount(level, minlength=2 * chunks).reshape(chunks, 2)
-    per_chunk, high_per_chunk = uses[:, 0] + uses[:, 1], uses[:, 1]
+    at = _positions(_ones(raw[cuts[3] :], count), rest, bits, elements)
+    kind = (at >> _CHUNK_BITS << 2) + (high << 1 | negative)
+    uses = np.bincount(kind, minlength=4 * chunks).reshape(chunks, 4)
+    per_chunk, high_per_chunk = uses.sum(axis=1), uses[:, 2] + uses[:, 3]
     if count and int(per_chunk.max()) > density:
         raise DecodeError(f"a chunk keeps {per_chunk.max()} values at density {density}")
     levels = _checked_levels(centroids, per_chunk, high_per_chunk)
-    size = levels.reshape(-1)[level]
-    return at, np.where(negative, -size, size)
+    signed = np.stack([levels, -levels], axis=2)
+    return at, signed.reshape(-1)[kind]
 
 
 def _unpack(packed: Octets, count: int) -> Octets:
@@ -228,19 +229,20 @@ def _unpack(packed: Octets, count: int) -> Octets:
     return bits[:count]
 
 
-def _quotients(packed: Octets, count: int) -> Longs:
-    """Zeros before each of `count` ones, the last of which stands in the last byte."""
-    ones = np.flatnonzero(np.unpackbits(packed).view(np.bool_))
+def _ones(packed: Octets, count: int) -> Longs:
+    """Where the `count` ones stand, the last of which is in the last byte."""
+    ones: Longs = np.flatnonzero(np.unpackbits(packed).view(np.bool_))
     if len(ones) != count or (len(packed) and packed[-1] == 0):
         raise DecodeError(f"{len(ones)} gaps where {count} belong")
-    quotients: Longs = np.diff(ones, prepend=-1) - 1
-    return quotients
+    return ones
 
 
-def _positions(quotients: Longs, rest: Octets, bits: int, elements: int) -> Longs:
-    places = np.ldexp(np.float32(1), np.arange(bits - 1, -1, -1))
-    low = (rest.astype(np.float32) @ places).astype(np.int64)  # exact: fewer than 24 bits
-    at: Longs = np.cumsum((quotients << bits) + low + 1) - 1
+def _positions(ones: Longs, rest: Octets, bits: int, elements: int) -> Longs:
+    """The sum of the gaps so far, and one for each value before: the quotients' sum is the number
+    of zeros before a one."""
+    low = rest.astype(np.float32) @ _PLACES[-bits or _WORD_BITS :]  # exact: fewer than 24 bits
+    values = np.arange(len(ones))
+    at: Longs = ((ones - values) << bits) + low.cumsum(dtype=np.int64) + values
     if len(at) and at[-1] >= elements:
         raise DecodeError(f"position {at[-1]} in a section of {elements} elements")
     return at
@@ -255,16 +257,20 @@ def _centroid_values(centroids: Octets) -> Ints:
 def _checked_levels(centroids: Octets, count: Longs, high_count: Longs) -> Ints:
     """The levels, if they are in the one form that their chunk's values allow."""
     mantissas, exponents = centroids[:, ::2], centroids[:, 1::2]
-    top_bit = 1 << (MANTISSA_BITS - 1)
-    if (exponents > MAX_EXPONENT).any() or ((exponents > 0) & (mantissas < top_bit)).any():
-        raise DecodeError("a centroid is not normalised or out of range")
-    if ((mantissas == 0) != (count == 0)[:, None]).any():
-        raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
     levels = _centroid_values(centroids)
-    if (levels[:, 0] > levels[:, 1]).any():
-        raise DecodeError("the low centroid is above the high one")
+    # Every condition at once: numpy's calls cost more than 16 chunks' arithmetic does.
+    small = mantissas < 1 << (MANTISSA_BITS - 1)
+    odd = (exponents > MAX_EXPONENT) | ((exponents > 0) & small)
+    empty = (mantissas == 0) != (count == 0)[:, None]
     both = (high_count > 0) & (high_count < count)
-    if (both != (levels[:, 0] < levels[:, 1])).any() or (high_count[~both] > 0).any():
+    wrong = (both != (levels[:, 0] < levels[:, 1])) | (~both & (high_count > 0))
+    if (odd | empty | (wrong | (levels[:, 0] > levels[:, 1]))[:, None]).any():
+        if odd.any():
+            raise DecodeError("a centroid is not normalised or out of range")
+        if empty.any():
+            raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
+        if (levels[:, 0] > levels[:, 1]).any():
+            raise DecodeError("the low centroid is above the high one")
         raise DecodeError("a chunk names two centroids and does not use both")
     return levels
 
