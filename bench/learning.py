@@ -5,10 +5,10 @@
 The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
 numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets).
-Four train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
+Five train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
 at several compressions against averaging in fp32; 4 minutes of an idle core), `rounds` (rounds to
-the same loss; 3), `robust` (bad learners among good ones; 8) and `moments` (what is kept between
-rounds; 6).
+the same loss; 3), `robust` (bad learners among good ones; 8), `moments` (what is kept between
+rounds; 6) and `guard` (the worst of many rounds without anybody bad; 2).
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
 """
@@ -161,7 +161,7 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "moe": moe,
     "profiles": profiles,
     "replay": replay,
-    **{name: partial(curves, name) for name in ("suite20", "rounds", "robust", "moments")},
+    **{name: partial(curves, name) for name in ("suite20", "rounds", "robust", "moments", "guard")},
 }
 
 

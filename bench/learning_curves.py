@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bench.learning_attacks import ATTACKS
 from bench.learning_rounds import LIGHT, SMALL, WHOLE, Curve, Plan, Size, ratio, run
 from bench.measure import Row, at_least, at_most
 from bench.svg import chart
+from learning.spec import NANO_TRAINING
 
 # Times fewer bytes than fp32, entries kept of 4096, nats that the loss may end above that of dense
 # averaging. Dense shards take 5 KB of each payload of this model, so fewer entries are left.
@@ -21,6 +23,8 @@ DENSITY = 256  # of what is attacked
 CLEAN_LOSS = 2.0  # per cent of progress that robust weights may cost where nobody is bad
 KEPT = {attack: 70.0 if attack == "alie" else 85.0 for attack in ATTACKS}  # % of clean progress
 COMPANIES = ((8, 2), (10, 3))  # learners, of which bad: a quarter, and just under a third
+
+GUARD_PPM = 10_000  # a round whose loss rises by more is rolled back (docs/spec/rounds.md)
 
 LONG_STEPS, FEWER_ROUNDS = 50, 2  # rounds of as many steps as nano's, and half as many of them
 OTHERS: dict[str, dict[str, Any]] = {
@@ -57,6 +61,8 @@ def suite20(amount: Curves) -> Iterator[Row]:
         curve = found[f"{times} times fewer bytes"] = run(plan)
         yield at_most(f"gap_{times}x", curve.last - dense.last, "nats", most)
         yield at_least(f"bytes_{times}x", ratio(plan, curve), "x", times)
+    rise = max(map(worst_rise, found.values()))
+    yield at_most("worst_rise", rise, "ppm", GUARD_PPM)
     _draw(amount, "compression", "Holdout loss: four learners, ten steps a round", found)
 
 
@@ -86,6 +92,7 @@ def robust(amount: Curves) -> Iterator[Row]:
             plan = replace(clean, bad=bad, attack=attack, rule="robust")
             alone, screened = run(plan), run(replace(plan, is_screened=True))
             name = f"{attack}_{bad}of{learners}"
+            yield at_most(f"{name}_worst_rise", worst_rise(alone), "ppm", GUARD_PPM)
             yield at_least(f"{name}_weights", _kept(alone, best), "%", None)
             yield at_least(f"{name}_screened", _kept(screened, best), "%", KEPT[attack])
             yield at_most(f"{name}_refused", 100 * screened.refused_bad, "%", None)
@@ -114,6 +121,21 @@ def moments(amount: Curves) -> Iterator[Row]:
         )
 
 
+def guard(amount: Curves) -> Iterator[Row]:
+    """Rounds without anybody bad, many and long ones: by how much the loss rises in the worst. What
+    is above the limit would have been rolled back for nothing (ADR 26)."""
+    plan = Plan(amount.light, rounds=5 * amount.rounds, density=DENSITY, rule="robust")
+    yield at_most("worst_rise_many", worst_rise(run(plan)), "ppm", GUARD_PPM)
+    long = replace(
+        amount.light.training,
+        steps=LONG_STEPS,
+        segment_steps=LONG_STEPS,
+        learning_rate_nano=NANO_TRAINING.learning_rate_nano,
+    )
+    plan = replace(plan, size=replace(amount.light, training=long), rounds=2 * amount.rounds)
+    yield at_most("worst_rise_long", worst_rise(run(plan)), "ppm", GUARD_PPM)
+
+
 def _cases(amount: Curves) -> Iterator[tuple[str, Size, int | None]]:
     long = replace(amount.light.training, steps=LONG_STEPS, segment_steps=LONG_STEPS)
     yield "fp32", amount.light, None
@@ -122,12 +144,23 @@ def _cases(amount: Curves) -> Iterator[tuple[str, Size, int | None]]:
     yield "67x_whole", amount.whole, 227
 
 
-GROUPS = {"suite20": suite20, "rounds": rounds, "robust": robust, "moments": moments}
+GROUPS = {
+    "suite20": suite20,
+    "rounds": rounds,
+    "robust": robust,
+    "moments": moments,
+    "guard": guard,
+}
 
 
 def first_at(curve: Curve, goal: float) -> int:
     """The first round after which the loss is at most `goal`; one more than there are, if none."""
     return next((i for i, loss in enumerate(curve.losses) if loss <= goal), len(curve.losses))
+
+
+def worst_rise(curve: Curve) -> float:
+    """By how many millionths of itself the loss rose in the worst round; negative if it fell."""
+    return max(1e6 * (after - before) / before for before, after in pairwise(curve.losses))
 
 
 def _kept(curve: Curve, clean: Curve) -> float:

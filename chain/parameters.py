@@ -56,6 +56,7 @@ CHANGEABLE: dict[str, tuple[int, int]] = {
     "custody_bond_grains": _GRAINS,
     "custody_tile_bond_grains": _GRAINS,
     "proposal_deposit_grains": (1, 100_000 * GRAINS_PER_BLY),
+    "guard_ppm": (0, 10**6),
 } | {
     f"{window}.{part}": bounds
     for window in (

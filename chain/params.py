@@ -78,6 +78,7 @@ class Params:
     snapshot_epochs: int = 8
     vote: Window = Window(64, 60_000)
     proposal_deposit_grains: int = 10_000_000_000
+    guard_ppm: int = 0  # 0: no guard, as before there was one
 
     @property
     def snapshot_blocks(self) -> int:
@@ -115,6 +116,7 @@ _BOUNDS = {
     "custody_tile_bond_grains": (1, MAX_GRAINS),
     "snapshot_epochs": (1, 10**6),
     "proposal_deposit_grains": (1, MAX_GRAINS),
+    "guard_ppm": (0, 10**6),
 }
 
 

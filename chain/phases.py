@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chain import datasets, model_versions, rounds, trigger_slots
+from chain import datasets, guard, model_versions, rounds, trigger_slots
 from chain import records as r
+from chain.guard_records import GuardVerdict
 from chain.hashes import ZERO_HASH, Hash32
 from chain.limits import MAX_DELTAS, WATCHERS
 from chain.params import Params, Window
 from chain.records import DeltaStatus, RoundPhase
 from chain.rules import Rules
+from chain.shards import write_model, write_shard
 from chain.state import REWARD_POOL, State
 from chain.transactions import Verdict
 from chain.types import Height, TimeMs, TxId, u64_be
@@ -303,7 +305,7 @@ def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecor
             state, replace(current, rank=current.rank + 1), RoundPhase.AGGREGATE, params.aggregate
         )
         return
-    root = _apply_slots(state, rules, current.number)
+    root = _apply_slots(state, params, rules, current.number)
     if any(slot.provisional for _, _, slot in rounds.slots(state, current.number)):
         for delta in current.accepted:
             _mark(state, delta, DeltaStatus.MERGED)
@@ -313,7 +315,7 @@ def _aggregate(state: State, params: Params, rules: Rules, current: r.RoundRecor
     _enter(state, current, RoundPhase.SETTLE, params.settle)
 
 
-def _apply_slots(state: State, rules: Rules, number: int) -> Hash32:
+def _apply_slots(state: State, params: Params, rules: Rules, number: int) -> Hash32:
     """Provisional tiles take effect together, and the model root is computed once a round."""
     changed: dict[int, list[Hash32]] = {}
     for shard, tile, slot in rounds.slots(state, number):
@@ -321,35 +323,23 @@ def _apply_slots(state: State, rules: Rules, number: int) -> Hash32:
             if shard not in changed:
                 changed[shard] = list(state.need(r.TileRoots, r.tiles_key(shard)).roots)
             changed[shard][tile] = slot.new_root
-    height = state.head.height
     for shard, tile_roots in changed.items():
-        old = state.need(r.ShardRecord, r.shard_key(shard))
-        root = rules.shard_root(tile_roots, old.data_bytes)
-        state.put(r.tiles_key(shard), r.TileRoots(tuple(tile_roots)))
-        state.put(
-            r.shard_key(shard),
-            replace(old, root=root, version=old.version + 1, height=height),
-        )
-        state.emit(
-            "shard",
-            r.shard_key(shard),
-            round=number,
-            root=root.hex(),
-            version=old.version + 1,
-            tiles=[t.hex() for t in tile_roots],
-        )
-    model = state.model
+        if params.guard_ppm:
+            guard.remember(state, shard)
+        size = state.need(r.ShardRecord, r.shard_key(shard)).data_bytes
+        write_shard(state, number, shard, rules.shard_root(tile_roots, size), tile_roots)
     if changed:
-        shards = [state.need(r.ShardRecord, r.shard_key(s)).root for s in range(model.shards)]
-        root = rules.model_root(shards)
-        model = r.ModelRecord(root, model.version + 1, height, model.shards)
-        state.put(r.MODEL, model)
-        state.emit("model", root, round=number, version=model.version)
-    return model.root
+        shards = range(state.model.shards)
+        roots = [state.need(r.ShardRecord, r.shard_key(s)).root for s in shards]
+        write_model(state, number, rules.model_root(roots))
+        if params.guard_ppm:
+            guard.begin(state, params, number)
+    return state.model.root
 
 
 def _settle(state: State, params: Params, current: r.RoundRecord) -> None:
-    """Wait for the window and, a few times as long at most, for the loss of the new model."""
+    """Wait for the window and, a few times as long at most, for the loss of the new model and what
+    the guard makes of it."""
     if not _passed(state, current):
         return
     head, window = state.head, params.settle
@@ -357,8 +347,11 @@ def _settle(state: State, params: Params, current: r.RoundRecord) -> None:
         head.height < current.deadline_height + LOSS_PATIENCE * window.blocks
         or head.time_ms < current.deadline_ms + LOSS_PATIENCE * window.ms
     )
-    if not current.loss_after and patient:
+    if patient and (not current.loss_after or guard.is_open(state, current)):
         return
+    if guard.close(state, current) == GuardVerdict.ROLLED_BACK:
+        for delta in _with_status(state, current, DeltaStatus.MERGED):
+            _mark(state, delta, DeltaStatus.ROLLED_BACK)
     _finish(state, params, current)
 
 

@@ -40,7 +40,7 @@ class RoundPhase(IntEnum):
     SCREEN_COMMIT = 5  # jurors commit to their losses; auditors replay
     SCREEN_REVEAL = 6  # jurors reveal
     AGGREGATE = 7  # primaries post updates, the committee attests
-    SETTLE = 8  # provisional; fraud proofs may void tiles
+    SETTLE = 8  # provisional; the result is measured, and may be rolled back
     DONE = 9
 
 
@@ -60,6 +60,7 @@ class DeltaStatus(IntEnum):
     MISMATCH = 5  # a replay gave another state hash
     MERGED = 6  # part of a provisional or settled update
     UNHELPFUL = 7  # not proven, and not clearly useful either
+    ROLLED_BACK = 8  # merged, but the whole round was taken back (docs/spec/rounds.md, "The guard")
 
 
 @wire(128)

@@ -228,6 +228,14 @@ class Election(Resource):
 # --- learning ----------------------------------------------------------------------------
 
 
+class Guard(Resource):
+    verdict: str  # open, kept, rolled_back or unknown
+    limit_ppm: int
+    worse: int  # grains of stake, 0 while it is open
+    fine: int
+    stake: int
+
+
 class RoundRow(Resource):
     number: int
     phase: str
@@ -242,6 +250,7 @@ class RoundRow(Resource):
     loss_after: int
     loss_before_nats: float | None
     loss_after_nats: float | None
+    guard: Guard | None
 
 
 class Rounds(Resource):
@@ -384,6 +393,7 @@ class RoundLoss(Resource):
     loss_after: int
     loss_before_nats: float | None
     loss_after_nats: float | None
+    rolled_back: bool
 
 
 class Losses(Resource):

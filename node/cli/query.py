@@ -269,6 +269,7 @@ def rounds(session: Session) -> None:
         accepted=lambda r: r["accepted_count"],
         loss_before=lambda r: _nats(r["loss_before"]),
         loss_after=lambda r: _nats(r["loss_after"]),
+        guard=lambda r: r["guard"]["verdict"].replace("_", " ") if r["guard"] else "-",
     )
     _show(session, lambda client: client.rounds(), columns)
 

@@ -51,13 +51,15 @@ class Chart:
 
 
 def loss_chart(losses: Sequence[dict[str, Any]]) -> Chart | None:
-    """Holdout loss of each model version: before the first round, then after each."""
+    """Holdout loss of the model: before the first round, then after each."""
     values: list[tuple[str, float]] = []
     for row in losses:
         before, after = row["loss_before_nats"], row["loss_after_nats"]
         if before is not None and not values:
             values.append(("start", before))
-        if after is not None:
+        if row["rolled_back"] and before is not None:
+            values.append((f"round {row['round']}, rolled back", before))
+        elif after is not None:
             values.append((f"round {row['round']}", after))
     return line_chart(values) if values else None
 

@@ -36,7 +36,8 @@ PHASE_TEXTS: dict[str, str] = {
     "auditors replay a segment of the training.",
     "screen_reveal": "Jurors open their verdicts.",
     "aggregate": "Each tile's primary merges the accepted deltas; the others recompute and attest.",
-    "settle": "The new model stands and its loss on held-out text is measured.",
+    "settle": "The new model's loss on held-out text is measured. If it is significantly worse, "
+    "the round is rolled back.",
     "done": "The round is over and its rewards are paid.",
 }
 STATUS_TONES: dict[str, str] = {
@@ -47,7 +48,7 @@ STATUS_TONES: dict[str, str] = {
     **dict.fromkeys(("unavailable", "pending", "missed", "disputed"), "warn"),
     **dict.fromkeys(("revealed", "committed", "open", "passed"), "info"),
     **dict.fromkeys(("shown", "closed"), "good"),
-    **dict.fromkeys(("convicted", "wrong", "not_shown"), "bad"),
+    **dict.fromkeys(("convicted", "wrong", "not_shown", "rolled_back"), "bad"),
 }
 EVENT_TITLES: dict[str, str] = {
     "dataset_submit": "dataset",

@@ -133,6 +133,8 @@ async def overview(request: Request, show: Show) -> Response:
 def _last_fall(losses: list[dict[str, Any]]) -> float | None:
     """By how much the newest measured round changed the loss."""
     for row in reversed(losses):
+        if row["rolled_back"]:
+            return 0.0
         if row["loss_before_nats"] is not None and row["loss_after_nats"] is not None:
             return float(row["loss_after_nats"] - row["loss_before_nats"])
     return None

@@ -298,9 +298,11 @@ class ModelQueries(Reader):
 
     def _tile_versions(self, shard: int, tile: int) -> list[Json]:
         """Each version that changed the tile, newest first, and the round that did it."""
+        events = self.node.store.history("shard", r.shard_key(shard), limit=MAX_VERSIONS)
+        returns = {e.data["version"] for e in events if "returns_to" in e.data}  # made of no delta
         rows: list[tuple[int, int, int | None, str, str]] = [
             (e.data["version"], e.height, e.data["round"], e.data["root"], e.data["tiles"][tile])
-            for e in self.node.store.history("shard", r.shard_key(shard), limit=MAX_VERSIONS)
+            for e in events
         ]
         if len(rows) < MAX_VERSIONS:
             first = self._first_version(shard)
@@ -313,7 +315,7 @@ class ModelQueries(Reader):
                 "round": number,
                 "shard_root": shard_root,
                 "root": root,
-                "deltas": self._merged_in(number),
+                "deltas": [] if version in returns else self._merged_in(number),
             }
             for (version, height, number, shard_root, root), old in zip(rows, below, strict=True)
             if root != old

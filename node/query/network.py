@@ -18,6 +18,7 @@ from node.net.links.info import LinkInfo
 from node.query import staking
 from node.query.base import BadQuery, Json, Reader
 from node.query.plain import address, nats, phase_name
+from node.query.rounds import is_rolled_back
 from node.version import version
 
 SIGNED_WINDOW = 64  # newest heights whose certificates are counted for a validator's attendance
@@ -83,11 +84,15 @@ class NetworkQueries(Reader):
         }
 
     def _latest_loss(self, current: r.RoundRecord) -> Json | None:
-        """The newest measured holdout loss, of this round or the one before."""
+        """The newest measured holdout loss of a model that stands, of this round or the one
+        before."""
+        following = None
         for number in range(current.number, max(-1, current.number - 2), -1):
             record = self.state.round(number)
-            if loss := record.loss_after or record.loss_before:
+            after = 0 if is_rolled_back(record, following) else record.loss_after
+            if loss := after or record.loss_before:
                 return {"round": number, "nano_nats": loss, "nats": nats(loss)}
+            following = record
         return None
 
     def genesis(self) -> Json:

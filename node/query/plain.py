@@ -10,6 +10,7 @@ from typing import Any
 
 from chain.address import format_address
 from chain.codec import tag_of
+from chain.guard_records import GuardVerdict
 from chain.records import DatasetStatus, DeltaStatus, RoundPhase
 from chain.transactions import GovernanceVote, Payload, SubmitEvidence, Verdict
 from chain.types import PubKey
@@ -63,6 +64,10 @@ def phase_name(phase: int) -> str:
 
 def delta_status(status: int) -> str:
     return _lower(DeltaStatus(status))
+
+
+def guard_verdict(verdict: int) -> str:
+    return _lower(GuardVerdict(verdict))
 
 
 def dataset_status(status: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import zip_longest
 
 from chain import datasets as dataset_rules
+from chain import guard
 from chain import records as r
 from chain.codec import decode
 from chain.errors import TxError
@@ -13,6 +15,7 @@ from chain.hashes import ZERO_HASH, Hash32
 from chain.model_versions import of_round
 from chain.records import DeltaStatus, RoundPhase
 from chain.rounds import watchers
+from chain.state import State
 from chain.transactions import TileUpdate, Transaction
 from chain.types import PubKey, TxId
 from node.query.base import Json, NotFound, Reader, natural, unhex
@@ -20,6 +23,7 @@ from node.query.plain import (
     address,
     dataset_status,
     delta_status,
+    guard_verdict,
     nats,
     phase_name,
     plain,
@@ -40,7 +44,7 @@ class RoundQueries(Reader):
         most, state = self.limit(limit), self.state
         first = state.head.round if before is None else min(before - 1, state.head.round)
         numbers = range(first, max(first - most, -1), -1)
-        listed = [_round_row(state.round(n)) for n in numbers]
+        listed = [_round_row(state, state.round(n)) for n in numbers]
         return {"rounds": listed, "next": numbers[-1] if numbers and numbers[-1] > 0 else None}
 
     def round(self, which: str) -> Json:
@@ -49,7 +53,7 @@ class RoundQueries(Reader):
         record, state = self._round(which), self.state
         deltas = [self._delta_row(state.delta(d)) for d in record.deltas]
         return {
-            **_round_fields(record),
+            **_round_fields(state, record),
             "model_version": of_round(state, record.number),
             "current": record.number == state.head.round,
             "phases": self._timeline(record),
@@ -125,7 +129,7 @@ class RoundQueries(Reader):
                 "votes": [_audit_vote(v) for v in current.audit_votes],
             }
         merged_into = []
-        if record.status == DeltaStatus.MERGED:
+        if record.status in (DeltaStatus.MERGED, DeltaStatus.ROLLED_BACK):
             merged_into = [self._update_row(u) for u in self._updates_of(current)]
         return {
             **self._delta_row(record),
@@ -238,21 +242,22 @@ class RoundQueries(Reader):
         """Holdout loss before and after each round, oldest first."""
         state = self.state
         last = state.head.round
-        listed = []
-        for number in range(max(0, last - MAX_LOSSES + 1), last + 1):
-            record = _record(state.raw(r.round_key(number)) or b"")
-            if record.loss_before or record.loss_after:
-                listed.append(
-                    {
-                        "round": number,
-                        "holdout": record.holdout.hex(),
-                        "result_root": record.result_root.hex(),
-                        "loss_before": record.loss_before,
-                        "loss_after": record.loss_after,
-                        "loss_before_nats": nats(record.loss_before),
-                        "loss_after_nats": nats(record.loss_after),
-                    }
-                )
+        numbers = range(max(0, last - MAX_LOSSES + 1), last + 1)
+        records = [_record(state.raw(r.round_key(n)) or b"") for n in numbers]
+        listed = [
+            {
+                "round": record.number,
+                "holdout": record.holdout.hex(),
+                "result_root": record.result_root.hex(),
+                "loss_before": record.loss_before,
+                "loss_after": record.loss_after,
+                "loss_before_nats": nats(record.loss_before),
+                "loss_after_nats": nats(record.loss_after),
+                "rolled_back": is_rolled_back(record, following),
+            }
+            for record, following in zip_longest(records, records[1:])
+            if record.loss_before or record.loss_after
+        ]
         return {"losses": listed}
 
     def evals(self, root: str | None = None) -> Json:
@@ -314,7 +319,7 @@ class RoundQueries(Reader):
                 }
                 for report in record.reports
             ],
-            "rounds": [_round_row(n) for n in rounds],
+            "rounds": [_round_row(state, n) for n in rounds],
             "deltas": [self._delta_row(d) for d in used],
         }
 
@@ -333,7 +338,26 @@ def _record(raw: bytes) -> r.RoundRecord:
     return record
 
 
-def _round_row(record: r.RoundRecord) -> Json:
+def is_rolled_back(record: r.RoundRecord, following: r.RoundRecord | None) -> bool:
+    """Whether the next round, if there is one, begins with another model than this one made."""
+    ended = following is not None and record.result_root != ZERO_HASH
+    return ended and following.base_root != record.result_root  # type: ignore[union-attr]
+
+
+def _guard(state: State, record: r.RoundRecord) -> Json | None:
+    found = guard.of_round(state, record.number)
+    if found is None:
+        return None
+    return {
+        "verdict": guard_verdict(found.verdict),
+        "limit_ppm": found.limit_ppm,
+        "worse": found.worse,
+        "fine": found.fine,
+        "stake": found.stake,
+    }
+
+
+def _round_row(state: State, record: r.RoundRecord) -> Json:
     return {
         "number": record.number,
         "phase": phase_name(record.phase),
@@ -348,14 +372,15 @@ def _round_row(record: r.RoundRecord) -> Json:
         "loss_after": record.loss_after,
         "loss_before_nats": nats(record.loss_before),
         "loss_after_nats": nats(record.loss_after),
+        "guard": _guard(state, record),
     }
 
 
-def _round_fields(record: r.RoundRecord) -> Json:
+def _round_fields(state: State, record: r.RoundRecord) -> Json:
     fields: Json = plain(record)
     return {
         **fields,
-        **_round_row(record),
+        **_round_row(state, record),
         "phase_index": record.phase,
         "audit_votes": [_audit_vote(v) for v in record.audit_votes],
         "finished": record.result_root != ZERO_HASH,

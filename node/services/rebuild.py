@@ -77,7 +77,7 @@ class Rebuild:
     def _steps_from_genesis(self, shard: int, root: Hash32, tile: int) -> bool:
         """Whether every version that changed the tile, up to this one, has its steps here."""
         after: ShardVersion | None = None
-        for version in self._history.newest_first(shard):
+        for version in self._history.line(shard):
             changed = after is not None and after.tile_roots[tile] != version.tile_roots[tile]
             if after is not None and changed and not self._store.has_steps(shard, after.root):
                 return False

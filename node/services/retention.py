@@ -162,7 +162,7 @@ class Retention:
     ) -> dict[Hash32, Keep]:
         """How each version of a shard is to be kept; those not named are not."""
         rule = rule or self._rule
-        versions = window(self._history.newest_first(shard), round_, rule)
+        versions = window(self._history.line(shard), round_, rule)
         known = {*self._store.versions(shard), *self._store.partial_versions(shard)}
         here = [v.root for v in versions if v.root in known]
         held = Held(
@@ -173,7 +173,7 @@ class Retention:
 
     def catch_up(self, shard: int, record: Record) -> None:
         """Steps to the newest versions, if a crash came between tiles and steps."""
-        newest = islice(self._history.newest_first(shard), self._rule.keep_versions)
+        newest = islice(self._history.line(shard), self._rule.keep_versions)
         for version in newest:
             whole = version.root in self._store.versions(shard)
             if version.number and whole and not self._store.has_steps(shard, version.root):

@@ -37,6 +37,11 @@ class RetentionRule:
     retention_rounds: int = 32
     snapshot_every: int = 16
 
+    def block(self, version: ShardVersion) -> int:
+        """Which S numbers a version is of: the first of each is a snapshot. That is the multiple of
+        S, unless a round was rolled back just there."""
+        return version.number // self.snapshot_every
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -54,7 +59,7 @@ def window(
     taken: list[ShardVersion] = []
     used_until = round_  # the last round that had the version as its base
     for version in newest_first:
-        supports = bool(taken) and taken[-1].number % rule.snapshot_every != 0
+        supports = bool(taken) and rule.block(version) == rule.block(taken[-1])
         inside = len(taken) < rule.keep_versions or used_until >= round_ - rule.retention_rounds
         if not inside and not supports:
             break
@@ -82,7 +87,8 @@ def retention(
     for place, version in enumerate(versions):
         after = versions[place + 1] if place + 1 < len(versions) else None
         used_until = round_ if after is None else after.round
-        block = version.number // rule.snapshot_every
+        block = rule.block(version)
+        first = place == 0 or block != rule.block(versions[place - 1])
         way = rooted and version.root in held.stepped
         whole = version.root in held.whole
         if (
@@ -91,7 +97,7 @@ def retention(
             or version.root in pinned
         ):
             keep, rooted = Keep.WHOLE, whole or way
-        elif whole and version.number % rule.snapshot_every == 0:
+        elif whole and first:
             keep, rooted = Keep.SNAPSHOT, True
         elif way:
             keep = Keep.STEPS

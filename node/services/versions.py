@@ -28,7 +28,8 @@ LAST_HEIGHT = 2**63 - 1
 class ShardVersion:
     """One version of a shard on this chain. `number` counts the rounds that changed it.
 
-    `round` made it, and it counts from `height` on; genesis's has GENESIS_ROUND and 0.
+    `round` made it, and it counts from `height` on; genesis's has GENESIS_ROUND and 0. A round that
+    was rolled back made two: the second equals the one of number `returns_to`.
     """
 
     number: int
@@ -36,6 +37,7 @@ class ShardVersion:
     round: int
     height: int
     tile_roots: tuple[Hash32, ...]
+    returns_to: int | None = None
 
 
 class VersionHistory:
@@ -66,6 +68,22 @@ class VersionHistory:
             yield _version(event)
         yield first
 
+    def line(self, shard: int) -> Iterator[ShardVersion]:
+        """The versions that were made one out of the other, the newest first: without what a round
+        made and was rolled back, and without the return to what was before."""
+        versions = self.newest_first(shard)
+        version = next(versions, None)
+        while version is not None:
+            back = version.returns_to
+            if back is None:
+                yield version
+                version = next(versions, None)
+                continue
+            older = next((v for v in versions if v.number <= back), None)
+            if older is None or older.number < back:
+                yield version  # for the one before, of which a node that began later was not told
+            version = older
+
     def version(self, shard: int, root: Hash32) -> ShardVersion:
         """The newest version with a root. VerifyError if the shard never had it."""
         found = next((v for v in self.newest_first(shard) if v.root == root), None)
@@ -75,10 +93,10 @@ class VersionHistory:
 
     def made_from(self, shard: int, root: Hash32) -> tuple[ShardVersion, ShardVersion | None]:
         """A version and the one that it was made from; None for genesis's. VerifyError as above."""
-        versions = self.newest_first(shard)
-        for version in versions:
-            if version.root == root:
-                return version, next(versions, None)
+        for versions in (self.line(shard), self.newest_first(shard)):
+            for version in versions:
+                if version.root == root:
+                    return version, next(versions, None)
         raise VerifyError(f"shard {shard} never had the root {root.hex()} on this chain")
 
     def changes(self, version: ShardVersion) -> Iterator[TileChange]:
@@ -116,4 +134,5 @@ def _version(event: EventRow) -> ShardVersion:
         data["round"],
         event.height,
         tuple(Hash32(bytes.fromhex(root)) for root in data["tiles"]),
+        data.get("returns_to"),
     )

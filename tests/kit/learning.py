@@ -94,10 +94,15 @@ def add_dataset(chain: LocalChain, title: str = "Python standard library") -> Ha
 
 
 def run_round(
-    chain: LocalChain, *, learners: int = 2, garbage: int = 0, stop_in: RoundPhase | None = None
+    chain: LocalChain,
+    *,
+    learners: int = 2,
+    garbage: int = 0,
+    worse: bool = False,
+    stop_in: RoundPhase | None = None,
 ) -> int:
     """Run the round in progress to its end, or stop in a phase. Of `learners`, the last `garbage`
-    send noise that the jury finds harmful."""
+    send noise that the jury finds harmful. `worse`: all find the result twice as bad."""
     number = chain.state.round().number
     if not any(True for _ in chain.state.items(b"data/")):
         add_dataset(chain)
@@ -125,7 +130,7 @@ def run_round(
         _aggregate(chain, number, [d for d in deltas if not d.garbage])
         if phase.reach(RoundPhase.SETTLE):
             return number
-        _measure(chain, number)
+        _measure(chain, number, worse)
         phase.reach(RoundPhase.DONE)
     return number
 
@@ -294,9 +299,11 @@ def _change(shard: int, tile: int, base: Hash32, result: TileResult) -> TileChan
     )
 
 
-def _measure(chain: LocalChain, number: int) -> None:
+def _measure(chain: LocalChain, number: int, worse: bool) -> None:
     current = chain.state.round(number)
     before, after = loss_after(number), loss_after(number + 1)
+    if worse:
+        after = 2 * before
     for validator in chain.validators:
         for root, loss in ((current.base_root, before), (current.result_root, after)):
             known = chain.state.get(r.EvalRecord, r.eval_key(root, current.holdout))

@@ -36,6 +36,7 @@ PAGES = {
     "chain.transactions": "transactions.md",
     "chain.records": "state.md",
     "chain.custody_records": "custody.md",
+    "chain.guard_records": "rounds.md",
     "chain.light": "light-client.md",
     "chain.light_proofs": "light-client.md",
     "chain.governance_records": "governance.md",

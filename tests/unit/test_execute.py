@@ -97,13 +97,14 @@ def test_a_stamp_is_bound_to_block_and_payload(machine: Machine) -> None:
     future = replace(tx, stamp=replace(tx.stamp, height=Height(99)))
     assert refused(machine, encode(resigned(future))) == "stale_stamp"
     tx = machine.tx(BOB, Transfer(ALICE.public, Grains(5)), stamp=True)
-    codes = set()
-    for amount in range(1, 40):  # 1 in 32 of other payloads fits by chance
+    for amount in range(1, 40):
         moved = replace(tx, payload=Transfer(ALICE.public, Grains(amount)))
-        codes.add(machine.block(encode(resigned(moved)))[0].code)
-        if machine.state.account(BOB.public).nonce:
+        code = machine.block(encode(resigned(moved)))[0].code
+        if code != "ok":
             break
-    assert "weak_stamp" in codes
+        # 1 in 32 of other payloads fits by chance
+        tx = machine.tx(BOB, Transfer(ALICE.public, Grains(5)), stamp=True)
+    assert code == "weak_stamp"
 
 
 def resigned(tx):  # type: ignore[no-untyped-def]

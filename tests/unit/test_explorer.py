@@ -138,11 +138,15 @@ def test_a_chart_holds_all_its_points(values: list[float]) -> None:
 
 def test_the_loss_chart_starts_before_the_first_round() -> None:
     def row(number: int, before: float | None, after: float | None) -> dict[str, object]:
-        return {"round": number, "loss_before_nats": before, "loss_after_nats": after}
+        losses = {"loss_before_nats": before, "loss_after_nats": after}
+        return {"round": number, "rolled_back": after == 9.0} | losses
 
-    chart = charts.loss_chart([row(0, 3.2, 2.9), row(1, 2.9, None), row(2, 2.9, 2.5)])
+    rows = [row(0, 3.2, 2.9), row(1, 2.9, None), row(2, 2.9, 2.5), row(3, 2.5, 9.0)]
+    chart = charts.loss_chart(rows)
     assert chart is not None
-    assert [p.label.partition(":")[0] for p in chart.points] == ["start", "round 0", "round 2"]
+    labels = [p.label.partition(":")[0] for p in chart.points]
+    assert labels == ["start", "round 0", "round 2", "round 3, rolled back"]
+    assert chart.points[-1].y == chart.points[-2].y  # the model is what it was
     assert charts.loss_chart([row(0, None, None)]) is None
 
 
