@@ -34,7 +34,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     "certificate": ("chain.types",),
     "consensus": ("Proposal", "consensus.simplex.messages"),
     "proof": ("chain.tree", "chain.light"),
-    "record": ("chain.records", "chain.custody_records", "chain.price_records", "chain.latency"),
+    "record": (
+        *("chain.records", "chain.custody_records", "chain.guard_records"),
+        *("chain.price_records", "chain.latency"),
+    ),
     "tile": ("tiles.",),
     "data": ("corpus.", "learning."),
     "peer": ("node.",),
