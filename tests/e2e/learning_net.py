@@ -10,9 +10,10 @@ noise as long as the delta, noise that ruins the model, bytes that are no payloa
 its commit, or another's commitment. The seed says which, anew each round.
 
 Prints a line a round: holdout loss, and what became of the liars' deltas. Those that were merged
-show their mean weight beside the honest ones'. Exit code 0 if the loss has fallen, honest deltas
-were merged, no lie that could be seen was, all nodes have one state and one model, and nobody was
-slashed or jailed.
+show their mean weight beside the honest ones'. Afterwards as many rounds of the honest learners
+alone are simulated, without a network. Exit code 0 if the loss has fallen, and as it does there,
+honest deltas were merged, no lie that could be seen was, all nodes have one state and one model,
+and nobody was slashed or jailed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from chain.errors import BlyanError
 from node.client import Json
 from node.learner import Learner
 from node.worker.client import Worker
+from tests.e2e import simulated
 from tests.e2e.fleet import Failure
 from tests.e2e.school import Quiet, Say, School, nats, opened
 from tests.e2e.verdict import Check, all_ok, judge_logs
@@ -43,6 +45,8 @@ ROUND_S = 400.0  # the longest round: all its windows, on a machine that does ot
 # Noise as small as a delta is no harm that a jury must see; it counts for little when it is merged.
 MAY_PASS = (Lie.NOISE,)
 LEAST_FALL = 0.3  # nats a byte, of one round; any more rounds must do better still
+# Two curves from the same beginning with other batches: far apart while the loss falls fast.
+EARLY, NEAR_EARLY, NEAR = 5, 0.5, 0.08  # rounds; nats a byte in them, and after them
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class Outcome:
     directory: Path
     checks: list[Check] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # before the first round, after each
+    simulated: list[float] = field(default_factory=list)  # of honest learners alone
     fates: list[str] = field(default_factory=list)  # of lies, for the summary
     rounds_s: list[float] = field(default_factory=list)
     honest_weights: list[float] = field(default_factory=list)
@@ -64,10 +69,15 @@ class Outcome:
         rounds = sorted(self.rounds_s) or [0.0]
         return [
             *(f"  {check.line()}" for check in self.checks),
-            f"  holdout loss {' → '.join(f'{x:.4f}' for x in self.losses)} nats a byte",
+            f"  holdout loss {_curve(self.losses)} nats a byte",
+            f"  simulated    {_curve(self.simulated)}",
             f"  a round took {rounds[len(rounds) // 2]:.1f} s (median), {rounds[-1]:.1f} s at most",
             f"{'ok' if self.ok else 'FAILED'} in {self.took_s:.0f} s, seed {self.seed}",
         ]
+
+
+def _curve(losses: Sequence[float]) -> str:
+    return " → ".join(f"{loss:.4f}" for loss in losses)
 
 
 class LearningNet:
@@ -175,8 +185,18 @@ async def run(
     async with opened(school, say):
         await LearningNet(school, learners, liars, outcome).run(rounds, say)
         outcome.checks += await school.judge()
+        specs, data = await school.lesson(0)
         codes = await school.fleet.stop()
         outcome.checks += judge_logs({m.name: m.log() for m in school.machines}, codes)
+    say(f"simulating {rounds} rounds of {learners - liars} honest learners")
+    outcome.simulated = simulated.losses(specs, data, learners - liars, rounds)
+    gaps = [abs(a - b) for a, b in zip(outcome.losses, outcome.simulated, strict=True)]
+    far = [
+        f"{gap:.3f} nats after round {number - 1}"
+        for number, gap in enumerate(gaps)
+        if gap > (NEAR_EARLY if number <= EARLY else NEAR)
+    ]
+    outcome.checks.append(Check("the loss falls as simulated", tuple(far), rounds))
 
 
 def learning_net(

@@ -13,10 +13,12 @@ from chain.types import TxId
 from corpus.dataset import build
 from corpus.ingest import Document
 from node.client import Client, Json
+from node.data import RoundData, fetch_round_data
 from node.dataset_submission import submit_dataset
 from node.founding import FOUNDER_STAKE
 from node.home import Home
 from node.learner_files import LearnerFiles
+from node.round_specs import RoundSpecs
 from node.submission import NANO_PER_NAT
 from node.verified import VerifiedReader
 from tests.e2e.fleet import Failure, Fleet, Machine, deadline
@@ -161,6 +163,13 @@ class School:
                     for i, weight in enumerate(change["weights"]):
                         total[i] += weight / change["weight_one"]
         return {d: w / max(tiles, 1) for d, w in zip(accepted, total, strict=True)}
+
+    async def lesson(self, number: int) -> tuple[RoundSpecs, RoundData]:
+        """What a round trained, how, and on what text."""
+        reader = await self.reader(self.machines[0])
+        record = await reader.round(number)
+        datasets = [await reader.dataset(dataset) for dataset in record.datasets]
+        return await reader.round_specs(number), await fetch_round_data(datasets, reader.blob)
 
     async def judge(self) -> list[Check]:
         """One chain and one model everywhere, and nobody punished."""
