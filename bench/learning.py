@@ -4,7 +4,8 @@
 
 The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
-numeric profile) and `replay` (N replays in each, in other processes, threads and instruction sets).
+numeric profile), `memory` (of a step: whole batches, pieces of them, layers computed again) and
+`replay` (N replays in each profile, in other processes, threads and instruction sets).
 Five train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
 at several compressions against averaging in fp32; 4 minutes of an idle core), `rounds` (rounds to
 the same loss; 3), `robust` (bad learners among good ones; 8), `moments` (what is kept between
@@ -49,12 +50,13 @@ class Amount:
     samples: int = 15
     width: int = 256  # of a mixture of experts
     shapes: tuple[str, ...] = ("nano", "wide")  # of learning_profiles
+    trained: tuple[str, int, int] = ("small", 32, 2)  # model, batch and steps of learning_memory
     tries: int = 20  # replays in each profile; a claim wants 1,000
     is_small: bool = False
     plots: Path | None = None
 
 
-SMALL = Amount(10_000, 3, 2, 16, ("nano",), 2, is_small=True)
+SMALL = Amount(10_000, 3, 2, 16, ("nano",), ("nano", 8, 1), 2, is_small=True)
 
 
 def _values(amount: Amount, count: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -136,6 +138,13 @@ def profiles(amount: Amount) -> Iterator[Row]:
     return profile_rows(amount.shapes, amount.samples)
 
 
+def memory(amount: Amount) -> Iterator[Row]:
+    """Peaks of training processes."""
+    from bench.learning_memory import memory_rows
+
+    return memory_rows(*amount.trained)
+
+
 def replay(amount: Amount) -> Iterator[Row]:
     """Replayed segments that come out otherwise."""
     from bench.learning_replay import replay_rows
@@ -160,6 +169,7 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "aggregate": aggregate,
     "moe": moe,
     "profiles": profiles,
+    "memory": memory,
     "replay": replay,
     **{name: partial(curves, name) for name in ("suite20", "rounds", "robust", "moments", "guard")},
 }

@@ -8,12 +8,13 @@ the training loop makes both of the loads and scores that `forward` reports.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from chain.errors import InputError
 from learning.held import Held, layout_of
@@ -84,24 +85,40 @@ def forward(
     tokens: Tensor,
     ops: Ops = NATIVE,
     held: Held | None = None,
+    *,
+    recompute: bool = False,
 ) -> Forward:
     """Next-byte logits and expert loads. `tokens`: int64 [batch, time], time <= context.
-    `held`: the part of the model that `weights` are."""
+    `held`: the part of the model that `weights` are. `recompute`: keep what enters each layer
+    alone; the backward pass computes the rest again, to the same bits."""
     batch, time = tokens.shape
     turns = ops.rotary(0, time, spec.head_width)
     pairs = byte_pairs(tokens, torch.zeros_like(tokens[:, 0])).reshape(-1)
     x = ops.embedding(tokens, weights["embed.weight"])
     routed = []
     for i in range(spec.layers):
-        at = f"layers.{i}"
-        normed = ops.rms_norm(x, weights[f"{at}.router.attention_norm"])
-        x = x + attend(weights, at, *project(spec, weights, at, normed, turns, ops), None, ops)
-        normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(-1, spec.width)
-        mixed, found = mixture(spec, weights, i, normed, pairs, ops, held)
-        x = x + mixed.reshape(batch, time, spec.width)
+
+        def layer(x: Tensor, i: int = i) -> tuple[Tensor, Routed]:
+            at = f"layers.{i}"
+            normed = ops.rms_norm(x, weights[f"{at}.router.attention_norm"])
+            x = x + attend(weights, at, *project(spec, weights, at, normed, turns, ops), None, ops)
+            normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(-1, spec.width)
+            mixed, found = mixture(spec, weights, i, normed, pairs, ops, held)
+            return x + mixed.reshape(batch, time, spec.width), found
+
+        x, found = _again(layer, x) if recompute else layer(x)
         routed.append(found)
     normed = ops.rms_norm(x, weights["final.norm"])
     return Forward(ops.matmul(normed, weights["head.weight"]), routed)
+
+
+def _again(layer: Callable[[Tensor], tuple[Tensor, Routed]], x: Tensor) -> tuple[Tensor, Routed]:
+    """A layer whose inner values are dropped, and computed again for its backward pass
+    (arXiv 1604.06174). Nothing in it draws a random number."""
+    out: tuple[Tensor, Routed] = checkpoint(
+        layer, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
+    return out
 
 
 def window_cross_entropy(logits: Tensor, targets: Tensor, ops: Ops = NATIVE) -> Tensor:

@@ -157,6 +157,7 @@ class TrainingSpec:
     error_feedback_ppm: int
     densities: tuple[int, ...]
     aux_loss_ppm: int = 0  # weight of the balance loss beside the cross-entropy
+    micro_batch: int = 0  # windows computed at a time, whose gradients are added up; 0: all
 
     @staticmethod
     def from_json(value: Any) -> TrainingSpec:
@@ -179,6 +180,7 @@ class TrainingSpec:
             "bias_rate_ppm": (0, PPM),
             "error_feedback_ppm": (0, PPM),
             "aux_loss_ppm": (0, PPM),
+            "micro_batch": (0, 4096),
         }
         numbers = {
             name: _int(top[name], f"training.{name}", least, most)
@@ -186,6 +188,10 @@ class TrainingSpec:
         }
         kept = tuple(_int(d, "training.densities", 1, MAX_DENSITY) for d in densities)
         spec = TrainingSpec(densities=kept, **numbers)
+        if spec.batch % spec.windows_at_a_time:
+            raise GenesisError(
+                f"training.micro_batch: {spec.micro_batch} does not divide a batch of {spec.batch}"
+            )
         if spec.steps % spec.segment_steps:
             raise GenesisError(
                 f"training.segment_steps: {spec.segment_steps} does not divide {spec.steps} steps"
@@ -199,6 +205,11 @@ class TrainingSpec:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "densities": list(self.densities)}
+
+    @property
+    def windows_at_a_time(self) -> int:
+        """Of a batch; part of the rule, since it decides in which order a gradient is summed."""
+        return self.micro_batch or self.batch
 
     @property
     def segments(self) -> int:

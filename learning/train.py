@@ -17,10 +17,11 @@ from torch import Tensor
 from chain.errors import InputError
 from learning.exact_math import sqrt_
 from learning.held import Held, layout_of
+from learning.memory import ACTIVATION_BYTES, recomputes
 from learning.model import Forward, forward, window_cross_entropy
 from learning.ops import NATIVE, Ops
 from learning.routing import balance_loss
-from learning.spec import PPM, WORDS_PER_WINDOW, ModelSpec, TrainingSpec
+from learning.spec import LEARNED, PPM, WORDS_PER_WINDOW, ModelSpec, TrainingSpec
 from learning.state import Sections, TrainState
 
 Batches = Callable[[int], npt.NDArray[np.uint8]]  # step to uint8 [batch, context + 1]
@@ -47,12 +48,14 @@ def train_segment(
     on_step: Callable[[Progress], None] | None = None,
     ops: Ops = NATIVE,
     held: Held | None = None,
+    most_bytes: int = ACTIVATION_BYTES,
 ) -> TrainState:
     """The state before step `last`, from one at or before it. Call `profile.configure` first.
-    `held`: the part of the model that the state is of."""
+    `held`: the part of the model that the state is of. `most_bytes`: how much a step keeps for its
+    backward pass before it computes layers again; the bits do not depend on it."""
     if last < state.step:
         raise InputError(f"a state at step {state.step} cannot be trained back to step {last}")
-    run = _Run(spec, training, state, ops, held)
+    run = _Run(spec, training, state, ops, held, most_bytes)
     for step in range(state.step, last):
         loss, loads = run.step(_tokens(spec, training, batches(step)))
         if on_step is not None:
@@ -79,17 +82,18 @@ class _Run:
         state: TrainState,
         ops: Ops,
         held: Held | None,
+        most_bytes: int,
     ) -> None:
         self._ops, self._held = ops, held
         self._spec, self._training, self._updates = spec, training, state.updates
-        self._flat, self._first, self._second = (
-            torch.from_numpy(np.frombuffer(b"".join(part), "<f4").astype(np.float32))
-            for part in (state.weights, state.first, state.second)
-        )
+        self._recompute = recomputes(spec, training.windows_at_a_time, most_bytes)
+        parts = (state.weights, state.first, state.second)
+        self._flat, self._first, self._second = (_vector(part) for part in parts)
+        self._gradient = torch.zeros_like(self._flat)
         self._sizes = [len(section) for section in state.weights]
         self._views: dict[str, Tensor] = {}
-        self._learned: list[tuple[str, int, int]] = []  # name and range of what has a gradient
-        self._decayed = torch.zeros_like(self._flat)
+        decays = training.weight_decay_ppm > 0
+        self._decayed = torch.zeros_like(self._flat) if decays else torch.empty(0)
         start = 0
         for shard in layout_of(spec, held):
             for tensor in shard.tensors:
@@ -97,32 +101,45 @@ class _Run:
                 view = self._flat[start:end].view(tensor.shape)
                 if tensor.name != "bias":
                     view = view.detach().requires_grad_()
-                    self._learned.append((name, start, end))
-                if len(tensor.shape) > 1:
+                    view.grad = self._gradient[start:end].view(tensor.shape)  # added to in place
+                if len(tensor.shape) > 1 and decays:
                     self._decayed[start:end] = 1.0
                 self._views[name] = view
                 start = end
-        self._gradient = torch.zeros_like(self._flat)
 
     def step(self, tokens: Tensor) -> tuple[float, npt.NDArray[np.int64]]:
         """One AdamW step; the loss before it, and the loads."""
-        out = forward(self._spec, self._views, tokens[:, :-1], self._ops, self._held)
-        loss = window_cross_entropy(out.logits, tokens[:, 1:], self._ops).mean()
+        # An expert that no byte was routed to has no gradient: its moments decay all the same.
+        self._gradient.zero_()
+        pieces = torch.split(tokens, self._training.windows_at_a_time)
+        told, loads = 0.0, torch.zeros(self._spec.layers, self._spec.experts, dtype=torch.int64)
+        for piece in pieces:
+            loss, found = self._piece(piece, len(pieces))
+            told += loss
+            loads += found
+        with torch.no_grad():
+            self._adamw()
+            self._balance(loads)
+        return told, loads.numpy()
+
+    def _piece(self, tokens: Tensor, pieces: int) -> tuple[float, Tensor]:
+        """Add the gradient of so many windows to the batch's; its part of the loss, and its loads,
+        int64 [layers, experts]. A gradient is summed piece by piece, in order."""
+        out = forward(
+            self._spec,
+            self._views,
+            tokens[:, :-1],
+            self._ops,
+            self._held,
+            recompute=self._recompute,
+        )
+        losses = window_cross_entropy(out.logits, tokens[:, 1:], self._ops)
+        loss = losses.sum() / (losses.numel() * pieces)
         told = float(loss.detach())
         if self._training.aux_loss_ppm:
-            loss = loss + self._balance_loss(out)
-        learned = [self._views[name] for name, _, _ in self._learned]
-        # An expert that no byte was routed to has no gradient: its moments decay all the same.
-        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, learned, allow_unused=True)
-        with torch.no_grad():
-            for (_, start, end), gradient in zip(self._learned, gradients, strict=True):
-                if gradient is None:
-                    self._gradient[start:end] = 0.0
-                else:
-                    self._gradient[start:end] = gradient.reshape(-1)
-            self._adamw()
-            self._balance(out)
-        return told, np.stack([layer.loads.numpy() for layer in out.routed])
+            loss = loss + self._balance_loss(out, pieces)
+        torch.autograd.backward(loss)
+        return told, torch.stack([layer.loads for layer in out.routed])
 
     def _adamw(self) -> None:
         """AdamW (arXiv 1711.05101): decay on matrices alone, gradient clipped by global norm."""
@@ -146,22 +163,22 @@ class _Run:
         for start in range(0, len(self._flat), _BLOCK):
             _update(factors, *(vector[start : start + _BLOCK] for vector in vectors))
 
-    def _balance_loss(self, out: Forward) -> Tensor:
-        """The layers' balance losses, weighed."""
+    def _balance_loss(self, out: Forward, pieces: int) -> Tensor:
+        """The layers' balance losses, weighed: a mean over the pieces of a batch."""
         total = torch.zeros(())
         for i, routed in enumerate(out.routed):
             if routed.scores is not None:
                 loads = routed.loads[self._here(i)]
                 total = total + balance_loss(routed.scores, loads, self._ops)
-        return total * (self._training.aux_loss_ppm / PPM)
+        return total * (self._training.aux_loss_ppm / PPM / pieces)
 
-    def _balance(self, out: Forward) -> None:
+    def _balance(self, loads: Tensor) -> None:
         """Router biases rise for experts below the mean load, and fall for those above."""
         rate = self._training.bias_rate_ppm / PPM
-        for i, routed in enumerate(out.routed):
-            if routed.scores is not None:
+        if self._spec.routing == LEARNED:
+            for i, each in enumerate(loads):
                 here = self._here(i)
-                load = routed.loads[here]
+                load = each[here]
                 gap = torch.sign(load.sum() - load * len(load)).float()
                 self._views[f"layers.{i}.router.bias"][here] += gap * rate
 
@@ -177,12 +194,23 @@ class _Run:
         return TrainState(weights, first, second, updates=self._updates)
 
     def _sections(self, vector: Tensor) -> Sections:
-        data = vector.numpy().astype("<f4").tobytes()
+        data = vector.numpy().astype("<f4", copy=False).data.cast("B")
         sections, start = [], 0
         for size in self._sizes:
-            sections.append(data[start : start + size])
+            sections.append(bytes(data[start : start + size]))
             start += size
         return tuple(sections)
+
+
+def _vector(sections: Sections) -> Tensor:
+    """Data sections back to back, with memory of its own."""
+    vector = np.empty(sum(map(len, sections)) // 4, np.float32)
+    start = 0
+    for section in sections:
+        values = np.frombuffer(section, "<f4")
+        vector[start : start + len(values)] = values
+        start += len(values)
+    return torch.from_numpy(vector)
 
 
 @dataclass(frozen=True, slots=True)

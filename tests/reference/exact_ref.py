@@ -229,8 +229,9 @@ class Model:
         assert n == sum(loads) // m["top_k"]
         return out, back, np.array(loads)
 
-    def step(self, tokens: A) -> tuple[float, list[A]]:
-        """Gradients into `g`; mean loss, and loads by layer. tokens: [windows, context + 1]."""
+    def step(self, tokens: A, pieces: int) -> tuple[float, list[A]]:
+        """Gradients into `g`; a piece's part of the mean loss, and loads by layer. tokens:
+        [windows, context + 1], of which a batch has `pieces` times as many."""
         ids, targets = tokens[:, :-1], tokens[:, 1:].ravel()
         for value in self.g.values():
             value[...] = 0
@@ -251,11 +252,11 @@ class Model:
         y, norm = self.use(rms, x, "final.norm")
         logits, of_logits = self.use(dense, y.reshape(-1, x.shape[-1]), "head.weight")
         p, relative, total = shares(logits)
-        count = len(targets)
+        count = len(targets) * pieces
         losses = [
             log(float(total[k, 0])) - float(relative[k, target]) for k, target in enumerate(targets)
         ]
-        p[np.arange(count), targets] -= F(1)
+        p[np.arange(len(targets)), targets] -= F(1)
         g = norm(of_logits(p * F(1 / count)).reshape(x.shape))
         for inner_norm, layer in reversed(backs):
             inner = layer(g.reshape(-1, g.shape[-1]) if layer.__name__ == "back" else g)
@@ -294,10 +295,17 @@ def train(m: dict[str, Any], rule: dict[str, int], batches: A) -> dict[str, Any]
             end = start + math.prod(shape)
             views[name] = flat[start:end].reshape(shape)
             start = end
-        model = Model(m, views, rule.get("aux_loss_ppm", 0) / 1_000_000)
-        loss, loads = model.step(batch)
-        losses.append(loss)
-        gradient = np.concatenate([model.g[name].ravel() for name, _ in names])
+        size = rule.get("micro_batch", 0) or rule["batch"]
+        pieces = rule["batch"] // size
+        model = Model(m, views, rule.get("aux_loss_ppm", 0) / 1_000_000 / pieces)
+        losses.append(0.0)
+        gradient = np.zeros_like(flat)
+        loads = [np.zeros(m["experts"], np.int64) for _ in range(m["layers"])]
+        for piece in range(pieces):
+            loss, found = model.step(batch[piece * size : (piece + 1) * size], pieces)
+            losses[-1] += loss
+            gradient = gradient + np.concatenate([model.g[name].ravel() for name, _ in names])
+            loads = [a + b for a, b in zip(loads, found, strict=True)]
         is_matrix = np.concatenate(
             [np.full(math.prod(shape), len(shape) > 1) for _, shape in names]
         )
@@ -388,6 +396,7 @@ CONFORMANCE_MODEL = {
 CONFORMANCE_RULE = {"steps": 2, "batch": 8}
 SHARED = {"shared_experts": 2}, {"aux_loss_ppm": 20_000, "steps": 2}
 HASHED = {"routing": "hash", "shared_experts": 1}, {"steps": 2}
+PIECES = {}, {"batch": 6, "micro_batch": 2, "aux_loss_ppm": 20_000, "steps": 2}
 
 
 def text(m: dict[str, Any], rule: dict[str, Any]) -> A:
@@ -406,7 +415,7 @@ def number_vectors() -> list[dict[str, str]]:
 
 
 def vectors() -> dict[str, Any]:
-    changes = [({}, {}), (CONFORMANCE_MODEL, CONFORMANCE_RULE), SHARED, HASHED]
+    changes = [({}, {}), (CONFORMANCE_MODEL, CONFORMANCE_RULE), SHARED, HASHED, PIECES]
     cases = [(MODEL | m, RULE | rule) for m, rule in changes]
     return {
         "numbers": number_vectors(),

@@ -50,7 +50,7 @@ def noise(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "case", VECTORS["trainings"], ids=["small", "conformance", "shared", "hash"]
+    "case", VECTORS["trainings"], ids=["small", "conformance", "shared", "hash", "pieces"]
 )
 def test_training_is_what_the_vectors_say(case: dict[str, Any]) -> None:
     model, rule = ModelSpec.from_json(case["model"]), TrainingSpec.from_json(case["training"])

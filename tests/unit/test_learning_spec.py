@@ -75,6 +75,7 @@ def test_a_bad_model_is_named(field: str, value: Any, reason: str) -> None:
         ("beta1_ppm", 1_000_000, "training.beta1_ppm"),
         ("learning_rate_nano", 0.004, "training.learning_rate_nano"),
         ("aux_loss_ppm", 1_000_001, "training.aux_loss_ppm"),
+        ("micro_batch", 3, "3 does not divide a batch of 16"),
     ],
 )
 def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> None:
@@ -82,7 +83,7 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
         TrainingSpec.from_json(NANO_TRAINING.to_json() | {field: value})
     with pytest.raises(GenesisError, match="expected an object"):
         TrainingSpec.from_json([])
-    if field != "aux_loss_ppm":
+    if field not in ("aux_loss_ppm", "micro_batch"):
         lacking = {k: v for k, v in NANO_TRAINING.to_json().items() if k != field}
         with pytest.raises(GenesisError, match=f"lacks {field}"):
             TrainingSpec.from_json(lacking)
@@ -91,7 +92,7 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
 def test_fields_younger_than_a_genesis_have_what_was_the_rule() -> None:
     model, training = NANO_MODEL.to_json(), NANO_TRAINING.to_json()
     assert (model.pop("routing"), model.pop("shared_experts")) == ("top_k", 0)
-    assert training.pop("aux_loss_ppm") == 0
+    assert (training.pop("aux_loss_ppm"), training.pop("micro_batch")) == (0, 0)
     assert ModelSpec.from_json(model) == NANO_MODEL
     assert TrainingSpec.from_json(training) == NANO_TRAINING
 

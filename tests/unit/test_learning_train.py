@@ -17,8 +17,11 @@ from chain.hashes import ZERO_HASH, Hash32
 from chain.types import PubKey
 from corpus.batches import Assignment
 from learning.compress import LARGEST, Compressed, add_delta, compress
+from learning.conformance import ops_of
 from learning.evaluate import MAX_LOSS, holdout_loss, holdout_windows, to_nano, window_losses
 from learning.init import initial_shards
+from learning.memory import ACTIVATION_BYTES, recomputes
+from learning.profile import Kind
 from learning.spec import NANO_MODEL, NANO_TRAINING
 from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from learning.train import Progress, train_segment
@@ -99,6 +102,35 @@ def test_weight_decay_is_for_matrices_alone() -> None:
     differ = {s.name for s, a, b in zip(LAYOUT, one.weights, zero.weights, strict=True) if a != b}
     assert "final" not in differ
     assert "head" in differ
+
+
+@pytest.mark.parametrize("kind", ["native", "exact"])
+def test_layers_computed_again_give_the_same_bits(kind: Kind) -> None:
+    rule = replace(TINY_TRAINING, aux_loss_ppm=10_000, micro_batch=2)
+    for model in (TINY, replace(TINY, routing="hash", shared_experts=1)):
+        start = TrainState.fresh(initial_shards(model))
+        kept, again = (
+            train_segment(
+                *(model, rule, start, BATCHES.__getitem__, 2), ops=ops_of(kind), most_bytes=most
+            ).hash()
+            for most in (ACTIVATION_BYTES, 0)
+        )
+        assert kept == again
+        assert recomputes(model, 2, 0) > recomputes(model, 2, ACTIVATION_BYTES)
+
+
+def test_pieces_of_a_batch_are_added_up() -> None:
+    """To what the whole batch gives, but for the order of sums; the bits are others."""
+    seen: list[Progress] = []
+    whole = train_segment(TINY, TINY_TRAINING, TrainState.fresh(BASE), BATCHES.__getitem__, 2)
+    rule = replace(TINY_TRAINING, micro_batch=1)
+    fresh = TrainState.fresh(BASE)
+    pieces = train_segment(TINY, rule, fresh, BATCHES.__getitem__, 2, seen.append)
+    assert whole.hash() != pieces.hash()
+    for a, b in zip(whole.first, pieces.first, strict=True):
+        assert np.allclose(floats(a), floats(b), rtol=0, atol=1e-5 * np.abs(floats(a)).max())
+    assert int(seen[0].loads.sum()) == 4 * TINY.context * TINY.top_k * TINY.layers
+    assert 5 < seen[0].loss < 7
 
 
 def test_training_refuses_what_does_not_fit() -> None:

@@ -32,6 +32,7 @@ PATCHES = {
     "error_feedback_ppm": 1,
     "densities": [1],
     "aux_loss_ppm": 1,
+    "micro_batch": 4,
 }
 MINORS = {"context": 128, "top_k": 1}
 MAJORS = {
