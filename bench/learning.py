@@ -1,6 +1,7 @@
 """What a learning round's own arithmetic costs, on one core.
 
     python -m bench.learning [--json] [--only GROUP]... [--small] [--tries N] [--plots DIR]
+                             [--hivemind PYTHON]
 
 The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
@@ -10,6 +11,8 @@ Five train whole runs in one process, seeded, and leave their curves as SVG in D
 at several compressions against averaging in fp32; 4 minutes of an idle core), `rounds` (rounds to
 the same loss; 3), `robust` (bad learners among good ones; 8), `moments` (what is kept between
 rounds; 6) and `guard` (the worst of many rounds without anybody bad; 2).
+`peers` starts real networks, ours and others' (hivemind in PYTHON's environment, bare gloo), which
+train the same model (5 minutes; see bench/learning_peers.py), `peers-tiny` a larger one.
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
 """
@@ -54,6 +57,7 @@ class Amount:
     tries: int = 20  # replays in each profile; a claim wants 1,000
     is_small: bool = False
     plots: Path | None = None
+    hivemind: str | None = None  # an interpreter that has it
 
 
 SMALL = Amount(10_000, 3, 2, 16, ("nano",), ("nano", 8, 1), 2, is_small=True)
@@ -160,6 +164,13 @@ def curves(group: str, amount: Amount) -> Iterator[Row]:
     return GROUPS[group](replace(much, plots=amount.plots))
 
 
+def peers(size: str, amount: Amount) -> Iterator[Row]:
+    """Real nodes and learners beside hivemind and gloo."""
+    from bench.learning_peers import SMALL_TASK, TASKS, peer_rows
+
+    return peer_rows(SMALL_TASK if amount.is_small else TASKS[size], amount.hivemind)
+
+
 def _ms(samples: list[float]) -> float:
     return quantile(samples, 0.5) * 1000
 
@@ -172,8 +183,12 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "memory": memory,
     "replay": replay,
     **{name: partial(curves, name) for name in ("suite20", "rounds", "robust", "moments", "guard")},
+    "peers": partial(peers, "nano"),
+    "peers-tiny": partial(peers, "tiny"),
 }
 
 
 if __name__ == "__main__":
-    sys.exit(run_groups(__doc__, GROUPS, Amount(), SMALL, {"tries": int, "plots": Path}))
+    sys.exit(
+        run_groups(__doc__, GROUPS, Amount(), SMALL, {"tries": int, "plots": Path, "hivemind": str})
+    )

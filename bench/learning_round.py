@@ -23,6 +23,7 @@ from statistics import median
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.learning_task import library
 from bench.local_net import LocalNet, found, payer, running
 from bench.measure import Row, at_most, run_groups
 from chain.errors import UnreachableError
@@ -97,9 +98,9 @@ async def _learn(net: LocalNet, directory: Path, amount: Amount) -> list[Timed]:
             node = net.nodes[i]
             clients.append(Client(node.config.api_url, node.home.token()))
         readers = [await VerifiedReader.connect(client) for client in clients]
-        text = Document("library.py", _library())
+        text = Document("library.py", library(TEXT_BYTES))
         dataset = build([text], "PSF-2.0", "a part of Python's library")
-        await submit_dataset(readers[-1], _keys(LEARNERS), dataset, Silent(), wait=True)
+        await submit_dataset(readers[-1], keys_of(LEARNERS), dataset, Silent(), wait=True)
         for i in range(LEARNERS):
             tasks.append(asyncio.create_task(_always(readers[i], i, directory, worker)))
         return [await _timed(net, tasks, n) for n in range(1 + amount.rounds)][1:]
@@ -112,19 +113,14 @@ async def _learn(net: LocalNet, directory: Path, amount: Amount) -> list[Timed]:
             await client.close()
 
 
-def _keys(number: int) -> Keys:
+def keys_of(number: int) -> Keys:
+    """All keys of a `payer` in one."""
     pair = payer(number)
     return Keys(pair, pair, pair, pair)
 
 
-def _library() -> bytes:
-    """The beginning of Python's own library."""
-    paths = sorted(Path(os.__file__).parent.glob("*.py"))
-    return b"".join(path.read_bytes() for path in paths)[:TEXT_BYTES].rpartition(b"\n")[0]
-
-
 async def _always(reader: VerifiedReader, number: int, directory: Path, worker: Worker) -> None:
-    keys = _keys(number)
+    keys = keys_of(number)
     home = Home(directory / f"learner-{number}")
     files = LearnerFiles(home, reader.genesis.chain_id, keys.account.public)
     learner = Learner(reader, keys, files, worker, Silent())

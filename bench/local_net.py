@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chain.errors import BlyanError, UnreachableError
 from node.client import Client
@@ -45,9 +46,7 @@ class LocalNet:
 
     def cpu_s(self, index: int) -> float:
         """Processor time of a node's process so far."""
-        stat = Path(f"/proc/{self.processes[index].pid}/stat").read_text()
-        fields = stat.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_s(self.processes[index].pid)
 
     def check(self) -> None:
         """Raise if a process has ended, with the last that it said."""
@@ -55,6 +54,12 @@ class LocalNet:
             if process.poll() is not None:
                 said = (node.home.logs / "out.txt").read_text()[-2000:]
                 raise BlyanError(f"{node.home.path.name} ended with {process.returncode}: {said}")
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.asynccontextmanager
@@ -78,8 +83,11 @@ def payer(number: int) -> KeyPair:
     return KeyPair.from_seed(hashlib.sha256(b"bench %d" % number).digest())
 
 
-def found(directory: Path, count: int, payers: int = 1) -> list[Founded]:
-    """Homes of validators of one network, in which so many `payer`s have money."""
+def found(
+    directory: Path, count: int, payers: int = 1, document: dict[str, Any] | None = None
+) -> list[Founded]:
+    """Homes of validators of one network, in which so many `payer`s have money. `document`: its
+    genesis without founders, if it is not the local network's."""
     base = _free_ports(count)
     nodes = [
         found_home(
@@ -93,7 +101,7 @@ def found(directory: Path, count: int, payers: int = 1) -> list[Founded]:
         )
         for i in range(count)
     ]
-    genesis = json.loads(founding_genesis(nodes))
+    genesis = json.loads(founding_genesis(nodes, document=document))
     genesis["accounts"] += [
         {"account": payer(i).public.hex(), "grains": FUNDS_GRAINS} for i in range(payers)
     ]
