@@ -38,10 +38,12 @@ from bench.measure import Row, at_most, in_turns, quantile, run_groups, seconds
 from chain import limits
 from chain.hashes import ZERO_HASH
 from tiles.aggregate import aggregate_tile
+from tiles.codings import INT8_NUMBER
 from tiles.delta import PayloadTile, decode_delta, encode_delta
 from tiles.layout import ShardSpec, TensorSpec
 
 DENSITY = 256  # of 4096: one entry in 16
+OTHERS = {"int8": INT8_NUMBER}  # codings beside the sparse one
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,22 @@ def codec(amount: Amount) -> Iterator[Row]:
     yield at_most("encode_tile", _ms(made), "ms", 10.0, _ms(order))
     yield at_most("decode_tile", _ms(read), "ms", 2.5, _ms(ones))
     yield at_most("encode_ratio", 100 * len(payload) / values.nbytes, "%", None)
+    for name, number in OTHERS.items():
+        yield from _other_coding(name, number, values, spec, amount)
+
+
+def _other_coding(
+    name: str, number: int, values: npt.NDArray[np.float32], spec: ShardSpec, amount: Amount
+) -> Iterator[Row]:
+    payload, _ = encode_delta(ZERO_HASH, {0: values}, [spec], number)
+    made, read = in_turns(
+        amount.samples,
+        lambda: encode_delta(ZERO_HASH, {0: values}, [spec], number),
+        lambda: decode_delta(payload, [spec]),
+    )
+    yield at_most(f"encode_{name}", _ms(made), "ms", None)
+    yield at_most(f"decode_{name}", _ms(read), "ms", None)
+    yield at_most(f"{name}_ratio", 100 * len(payload) / values.nbytes, "%", None)
 
 
 def aggregate(amount: Amount) -> Iterator[Row]:

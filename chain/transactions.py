@@ -184,7 +184,7 @@ class PodlManifest:
     optimizer_before: Hash32
     optimizer_after: Hash32
     payload_root: Hash32
-    density: U16  # kept entries per chunk of 4096
+    density: U16  # kept entries per chunk of 4096, or the number of another coding
     shards: Annotated[tuple[ShardIndex, ...], Seq(limits.MAX_SHARDS)]  # empty: every shard
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chain.errors import GenesisError
 from chain.limits import MAX_DENSITY, MAX_SHARDS, MAX_STATE_HASHES
+from tiles.codings import CODECS, INT8, INT8_NUMBER, SPARSE, codec_of
 from tiles.layout import ShardSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class TrainingSpec:
     densities: tuple[int, ...]
     aux_loss_ppm: int = 0  # weight of the balance loss beside the cross-entropy
     micro_batch: int = 0  # windows computed at a time, whose gradients are added up; 0: all
+    codec: str = SPARSE  # one of tiles.codings.CODECS; the densities are of this one
 
     @staticmethod
     def from_json(value: Any) -> TrainingSpec:
@@ -187,7 +189,10 @@ class TrainingSpec:
             for name, (least, most) in bounds.items()
         }
         kept = tuple(_int(d, "training.densities", 1, MAX_DENSITY) for d in densities)
-        spec = TrainingSpec(densities=kept, **numbers)
+        codec = top["codec"]
+        if codec not in CODECS:
+            raise GenesisError(f"training.codec: expected one of {', '.join(CODECS)}")
+        spec = TrainingSpec(densities=kept, codec=codec, **numbers)
         if spec.batch % spec.windows_at_a_time:
             raise GenesisError(
                 f"training.micro_batch: {spec.micro_batch} does not divide a batch of {spec.batch}"
@@ -221,8 +226,18 @@ class TrainingSpec:
         return segment * self.segment_steps, (segment + 1) * self.segment_steps
 
     def density(self, round_: int) -> int:
-        """Entries kept of each chunk of 4096 in a round (rounds count from 0)."""
+        """Entries kept of each chunk of 4096 in a round (rounds count from 0), or the number of
+        the coding that is not sparse: what header and manifest of a delta say."""
+        if self.codec == INT8:
+            return INT8_NUMBER
         return self.densities[min(round_, len(self.densities) - 1)]
+
+    def is_coded_by(self, density: int) -> bool:
+        """Whether a delta of this density, or number, has the rule's coding. InputError if it is
+        no number."""
+        if self.codec == SPARSE:
+            return codec_of(density) == SPARSE
+        return density == self.density(0)
 
 
 NANO_TRAINING = TrainingSpec(

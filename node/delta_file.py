@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from chain import limits
 from chain import records as r
 from chain.errors import InputError, TxError
 from chain.hashes import ZERO_HASH, Hash32
@@ -151,7 +150,7 @@ def encode_file(
         optimizer_before=ZERO_HASH,
         optimizer_after=ZERO_HASH,
         payload_root=payload_root(payload),
-        density=min(density, limits.MAX_DENSITY),
+        density=density,
         shards=() if every else tuple(ShardIndex(i) for i in sorted(delta.shards)),
     )
     return payload, manifest

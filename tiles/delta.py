@@ -25,6 +25,7 @@ from chain.errors import DecodeError, InputError
 from chain.hashes import PAYLOAD, PAYLOAD_SECTION, Hash32
 from chain.types import ShardIndex, u64_be
 from tiles import merkle, sections
+from tiles.codings import INT8, codec_of
 from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE, ShardSpec
 from tiles.parts import Part
 
@@ -48,7 +49,8 @@ class ShardSections:
 @wire(102)
 @dataclass(frozen=True, slots=True)
 class DeltaHeader:
-    """`density`: kept entries a chunk of 4096 of a sparse shard; `shards` ascend."""
+    """`density`: kept entries a chunk of 4096 of a sparse shard, or the number of another coding
+    (docs/spec/delta.md, "Coding"); `shards` ascend."""
 
     base_root: Hash32
     density: U16
@@ -106,12 +108,11 @@ def encode_delta(
 ) -> tuple[bytes, dict[int, QuantizedShard]]:
     """Payload, and what decoders will get from it (the learner's residual is the difference).
 
-    `shards`: flat fp32 delta, (elements,), by shard index. Raises InputError on values that are
-    not finite or not below 1 in size, on wrong sizes, and if the payload grows beyond
-    MAX_BLOB_BYTES.
+    `shards`: flat fp32 delta, (elements,), by shard index; `density`: of the header. Raises
+    InputError on values that are not finite or not below 1 in size, on wrong sizes, and if the
+    payload grows beyond MAX_BLOB_BYTES.
     """
-    if not 1 <= density <= limits.MAX_DENSITY:
-        raise InputError(f"density {density}, expected 1 to {limits.MAX_DENSITY}")
+    codec_of(density)
     known = {spec.index: spec for spec in specs}
     decoded: dict[int, QuantizedShard] = {}
     entries, bodies = [], []
@@ -120,10 +121,7 @@ def encode_delta(
             raise InputError(f"the model has no shard {index}")
         spec = known[index]
         units = to_units(shards[index], spec)
-        if spec.coding == "sparse":
-            values, parts = sections.encode_sparse(units, density, SUBTILE_ELEMENTS)
-        else:
-            values, parts = sections.encode_dense(units, SUBTILE_ELEMENTS)
+        values, parts = _encode_shard(spec, units, density)
         decoded[index] = QuantizedShard(spec, values)
         entries.append(ShardSections(ShardIndex(index), tuple(len(part) for part in parts)))
         bodies += parts
@@ -136,6 +134,15 @@ def encode_delta(
             f"payload of {len(payload)} bytes, at most {limits.MAX_BLOB_BYTES}: lower the density"
         )
     return payload, decoded
+
+
+def _encode_shard(spec: ShardSpec, units: Ints, density: int) -> tuple[Ints, list[bytes]]:
+    """What decoders get, and the sections."""
+    if spec.coding == "dense":
+        return sections.encode_full(units, SUBTILE_ELEMENTS, sections.DENSE_BYTES)
+    if codec_of(density) == INT8:
+        return sections.encode_full(units, SUBTILE_ELEMENTS, sections.INT8_BYTES)
+    return sections.encode_sparse(units, density, SUBTILE_ELEMENTS)
 
 
 def to_units(values: npt.NDArray[np.float32], spec: ShardSpec) -> Ints:
@@ -249,10 +256,12 @@ def decode_section(spec: ShardSpec, elements: int, density: int, section: Buffer
 
 def _decode_part(spec: ShardSpec, elements: int, density: int, section: Buffer) -> Part:
     try:
-        if spec.coding == "sparse":
-            at, values = sections.sparse_entries(section, elements, density)
-            return Part(values, at)
-        return Part(sections.decode_dense(section, elements))
+        if spec.coding == "dense":
+            return Part(sections.decode_full(section, elements, sections.DENSE_BYTES))
+        if codec_of(density) == INT8:
+            return Part(sections.decode_full(section, elements, sections.INT8_BYTES))
+        at, values = sections.sparse_entries(section, elements, density)
+        return Part(values, at)
     except DecodeError as error:
         raise DecodeError(f"delta of shard {spec.name}: {error}") from None
 
@@ -306,8 +315,10 @@ def _split(payload: bytes) -> tuple[DeltaHeader, memoryview]:
         raise DecodeError(f"delta header up to byte {end} of {len(payload)}")
     most = limits.MAX_DELTA_HEADER_BYTES
     header: DeltaHeader = decode(DeltaHeader, payload[_LENGTH_BYTES:end], most=most)
-    if not 1 <= header.density <= limits.MAX_DENSITY:
-        raise DecodeError(f"density {header.density}, expected 1 to {limits.MAX_DENSITY}")
+    try:
+        codec_of(header.density)
+    except InputError as error:
+        raise DecodeError(str(error)) from None
     if any(a.shard >= b.shard for a, b in pairwise(header.shards)):
         raise DecodeError("the shards of a delta must ascend")
     body = memoryview(payload)[end:]

@@ -1,4 +1,4 @@
-"""One subtile's share of a delta, as bytes: the sparse and the dense coding (docs/spec/delta.md).
+"""One subtile's share of a delta, as bytes: sparse, dense or int8 (docs/spec/delta.md).
 
 Values are integers in units of 2**-DELTA_UNIT_BITS, below 2**DELTA_UNIT_BITS in size. A section
 covers the elements of one subtile and needs nothing else to be decoded. Everything past the
@@ -20,8 +20,7 @@ from chain.errors import DecodeError
 CHUNK = limits.CHUNK_ELEMENTS
 MANTISSA_BITS = 8  # of a centroid
 MAX_EXPONENT = limits.DELTA_UNIT_BITS - MANTISSA_BITS
-DENSE_BITS = 15  # of a dense mantissa, without its sign
-MAX_DENSE_EXPONENT = limits.DELTA_UNIT_BITS - DENSE_BITS
+DENSE_BYTES, INT8_BYTES = 2, 1  # of a mantissa, with its sign, where every element has one
 _SPLIT_STEPS = 3  # rounds of Lloyd's algorithm; more changes nothing worth a byte
 _COUNT_BYTES = 4
 _CHUNK_BITS = CHUNK.bit_length() - 1
@@ -275,19 +274,21 @@ def _checked_levels(centroids: Octets, count: Longs, high_count: Longs) -> Ints:
     return levels
 
 
-# --- dense -----------------------------------------------------------------------------
+# --- dense and int8 --------------------------------------------------------------------
 
 
-def encode_dense(units: Ints, section: int) -> tuple[Ints, list[bytes]]:
-    """All values, 16-bit mantissas with one exponent a chunk: what decoders get, and sections."""
+def encode_full(units: Ints, section: int, width: int) -> tuple[Ints, list[bytes]]:
+    """All values, mantissas of `width` bytes with one exponent a chunk: what decoders get, and
+    sections."""
+    bits = 8 * width - 1
     chunks = chunk_count(len(units))
     padded = np.zeros((chunks, CHUNK), np.int64)
     padded.reshape(-1)[: len(units)] = units
     sizes = np.abs(padded)
-    exponents = np.maximum(_bit_length(sizes.max(axis=1)) - DENSE_BITS, 0)[:, None]
+    exponents = np.maximum(_bit_length(sizes.max(axis=1)) - bits, 0)[:, None]
     mantissas = (sizes + ((1 << exponents) >> 1)) >> exponents
-    mantissas = np.sign(padded) * np.minimum(mantissas, (1 << DENSE_BITS) - 1)
-    flat = mantissas.reshape(-1)[: len(units)].astype(">i2")
+    mantissas = np.sign(padded) * np.minimum(mantissas, (1 << bits) - 1)
+    flat = mantissas.reshape(-1)[: len(units)].astype(f">i{width}")
     sections = []
     for start in range(0, len(units), section):
         end = min(start + section, len(units))
@@ -297,18 +298,20 @@ def encode_dense(units: Ints, section: int) -> tuple[Ints, list[bytes]]:
     return decoded, sections
 
 
-def decode_dense(section: Buffer, elements: int) -> Ints:
+def decode_full(section: Buffer, elements: int, width: int) -> Ints:
     """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding."""
+    bits = 8 * width - 1
     chunks = chunk_count(elements)
-    if len(section) != chunks + 2 * elements:
+    if len(section) != chunks + width * elements:
         raise DecodeError(
-            f"dense section of {len(section)} bytes, expected {chunks + 2 * elements}"
+            f"full section of {len(section)} bytes, expected {chunks + width * elements}"
         )
     exponents = np.frombuffer(section, np.uint8, chunks).astype(np.int32)[:, None]
     padded = np.zeros((chunks, CHUNK), np.int32)
-    padded.reshape(-1)[:elements] = np.frombuffer(section, ">i2", elements, chunks)
+    padded.reshape(-1)[:elements] = np.frombuffer(section, f">i{width}", elements, chunks)
     largest = np.abs(padded).max(axis=1, keepdims=True)
-    normal = (exponents == 0) | (largest >= 1 << (DENSE_BITS - 1))
-    if not normal.all() or (exponents > MAX_DENSE_EXPONENT).any() or (largest >> DENSE_BITS).any():
-        raise DecodeError("a dense exponent is not the smallest that fits, or out of range")
+    normal = (exponents == 0) | (largest >= 1 << (bits - 1))
+    in_range = exponents <= limits.DELTA_UNIT_BITS - bits
+    if not (normal & in_range).all() or (largest >> bits).any():
+        raise DecodeError("an exponent is not the smallest that fits, or out of range")
     return (padded << exponents).reshape(-1)[:elements]

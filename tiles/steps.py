@@ -24,6 +24,7 @@ from chain.hashes import Hash32
 from chain.types import ShardIndex, TileIndex
 from tiles import merkle
 from tiles.aggregate import apply
+from tiles.codings import codec_of
 from tiles.delta import decode_section, payload_sections
 from tiles.layout import ELEMENT_BYTES, SUBTILES_PER_TILE, ShardSpec, subtile_count
 from tiles.weights import WEIGHT_BITS
@@ -78,7 +79,8 @@ def make_step(
 
     `deltas`: the accepted ones in the state's order; `weights`: `TileChange.weights`, one a delta.
     A dense shard has two bytes an element and delta, so from two deltas on its tiles are kept
-    whole. Raises InputError if there is not a weight for each delta.
+    whole; with the coding int8 the others are from four on. Raises InputError if there is not a
+    weight for each delta.
     """
     if len(deltas) != len(weights):
         raise InputError(f"{len(weights)} weights for {len(deltas)} deltas")
@@ -134,8 +136,11 @@ def _check(spec: ShardSpec, step: TileStep, base_bytes: int) -> None:
         raise VerifyError(f"{where}: a base of {base_bytes} bytes")
     if not len(step.densities) == len(step.weights) == len(step.sections):
         raise VerifyError(f"{where}: densities, weights and sections differ in number")
-    if any(not 1 <= density <= limits.MAX_DENSITY for density in step.densities):
-        raise VerifyError(f"{where}: a density outside 1 to {limits.MAX_DENSITY}")
+    try:
+        for density in step.densities:
+            codec_of(density)
+    except InputError as error:
+        raise VerifyError(f"{where}: {error}") from None
     if 0 in step.weights or sum(step.weights) > 1 << WEIGHT_BITS:
         raise VerifyError(f"{where}: a weight of 0, or a sum above 1")
     if any(len(cut) != subtile_count(base_bytes) for cut in step.sections):

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from chain.errors import InputError
 from chain.types import GRAINS_PER_BLY
 from node.query.network import bly
+from tiles.codings import SPARSE, codec_of
 
 HUES = 12  # colours of the dots beside accounts; static/style.css has them
 HEAD, TAIL = 8, 6  # characters kept of a hash
@@ -89,6 +91,15 @@ def hues(address: str) -> tuple[int, int]:
 
 def thousands(value: int) -> str:
     return f"{value:,}"
+
+
+def density(number: int) -> str:
+    """Of a manifest: what of the delta was sent, or in which other coding."""
+    try:
+        codec = codec_of(number)
+    except InputError:
+        return "unknown"  # nothing on chain holds a manifest to it
+    return f"{thousands(number)} of 4,096 entries kept" if codec == SPARSE else codec
 
 
 def size(count: int) -> str:
@@ -180,6 +191,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "short": short,
     "hues": hues,
     "thousands": thousands,
+    "density": density,
     "size": size,
     "bly": bly,
     "bly2": bly2,

@@ -142,8 +142,10 @@ def check_payload(
         raise VerifyError("the payload is a delta of another base")
     if header.density != manifest.density:
         raise VerifyError("the payload has another density than its manifest")
+    rule = context.specs(current.number).training
+    if not rule.is_coded_by(header.density):
+        raise VerifyError("the payload has another coding than the round's training rule")
     if manifest.proven:
-        rule = context.specs(current.number).training
         expected = (rule.steps, rule.segment_steps, rule.density(current.number))
         if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
             raise VerifyError("the manifest's steps or density are not the protocol's")

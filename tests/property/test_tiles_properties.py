@@ -13,6 +13,7 @@ from tests.reference import aggregate_ref, merkle_ref
 from tests.reference import delta_ref as reference
 from tiles import merkle
 from tiles.aggregate import aggregate_tile, apply
+from tiles.codings import INT8_NUMBER
 from tiles.delta import decode_delta, encode_delta
 from tiles.layout import ShardSpec, TensorSpec
 from tiles.weights import weights
@@ -39,7 +40,11 @@ def floats(bound: float) -> st.SearchStrategy[np.ndarray]:
 
 
 @FAST
-@given(floats(1.0), st.integers(1, 80), st.sampled_from(["sparse", "dense"]))
+@given(
+    floats(1.0),
+    st.integers(1, 80) | st.just(INT8_NUMBER),
+    st.sampled_from(["sparse", "dense"]),
+)
 def test_encoding_is_the_references_and_decodes_to_what_the_encoder_said(
     values: np.ndarray, density: int, coding: str
 ) -> None:
@@ -51,7 +56,7 @@ def test_encoding_is_the_references_and_decodes_to_what_the_encoder_said(
     assert payload == expected
     assert got.units.tolist() == units[0]
     # an encoded delta is a fixed point: decoding and encoding again gives the same bytes
-    if coding == "dense":
+    if coding == "dense" or density == INT8_NUMBER:
         assert encode_delta(bytes(32), {0: got.floats()}, [spec], density)[0] == payload
 
 

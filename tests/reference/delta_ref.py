@@ -18,6 +18,7 @@ from tests.reference.merkle_ref import h, noise, root, u64
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "delta.json"
 CHUNK, SECTION = 4096, 65536
+INT8 = 0x2000  # what stands in place of a density
 
 
 def units(values: list[float]) -> list[int]:
@@ -83,18 +84,31 @@ def sparse_section(part: list[int], density: int) -> tuple[list[int], bytes]:
     return decoded, head + b"".join(bit_string(s) for s in (signs, classes, rest, unary))
 
 
-def dense_section(part: list[int]) -> tuple[list[int], bytes]:
+def full_section(part: list[int], bits: int, form: str) -> tuple[list[int], bytes]:
     decoded, exponents, mantissas = [], b"", b""
     for start in range(0, len(part), CHUNK):
         chunk = part[start : start + CHUNK]
-        exponent = max(max(abs(v) for v in chunk).bit_length() - 15, 0)
+        exponent = max(max(abs(v) for v in chunk).bit_length() - bits, 0)
         exponents += bytes([exponent])
         for value in chunk:
-            mantissa = min((abs(value) + 2**exponent // 2) // 2**exponent, 32767)
+            mantissa = min((abs(value) + 2**exponent // 2) // 2**exponent, 2**bits - 1)
             mantissa = -mantissa if value < 0 else mantissa
-            mantissas += struct.pack(">h", mantissa)
+            mantissas += struct.pack(form, mantissa)
             decoded.append(mantissa * 2**exponent)
     return decoded, exponents + mantissas
+
+
+def dense_section(part: list[int]) -> tuple[list[int], bytes]:
+    return full_section(part, 15, ">h")
+
+
+def section_of(part: list[int], coding: str, density: int) -> tuple[list[int], bytes]:
+    """Decoded units and bytes of one subtile of a shard."""
+    if coding == "dense":
+        return dense_section(part)
+    if density == INT8:
+        return full_section(part, 7, ">b")
+    return sparse_section(part, density)
 
 
 def payload(
@@ -106,7 +120,7 @@ def payload(
         whole, lengths, got = units(values), [], []
         for number, start in enumerate(range(0, len(whole), SECTION)):
             part = whole[start : start + SECTION]
-            out, raw = sparse_section(part, density) if coding == "sparse" else dense_section(part)
+            out, raw = section_of(part, coding, density)
             got += out
             lengths.append(len(raw))
             sections.append(raw)
@@ -136,6 +150,9 @@ CASES = [
     {"label": "two subtiles", "coding": "sparse", "elements": 66000, "density": 16, "spread": 22},
     {"label": "dense", "coding": "dense", "elements": 4200, "density": 64, "spread": 16},
     {"label": "dense, fine", "coding": "dense", "elements": 300, "density": 64, "spread": 30},
+    {"label": "int8", "coding": "sparse", "elements": 66000, "density": INT8, "spread": 16},
+    {"label": "int8, fine", "coding": "sparse", "elements": 300, "density": INT8, "spread": 36},
+    {"label": "dense, int8", "coding": "dense", "elements": 30, "density": INT8, "spread": 20},
 ]
 
 

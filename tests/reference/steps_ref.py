@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from tests.reference.aggregate_ref import SUBTILE, new_value
-from tests.reference.delta_ref import dense_section, sparse_section, units, values_of
+from tests.reference.delta_ref import INT8, section_of, units, values_of
 from tests.reference.merkle_ref import h, noise, tile_roots
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "steps.json"
@@ -34,6 +34,12 @@ CASES: list[dict[str, Any]] = [
         "coding": "dense",
         "elements": 4200,
         "deltas": [[1, 600000, True]],
+    },
+    {
+        "label": "int8",
+        "coding": "sparse",
+        "elements": 4200,
+        "deltas": [[INT8, 600000, True], [INT8, 5, True]],
     },
 ]
 SHARD, TILE = 3, 0
@@ -59,8 +65,7 @@ def step(case: dict[str, Any]) -> tuple[list[Any], list[float]]:
         cuts = []
         for start in range(0, len(whole), SUBTILE):
             part = whole[start : start + SUBTILE]
-            sparse = case["coding"] == "sparse"
-            out, raw = sparse_section(part, density) if sparse else dense_section(part)
+            out, raw = section_of(part, case["coding"], density)
             got += out
             cuts.append(raw)
         densities.append(density)

@@ -38,7 +38,8 @@ def test_the_groups_of_arithmetic_have_their_rows() -> None:
         for row in learning.GROUPS[group](learning.SMALL)
     ]
     assert names[:3] == ["encode_tile", "decode_tile", "encode_ratio"]
-    assert names[3:] == ["aggregate_3", "aggregate_from_payloads", "aggregate_memory"]
+    assert names[3:6] == ["encode_int8", "decode_int8", "int8_ratio"]
+    assert names[-3:] == ["aggregate_3", "aggregate_from_payloads", "aggregate_memory"]
 
 
 def test_a_run_of_everything_small_and_its_pictures(tmp_path: Path) -> None:

@@ -24,11 +24,15 @@ from learning.state import (
     serialize_state,
 )
 from tests.kit.nano import TINY, library
+from tiles.codings import INT8_NUMBER
 from tiles.merkle import merkle_proof, verify_merkle
 
 GENESIS: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent.parent / "genesis.json").read_text()
 )
+
+
+YOUNGER = ("aux_loss_ppm", "micro_batch", "codec")  # fields that a genesis may lack
 
 
 def test_specs_come_back_from_json() -> None:
@@ -76,6 +80,8 @@ def test_a_bad_model_is_named(field: str, value: Any, reason: str) -> None:
         ("learning_rate_nano", 0.004, "training.learning_rate_nano"),
         ("aux_loss_ppm", 1_000_001, "training.aux_loss_ppm"),
         ("micro_batch", 3, "3 does not divide a batch of 16"),
+        ("codec", "gzip", "training.codec: expected one of sparse, int8"),
+        ("codec", ["int8"], "training.codec"),
     ],
 )
 def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> None:
@@ -83,7 +89,7 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
         TrainingSpec.from_json(NANO_TRAINING.to_json() | {field: value})
     with pytest.raises(GenesisError, match="expected an object"):
         TrainingSpec.from_json([])
-    if field not in ("aux_loss_ppm", "micro_batch"):
+    if field not in YOUNGER:
         lacking = {k: v for k, v in NANO_TRAINING.to_json().items() if k != field}
         with pytest.raises(GenesisError, match=f"lacks {field}"):
             TrainingSpec.from_json(lacking)
@@ -92,7 +98,7 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
 def test_fields_younger_than_a_genesis_have_what_was_the_rule() -> None:
     model, training = NANO_MODEL.to_json(), NANO_TRAINING.to_json()
     assert (model.pop("routing"), model.pop("shared_experts")) == ("top_k", 0)
-    assert (training.pop("aux_loss_ppm"), training.pop("micro_batch")) == (0, 0)
+    assert [training.pop(field) for field in YOUNGER] == [0, 0, "sparse"]
     assert ModelSpec.from_json(model) == NANO_MODEL
     assert TrainingSpec.from_json(training) == NANO_TRAINING
 
@@ -120,6 +126,7 @@ def test_shards_hold_every_parameter_once() -> None:
 def test_densities_hold_on() -> None:
     rule = replace(NANO_TRAINING, densities=(9, 5))
     assert [rule.density(r) for r in (0, 1, 2, 99)] == [9, 5, 5, 5]
+    assert [replace(rule, codec="int8").density(r) for r in (0, 99)] == [INT8_NUMBER] * 2
     assert rule.segments == 5
     assert [rule.segment_range(s) for s in (0, 4)] == [(0, 10), (40, 50)]
 

@@ -21,6 +21,7 @@ from learning.state import TrainState, sections_root, serialize_state
 from node.services.duty_jury import _replayed, check_payload
 from node.worker.client import Replay
 from tests.kit.nano import TINY, TINY_TRAINING, library
+from tiles.codings import CODECS
 
 BASE = initial_shards(TINY)
 ROOT, START = sections_root(BASE), TrainState.fresh(BASE)
@@ -48,6 +49,7 @@ MANIFEST = PodlManifest(
     density=TINY_TRAINING.density(0),
     shards=(),
 )
+RULES = {codec: replace(TINY_TRAINING, codec=codec) for codec in CODECS}
 ROUND = cast(Any, SimpleNamespace(number=0, base_root=ROOT))
 
 
@@ -120,3 +122,23 @@ def test_the_screen_refuses_a_proof_in_a_profile_that_nobody_knows() -> None:
             check(replace(MANIFEST, profile=profile))
         with pytest.raises(InputError):
             kind_of(profile)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("proven", [0, 1])
+def test_the_screen_refuses_a_payload_in_another_coding_than_the_rules(
+    codec: str, proven: int
+) -> None:
+    node = context(InputError(""))
+    node.specs = lambda number: SimpleNamespace(model=TINY, training=RULES[codec])
+    for used, rule in RULES.items():
+        out = compress(TINY, rule, 0, ROOT, BASE, BASE, None)
+        manifest = replace(
+            MANIFEST, proven=proven, payload_root=out.payload_root, density=rule.density(0)
+        )
+        record = cast(Any, SimpleNamespace(manifest=manifest))
+        if used == codec:
+            check_payload(node, ROUND, record, out.payload)
+        else:
+            with pytest.raises(VerifyError, match="another coding than the round's"):
+                check_payload(node, ROUND, record, out.payload)

@@ -14,7 +14,15 @@ from chain.errors import InputError
 from tests.reference import delta_ref as reference
 from tests.reference.merkle_ref import h, noise
 from tiles import delta, merkle
-from tiles.delta import decode_delta, decode_section, decode_tile, encode_delta, payload_root
+from tiles.codings import INT8_NUMBER
+from tiles.delta import (
+    PayloadTile,
+    decode_delta,
+    decode_section,
+    decode_tile,
+    encode_delta,
+    payload_root,
+)
 from tiles.layout import ShardSpec, TensorSpec
 
 VECTORS = json.loads(reference.VECTORS.read_text())
@@ -108,7 +116,8 @@ def test_top_k_keeps_the_largest_and_ties_go_to_the_lower_index() -> None:
     assert np.flatnonzero(decoded[0].units).tolist() == list(range(7))
 
 
-def test_error_feedback_brings_everything_across() -> None:
+@pytest.mark.parametrize(("number", "most"), [(512, 0.1), (INT8_NUMBER, 0.001)])
+def test_error_feedback_brings_everything_across(number: int, most: float) -> None:
     """What one round drops, the next ones carry: the sum of payloads follows the sum of inputs."""
     one = spec(0, "sparse", 8192)
     step, residual = noisy(8192, 7), np.zeros(8192, np.float32)
@@ -116,11 +125,11 @@ def test_error_feedback_brings_everything_across() -> None:
     rounds = 60
     for _ in range(rounds):
         wanted = residual + step
-        _, decoded = encode_delta(bytes(32), {0: wanted}, [one], 512)
+        _, decoded = encode_delta(bytes(32), {0: wanted}, [one], number)
         residual = wanted - decoded[0].floats()
         sent += decoded[0].floats()
     gap = np.linalg.norm(sent / rounds - step) / np.linalg.norm(step)
-    assert gap < 0.1
+    assert gap < most
 
 
 def test_precision_and_size() -> None:
@@ -136,11 +145,23 @@ def test_precision_and_size() -> None:
     assert error.mean() < 0.1 * np.abs(shards[0][kept]).mean()
 
 
-def test_extremes_stay_in_range() -> None:
+def test_int8_sends_every_value_in_a_byte() -> None:
+    one, values = spec(0, "sparse", 70_000), noisy(70_000, 3)
+    payload, decoded = encode_delta(bytes(32), {0: values}, [one], INT8_NUMBER)
+    assert len(payload) < 70_000 + 18 + 100
+    error = np.abs(decoded[0].floats() - values)
+    assert error.max() <= np.abs(values).max() / 127
+    tile = PayloadTile(payload, [one], 0, 0)
+    assert np.array_equal(np.concatenate([tile.part(i).values for i in (0, 1)]), decoded[0].units)
+    assert np.array_equal(decode_tile(payload, [one], 0, 0), decoded[0].units)
+
+
+@pytest.mark.parametrize("number", [4096, INT8_NUMBER])
+def test_extremes_stay_in_range(number: int) -> None:
     edge = np.nextafter(np.float32(1), np.float32(0))
     specs = [spec(0, "sparse", 4096), spec(1, "dense", 4096)]
     values = np.full(4096, -edge, np.float32)
-    payload, _ = encode_delta(bytes(32), {0: values, 1: values}, specs, 4096)
+    payload, _ = encode_delta(bytes(32), {0: values, 1: values}, specs, number)
     got = decode_delta(payload, specs)
     for index in (0, 1):
         units = got.shards[index].units

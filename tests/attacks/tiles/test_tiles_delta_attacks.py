@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from chain import limits
 from chain.errors import DecodeError
 from tiles import sections
+from tiles.codings import INT8_NUMBER
 from tiles.delta import decode_delta, decode_tile, encode_delta, payload_root
 from tiles.layout import ShardSpec, TensorSpec
 
@@ -20,6 +22,7 @@ SPECS = [
     ShardSpec(2, "dense", "dense", (TensorSpec("w", "F32", (20,)),)),
 ]
 ELEMENTS, DENSITY = 5000, 12
+OTHERS = [INT8_NUMBER]  # codings of a large shard that are not sparse
 
 
 def values(elements: int, seed: int) -> np.ndarray:
@@ -70,6 +73,8 @@ def test_every_truncation_and_every_appended_byte_is_refused() -> None:
 
 HEADERS: dict[str, Callable[[list], object]] = {
     "density 0": lambda h: [*h[:2], 0, h[3]],
+    "a number of no coding": lambda h: [*h[:2], INT8_NUMBER + 1, h[3]],
+    "the number of another coding": lambda h: [*h[:2], INT8_NUMBER, h[3]],
     "density 4097": lambda h: [*h[:2], 4097, h[3]],
     "a lower density": lambda h: [*h[:2], DENSITY - 1, h[3]],
     "no shards": lambda h: [*h[:3], []],
@@ -184,9 +189,50 @@ def test_a_chunk_may_not_borrow_from_another() -> None:
 def test_hostile_dense_sections(exponent: int, mantissas: list[int]) -> None:
     raw = bytes([exponent]) + np.array(mantissas, ">i2").tobytes()
     with pytest.raises(DecodeError, match="smallest that fits"):
-        sections.decode_dense(raw, 2)
+        sections.decode_full(raw, 2, 2)
     with pytest.raises(DecodeError, match="expected 5"):
-        sections.decode_dense(raw[:-1], 2)
+        sections.decode_full(raw[:-1], 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "mantissas"),
+    [(1, [1, 2]), (22, [64, 0]), (255, [64, 0]), (0, [-128, 0]), (1, [63, -63])],
+)
+def test_hostile_int8_sections(exponent: int, mantissas: list[int]) -> None:
+    raw = bytes([exponent]) + np.array(mantissas, "i1").tobytes()
+    with pytest.raises(DecodeError, match="smallest that fits"):
+        sections.decode_full(raw, 2, 1)
+    with pytest.raises(DecodeError, match="expected 3"):
+        sections.decode_full(raw + b"\0", 2, 1)
+
+
+@pytest.mark.parametrize("number", OTHERS)
+def test_every_spoiled_byte_of_another_coding_is_refused_or_means_something_else(
+    number: int,
+) -> None:
+    specs = [replace(SPECS[0], tensors=(TensorSpec("w", "F32", (300,)),)), SPECS[1]]
+    shards = {0: values(300, 1), 2: values(20, 2)}
+    payload, decoded = encode_delta(bytes(32), shards, specs, number)
+    honest = {i: shard.units.tobytes() for i, shard in decoded.items()}
+    for size in range(len(payload)):
+        with pytest.raises(DecodeError):
+            decode_delta(payload[:size], specs)
+    for at in range(4, len(payload)):
+        for flip in (1, 16, 128):
+            flipped = bytearray(payload)
+            flipped[at] ^= flip
+            try:
+                got = decode_delta(bytes(flipped), specs)
+            except DecodeError:
+                continue
+            units = {i: shard.units.tobytes() for i, shard in got.shards.items()}
+            assert units != honest or got.base_root != bytes(32)
+            assert all(np.abs(shard.units).max() < 2**28 for shard in got.shards.values())
+    for other in {DENSITY, 4096, *OTHERS} - {number}:  # the sections are no other coding's
+        header = msgpack.unpackb(payload[4 : 4 + int.from_bytes(payload[:4], "big")])
+        body = payload[4 + int.from_bytes(payload[:4], "big") :]
+        with pytest.raises(DecodeError):
+            decode_delta(rebuilt([*header[:2], other, header[3]], body), specs)
 
 
 def test_random_bytes_are_refused_or_read_without_surprise() -> None:
