@@ -32,6 +32,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "zero_warmed": {"moments": "zero", "warmup": 5},
     "nesterov": {"outer": "nesterov"},
     "schedule-free": {"outer": "schedule-free"},
+    **{f"momentum_0.{tenths}": {"momentum_ppm": tenths * 100_000} for tenths in (2, 3, 5)},
 }
 
 
@@ -114,6 +115,8 @@ def moments(amount: Curves) -> Iterator[Row]:
         yield at_most(name, usual.last, "nats", None)
         found = {"moments kept, no optimizer": usual}
         for other, changed in OTHERS.items():
+            if "momentum_ppm" in changed and density is None:
+                continue  # a rule of payloads
             curve = found[other] = run(replace(plan, **changed))
             yield at_most(f"{name}_{other}", curve.last - usual.last, "nats", None)
         _draw(

@@ -36,6 +36,7 @@ from learning.state import Sections, TrainState
 from learning.train import train_segment
 from tiles.aggregate import aggregate_tile, apply
 from tiles.delta import PayloadTile
+from tiles.momentum import share_of
 from tiles.weights import WEIGHT_BITS
 
 HOLDOUT_BYTES = 400_000  # or a tenth of a smaller text
@@ -86,7 +87,8 @@ class Plan:
 
     `density` None: deltas stay fp32 and are averaged. `rule`: how payloads are, by `mean` or by the
     protocol's `robust` weights. The last `bad` of the learners attack. `outer`: what the result of
-    a round is fed to; `moments`: whether AdamW's `carry` over or start at `zero`.
+    a round is fed to; `moments`: whether AdamW's `carry` over or start at `zero`. `momentum_ppm`: the
+    protocol's momentum over rounds.
     """
 
     size: Size
@@ -101,6 +103,7 @@ class Plan:
     moments: str = "carry"
     warmup: int = 10  # steps, at most the size's own
     outer: str = "none"
+    momentum_ppm: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,7 @@ class _Run:
         self._train, holdout = text_of(size)
         self._windows = holdout_windows(holdout, self._spec.context)
         self._base = base or start(size)
+        self._before: Sections | None = None  # the base of the round before
         self._outer = _outer(plan.outer, _flat(self._base))
         honest = plan.learners - plan.bad
         self._states = [TrainState.fresh(self._base)] * honest
@@ -208,7 +212,7 @@ class _Run:
                 payloads = self._accepted(number, payloads, assigned)
             result = self._aggregated(payloads)
         if self._plan.outer == "none":
-            self._base = result
+            self._before, self._base = self._base, result
             return result
         base, model = self._outer(_flat(result) - _flat(self._base))
         self._base = self._sections(base)
@@ -270,15 +274,18 @@ class _Run:
 
     def _aggregated(self, payloads: Sequence[bytes]) -> Sections:
         equal = [(1 << WEIGHT_BITS) // max(1, len(payloads))] * len(payloads)
+        share = share_of(self._plan.momentum_ppm)
         result = []
         for shard, data in enumerate(self._base):
             tiles = []
             for tile in range(-(-len(data) // limits.TILE_BYTES)):
-                base = data[tile * limits.TILE_BYTES : (tile + 1) * limits.TILE_BYTES]
+                part = slice(tile * limits.TILE_BYTES, (tile + 1) * limits.TILE_BYTES)
+                base = data[part]
+                old = self._before[shard][part] if self._before is not None else None
                 deltas = [PayloadTile(p, self._layout, shard, tile) for p in payloads]
                 is_robust = self._plan.rule == "robust"
                 tiles.append(
-                    aggregate_tile(base, deltas).new_tile
+                    aggregate_tile(base, deltas, old, share).new_tile
                     if is_robust
                     else apply(base, deltas, equal)
                 )

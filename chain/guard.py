@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from chain import guard_records as g
+from chain import momentum
 from chain import records as r
 from chain.codec import decode
 from chain.guard_records import GuardVerdict
@@ -104,6 +105,7 @@ def close(state: State, current: r.RoundRecord) -> GuardVerdict | None:
             write_shard(
                 state, current.number, old.index, old.root, old.roots, returns_to=old.version
             )
+            momentum.forget(state, old.index)
         write_model(state, current.number, current.base_root)
     for key, _ in changed:
         state.delete(key)

@@ -73,6 +73,7 @@ FROZEN = {
     "stamp_retarget_blocks": "which difficulty a stamp of a height needs follows from it",
     "quota_day": "days that have begun end by it",
     "audit_patience": "waits that have begun end by it",
+    "momentum_ppm": "what went before is kept from the beginning or not at all",
     "evidence_blocks": "a shorter one would let off whoever can still be convicted, and light "
     "clients know it from genesis",
     "evidence_ms": "as evidence_blocks",

@@ -79,6 +79,7 @@ class Params:
     vote: Window = Window(64, 60_000)
     proposal_deposit_grains: int = 10_000_000_000
     guard_ppm: int = 0  # 0: no guard, as before there was one
+    momentum_ppm: int = 0  # 0: a round's result is the next base, and nothing else
 
     @property
     def snapshot_blocks(self) -> int:
@@ -117,6 +118,7 @@ _BOUNDS = {
     "snapshot_epochs": (1, 10**6),
     "proposal_deposit_grains": (1, MAX_GRAINS),
     "guard_ppm": (0, 10**6),
+    "momentum_ppm": (0, 999_999),
 }
 
 

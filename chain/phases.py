@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chain import datasets, guard, model_versions, rounds, trigger_slots
+from chain import datasets, guard, model_versions, momentum, rounds, trigger_slots
 from chain import records as r
 from chain.guard_records import GuardVerdict
 from chain.hashes import ZERO_HASH, Hash32
@@ -326,6 +326,8 @@ def _apply_slots(state: State, params: Params, rules: Rules, number: int) -> Has
     for shard, tile_roots in changed.items():
         if params.guard_ppm:
             guard.remember(state, shard)
+        if params.momentum_ppm:
+            momentum.remember(state, number, shard)
         size = state.need(r.ShardRecord, r.shard_key(shard)).data_bytes
         write_shard(state, number, shard, rules.shard_root(tile_roots, size), tile_roots)
     if changed:

@@ -167,7 +167,9 @@ class Node:
                 start.specs,
                 self.history,
                 NoTiles(),
-                lambda round_: local_payloads(self.chain.state(), self.blobs, round_),
+                lambda round_: local_payloads(
+                    self.chain.state(), start.genesis.params, self.blobs, round_
+                ),
             ).record
         )
         self.retention.keeps = self.placement.keeps

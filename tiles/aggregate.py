@@ -4,7 +4,8 @@
     new = round(base + sum_i w_i * x_i)
 
 with w_i in units of 2**-20 and x_i in units of 2**-28. The sum is an exact integer; adding it to
-the base is rounded once, to nearest, ties to even.
+the base is rounded once, to nearest, ties to even. Where genesis asks for momentum, that is one
+more term of the sum (`tiles.momentum`).
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from tiles import merkle
 from tiles.delta import UNIT_BITS
 from tiles.gram import Gram, gram, gram_matrix
 from tiles.layout import ELEMENT_BYTES, SUBTILE_ELEMENTS
-from tiles.parts import Doubles, Integers, TileDelta, subtiles, tile_deltas
+from tiles.momentum import Momentum
+from tiles.parts import Doubles, Integers, TileDelta, tile_deltas
 from tiles.weights import WEIGHT_BITS, check_weights, weights
 
 __all__ = ["TileResult", "aggregate_tile", "apply", "check_weights", "weights"]
 
-_SUM_BITS = UNIT_BITS + WEIGHT_BITS  # the sum is in units of 2**-48 and below 2**48 in size
+_SUM_BITS = UNIT_BITS + WEIGHT_BITS  # of the sum's units; it is below 2**49 in size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,16 @@ class TileResult:
     weights: tuple[int, ...]
 
 
-def aggregate_tile(base_tile: bytes, deltas: Sequence[TileDelta | Integers]) -> TileResult:
+def aggregate_tile(
+    base_tile: bytes,
+    deltas: Sequence[TileDelta | Integers],
+    previous: bytes | None = None,
+    momentum: int = 0,
+) -> TileResult:
     """Aggregate `deltas` (integers in units of 2**-28, one a contributor) into a tile.
+
+    `momentum`, in units of 2**-20, is the part that goes on of the way from `previous`, the tile's
+    bytes one version before; it has no say in the weights.
 
     Their order is the state's; another order permutes the weights and changes no byte of the
     tile unless distances tie. Without deltas the tile stays. Raises InputError.
@@ -56,11 +66,17 @@ def aggregate_tile(base_tile: bytes, deltas: Sequence[TileDelta | Integers]) -> 
     matrix = gram_matrix(raw, table.count)
     invariant(matrix is not None, "a Gram matrix does not read back")
     shares = weights(matrix or [])
-    new_tile = apply(base_tile, deltas, shares)
+    way = Momentum(momentum, base_tile, previous) if momentum and previous is not None else None
+    new_tile = apply(base_tile, deltas, shares, way)
     return TileResult(new_tile, merkle.tile_root(new_tile), table, table.root(), raw, shares)
 
 
-def apply(base: bytes, deltas: Sequence[TileDelta | Integers], shares: Sequence[int]) -> bytes:
+def apply(
+    base: bytes,
+    deltas: Sequence[TileDelta | Integers],
+    shares: Sequence[int],
+    momentum: Momentum | None = None,
+) -> bytes:
     """base + sum_i shares_i * delta_i, fp32 little-endian bytes of a tile or a part of one.
 
     An element keeps its very bits where the sum is zero, where the base is not finite, and where
@@ -72,15 +88,20 @@ def apply(base: bytes, deltas: Sequence[TileDelta | Integers], shares: Sequence[
         raise InputError("weights must be one a delta, none negative, with a sum of at most 1")
     if len(base) % ELEMENT_BYTES or any(d.elements * ELEMENT_BYTES != len(base) for d in found):
         raise InputError("base and deltas of a tile differ in size")
+    if momentum is not None and momentum.elements * ELEMENT_BYTES != len(base):
+        raise InputError("base and momentum of a tile differ in size")
+    terms: list[tuple[int, TileDelta]] = list(zip(shares, found, strict=True))
+    if momentum is not None:
+        terms.append((momentum.share, momentum))
     old = np.frombuffer(base, "<f4")
     new = old.copy()
-    for subtile in subtiles(found):  # stays in the cache
-        start = subtile * SUBTILE_ELEMENTS
+    for start in range(0, len(old) if terms else 0, SUBTILE_ELEMENTS):  # stays in the cache
         part = slice(start, start + SUBTILE_ELEMENTS)
         total = np.zeros(len(old[part]), np.float64)
-        for share, delta in zip(shares, found, strict=True):
-            # Exact: integers, and no partial sum reaches 2**48: shares sum up to 2**20 at most.
-            delta.part(subtile).add_to(total, share)
+        for share, delta in terms:
+            # Exact: integers, and no partial sum reaches 2**49: shares sum up to 2**20 at most, and
+            # momentum's is below that.
+            delta.part(start // SUBTILE_ELEMENTS).add_to(total, share)
         new[part] = _add_rounded(old[part], total)
     return new.tobytes()
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 
-from chain import limits
+from chain import limits, momentum
 from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import InputError, StorageError
@@ -22,6 +22,7 @@ from node.services.duty_plan import tiles_to_update as due_tiles
 from node.services.new_versions import NewVersions
 from tiles.aggregate import TileResult, aggregate_tile
 from tiles.delta import PayloadTile, delta_header
+from tiles.momentum import share_of
 from tiles.parts import NoDelta, TileDelta
 
 log = logging.getLogger("blyan.duties")
@@ -106,17 +107,24 @@ class _Round:
             i: state.need(r.ShardRecord, r.shard_key(i)).root for i in range(state.model.shards)
         }
         self._tile_roots = {i: state.need(r.TileRoots, r.tiles_key(i)).roots for i in self._roots}
+        self._share = share_of(context.params().momentum_ppm)
+        numbers = self._roots if self._share else ()
+        found = {i: momentum.past(state, current.number, i) for i in numbers}
+        self._past = {i: past for i, past in found.items() if past is not None}
         self._held = [{entry.shard for entry in delta_header(p).shards} for p in payloads]
 
     async def change(self, shard: int, tile: int) -> TileChange:
         """One tile's change; the new tile is on disk before anyone hears of it. A base tile that is
         not kept here comes from a peer."""
         base = await self._context.node.tiles.tile(shard, self._roots[shard], tile)
-        return await asyncio.to_thread(self._change, base, shard, tile)
+        past, before = self._past.get(shard), None
+        if past is not None and past.roots[tile] != self._tile_roots[shard][tile]:
+            before = await self._context.node.tiles.tile(shard, past.root, tile)
+        return await asyncio.to_thread(self._change, base, before, shard, tile)
 
-    def _change(self, base: bytes, shard: int, tile: int) -> TileChange:
-        """In a thread."""
-        result = self._aggregate(base, shard, tile)
+    def _change(self, base: bytes, before: bytes | None, shard: int, tile: int) -> TileChange:
+        """In a thread. `before`: the tile one version earlier, if it moves on from there."""
+        result = self._aggregate(base, before, shard, tile)
         self._context.files.save_tile(self._number, result.new_root, result.new_tile)
         return TileChange(
             ShardIndex(shard),
@@ -128,8 +136,9 @@ class _Round:
             result.weights,
         )
 
-    def _aggregate(self, base: bytes, shard: int, tile: int) -> TileResult:
-        return aggregate_tile(base, list(self._deltas(len(base) // 4, shard, tile)))
+    def _aggregate(self, base: bytes, before: bytes | None, shard: int, tile: int) -> TileResult:
+        deltas = list(self._deltas(len(base) // 4, shard, tile))
+        return aggregate_tile(base, deltas, before, self._share)
 
     def _deltas(self, elements: int, shard: int, tile: int) -> Iterator[TileDelta]:
         """Each delta's share of the tile; nothing where it has not trained the shard."""

@@ -197,7 +197,7 @@ class DutyContext:
 
     def local_payloads(self, round_: int) -> list[bytes] | None:
         """Payloads of the deltas that a round accepted, if all are here; for a thread."""
-        return local_payloads(self.state(), self.node.blobs, round_)
+        return local_payloads(self.state(), self.params(), self.node.blobs, round_)
 
     async def round_data(self, record: r.RoundRecord) -> RoundData:
         """Text of the round's datasets, fetched and split once however many ask."""

@@ -20,6 +20,7 @@ from chain.errors import (
     VerifyError,
 )
 from chain.hashes import Hash32
+from chain.params import Params
 from chain.state import State
 from chain.transactions import TileChange
 from chain.types import BlobId
@@ -40,8 +41,13 @@ class LocalBlobs(Protocol):
     def local(self, blob_id: BlobId) -> bytes | None: ...
 
 
-def local_payloads(state: State, blobs: LocalBlobs, round_: int) -> list[bytes] | None:
-    """Payloads of the deltas that a round accepted, if all are here; for a thread."""
+def local_payloads(
+    state: State, params: Params, blobs: LocalBlobs, round_: int
+) -> list[bytes] | None:
+    """Payloads of the deltas that a round accepted, if all are here and new tiles follow from them
+    and the last ones, which with momentum they do not; for a thread."""
+    if params.momentum_ppm:
+        return None
     records = [state.delta(delta) for delta in state.round(round_).accepted]
     if not all(blobs.has(record.blob) for record in records):
         return None

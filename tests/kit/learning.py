@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from chain import momentum
 from chain import records as r
 from chain.hashes import BLOB, DATASET, ZERO_HASH, Hash32
 from chain.records import DatasetStatus, RoundPhase
@@ -40,6 +41,7 @@ from chain.types import BlobId, PubKey, ShardIndex, TileIndex, TxId
 from tiles.aggregate import TileResult, aggregate_tile
 from tiles.delta import encode_delta, payload_root
 from tiles.merkle import shard_root, tile_roots
+from tiles.momentum import share_of
 from wallet.keys import KeyPair, Keys
 
 if TYPE_CHECKING:
@@ -257,14 +259,18 @@ def _aggregate(chain: LocalChain, number: int, deltas: list[_Delta]) -> None:
     deltas = sorted(deltas, key=lambda d: order.index(d.id))
     by_primary: dict[PubKey, list[TileChange]] = {}
     new: dict[int, list[bytes]] = {}
+    share = share_of(chain.genesis.params.momentum_ppm)
     for spec in chain.tiles.specs:
         record = state.need(r.ShardRecord, r.shard_key(spec.index))
         data = chain.tiles.read(spec.index, record.root)
+        past = momentum.past(state, number, spec.index)
+        before = chain.tiles.read(spec.index, past.root) if past is not None else None
         roots = state.need(r.TileRoots, r.tiles_key(spec.index)).roots
         for tile, root in enumerate(roots):
             start, end = spec.tile_range(tile)
             parts = [d.values[spec.index][start // 4 : end // 4] for d in deltas]
-            result = aggregate_tile(data[start:end], parts)
+            old = before[start:end] if before is not None else None
+            result = aggregate_tile(data[start:end], parts, old, share)
             new.setdefault(spec.index, []).append(result.new_tile)
             primary = tile_ranks(state, chain.rules, spec.index, tile)[0]
             change = _change(spec.index, tile, root, result)

@@ -18,6 +18,7 @@ from tests.reference.merkle_ref import h, noise, root, u64
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "aggregation.json"
 SUBTILE = 65536
 ONE = 2**30
+MOMENTUM_PPM = 300_000
 
 
 def lower_median(values: list[int]) -> int:
@@ -81,8 +82,18 @@ def as_fp32(exact: Fraction) -> float:
     return rounded if exact > 0 else -rounded
 
 
-def new_value(base: float, xs: list[int], ws: list[int]) -> float:
+def way(base: float, previous: float) -> int:
+    """How far an element went in the last round, in units of 2^-28."""
+    new, old = (round(Fraction(v) * 2**28) for v in (base, previous))
+    return min(max(new - old, 1 - 2**28), 2**28 - 1)
+
+
+def new_value(
+    base: float, xs: list[int], ws: list[int], previous: float | None = None, share: int = 0
+) -> float:
     total = sum(w * x for w, x in zip(ws, xs, strict=True))
+    if previous is not None:
+        total += share * way(base, previous)
     return as_fp32(Fraction(base) + Fraction(total, 2**48)) if total else base
 
 
@@ -110,6 +121,12 @@ def delta_of(label: str, count: int, spread: int) -> list[int]:
     return [0 if n % 16 else n >> spread for n in numbers]
 
 
+def previous_of(values: list[float]) -> list[float]:
+    """What the version before held: a little less, now and then the same, or far away."""
+    near = [as_fp32(Fraction(v) * 65 / 64) for v in values]
+    return [v if k % 5 == 0 else -3.5 if k % 17 == 0 else near[k] for k, v in enumerate(values)]
+
+
 def vectors() -> list[dict[str, Any]]:
     made = []
     for n, elements in (
@@ -134,6 +151,11 @@ def vectors() -> list[dict[str, Any]]:
         gram = [[sum(p[i][j] for p in parts) for j in range(n)] for i in range(n)]
         ws = weights(gram)
         new = [new_value(b, [d[k] for d in deltas], ws) for k, b in enumerate(values)]
+        before = previous_of(values)
+        share = MOMENTUM_PPM * 2**20 // 10**6
+        gone = [
+            new_value(b, [d[k] for d in deltas], ws, before[k], share) for k, b in enumerate(values)
+        ]
         made.append(
             {
                 "deltas": n,
@@ -142,6 +164,8 @@ def vectors() -> list[dict[str, Any]]:
                 "gram_root": gram_root(parts, n).hex(),
                 "weights": ws,
                 "tile_hash": h("test", struct.pack(f"<{elements}f", *new)).hex(),
+                "momentum_ppm": MOMENTUM_PPM,
+                "momentum_hash": h("test", struct.pack(f"<{elements}f", *gone)).hex(),
             }
         )
     return made

@@ -37,6 +37,7 @@ PAGES = {
     "chain.records": "state.md",
     "chain.custody_records": "custody.md",
     "chain.guard_records": "rounds.md",
+    "chain.momentum": "aggregation.md",
     "chain.light": "light-client.md",
     "chain.light_proofs": "light-client.md",
     "chain.governance_records": "governance.md",

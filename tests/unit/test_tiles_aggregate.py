@@ -22,6 +22,7 @@ from tiles.aggregate import aggregate_tile, apply, check_weights, weights
 from tiles.delta import PayloadTile, decode_tile, encode_delta
 from tiles.gram import GramEntry, gram, gram_entry, verify_entry
 from tiles.layout import SUBTILE_ELEMENTS, ShardSpec, TensorSpec
+from tiles.momentum import share_of
 from tiles.parts import NoDelta, TileDelta
 
 VECTORS = json.loads(reference.VECTORS.read_text())
@@ -71,7 +72,44 @@ def test_vectors(case: dict[str, Any]) -> None:
     assert result.gram_root.hex() == case["gram_root"]
     assert list(result.weights) == case["weights"]
     assert h("test", result.new_tile).hex() == case["tile_hash"]
+    before = np.array(reference.previous_of([float(v) for v in old]), "<f4").tobytes()
+    gone = aggregate_tile(old.tobytes(), deltas, before, share_of(case["momentum_ppm"]))
+    assert h("test", gone.new_tile).hex() == case["momentum_hash"]
+    assert gone.weights == result.weights
     assert result.new_root == merkle.tile_root(result.new_tile)
+
+
+def test_momentum_goes_on_where_it_went() -> None:
+    """Exactly twice the way for a share that is almost one, and none where nothing was."""
+    old = base(70_000)
+    step = np.float32(2**-10)
+    new = (np.frombuffer(old, "<f4") + step).astype("<f4")
+    new[::3] = np.frombuffer(old, "<f4")[::3]
+    none = np.zeros(70_000, np.int64)
+    made = np.frombuffer(aggregate_tile(new.tobytes(), [none], old, ONE // 2).new_tile, "<f4")
+    assert np.array_equal(made[::3], new[::3])
+    went = made.astype(np.float64) - new
+    assert np.abs(went[1::3] - step / 2).max() < 2**-27
+    still = aggregate_tile(new.tobytes(), [none], new.tobytes(), ONE // 2)
+    assert still.new_tile == new.tobytes()
+    assert aggregate_tile(new.tobytes(), [none]).new_tile == new.tobytes()
+
+
+def test_momentum_of_what_is_no_number_is_none() -> None:
+    wild = np.array([np.nan, np.inf, 1, 2.0**100, -1, -0.0, 3e38], "<f4")
+    before = np.array([1, 1, np.nan, -(2.0**100), np.inf, 0.0, 3e38], "<f4")
+    none = np.zeros(7, np.int64)
+    made = aggregate_tile(wild.tobytes(), [none], before.tobytes(), ONE // 2).new_tile
+    assert made == wild.tobytes()  # 2^100 moves by less than its last bit
+    least = np.array([0.75], "<f4")
+    made = aggregate_tile(least.tobytes(), [none[:1]], np.array([-3.5], "<f4").tobytes(), ONE // 2)
+    assert np.frombuffer(made.new_tile, "<f4") == 1.25  # by half of 1 and not of 4.25
+
+
+@pytest.mark.parametrize(("share", "size"), [(-1, 12), (ONE, 12), (1, 8)])
+def test_momentum_out_of_range(share: int, size: int) -> None:
+    with pytest.raises(InputError, match="momentum"):
+        aggregate_tile(bytes(12), [np.zeros(3, np.int64)], bytes(size), share)
 
 
 def test_no_one_and_two_deltas() -> None:
