@@ -87,8 +87,8 @@ class Plan:
 
     `density` None: deltas stay fp32 and are averaged. `rule`: how payloads are, by `mean` or by the
     protocol's `robust` weights. The last `bad` of the learners attack. `outer`: what the result of
-    a round is fed to; `moments`: whether AdamW's `carry` over or start at `zero`. `momentum_ppm`: the
-    protocol's momentum over rounds.
+    a round is fed to; `moments`: whether AdamW's `carry` over or start at `zero`.
+    `momentum_ppm`: the protocol's momentum over rounds.
     """
 
     size: Size
