@@ -27,11 +27,12 @@ PPM = 1_000_000
 
 
 class Found(NamedTuple):
-    """Stake of the validators that found a result significantly worse, of those that did not, and
-    of all, who have not measured both models included."""
+    """Stake of the validators that found a result significantly worse, of those that did not, of
+    those that have measured the base alone, and of all, who have measured neither included."""
 
     worse: int
     fine: int
+    waiting: int
     stake: int
 
 
@@ -58,32 +59,37 @@ def found(state: State, current: r.RoundRecord, limit_ppm: int) -> Found:
     """What the validators of now have measured of a round's base and its result."""
     before = _measured(state, current, current.base_root)
     after = _measured(state, current, current.result_root)
-    worse = fine = stake = 0
+    worse = fine = waiting = stake = 0
     for validator in state.validators():
         stake += validator.stake
         was, now = before.get(validator.account), after.get(validator.account)
-        if was is None or now is None:
+        if was is None:
             continue
-        if (now - was) * PPM > limit_ppm * was:
+        if now is None:
+            waiting += validator.stake
+        elif (now - was) * PPM > limit_ppm * was:
             worse += validator.stake
         else:
             fine += validator.stake
-    return Found(worse, fine, stake)
+    return Found(worse, fine, waiting, stake)
 
 
 def verdict(said: Found) -> GuardVerdict:
-    """OPEN as long as what is still unsaid may decide it."""
+    """OPEN if neither side has what it needs."""
     if 2 * said.worse > said.stake:
         return GuardVerdict.ROLLED_BACK
     return GuardVerdict.KEPT if 2 * said.fine >= said.stake else GuardVerdict.OPEN
 
 
 def is_open(state: State, current: r.RoundRecord) -> bool:
-    """Whether a round in SETTLE still waits for what its validators find."""
+    """Whether a round in SETTLE still waits for what its validators find. Of who has not measured
+    the base nothing is to come: only the newest model is surely held whole."""
     record = of_round(state, current.number)
     if record is None:
         return False
-    return verdict(found(state, current, record.limit_ppm)) == GuardVerdict.OPEN
+    said = found(state, current, record.limit_ppm)
+    may = 2 * (said.worse + said.waiting) > said.stake
+    return may and verdict(said) == GuardVerdict.OPEN
 
 
 def close(state: State, current: r.RoundRecord) -> GuardVerdict | None:

@@ -40,11 +40,13 @@ def measure(run: RoundRun, validator: Keys, root: Hash32, loss: int) -> str:
 
 
 def measure_all(run: RoundRun, *rises: int | None, base: int = LOSS) -> None:
-    """Each validator's word on base and result, by how much the loss is higher; None: no word."""
+    """Each validator's word on base and result, by how much the loss is higher; None: of the base
+    alone."""
     current = run.m.state.round(0)
+    for validator in run.m.validators:
+        assert measure(run, validator, current.base_root, base) == "ok"
     for validator, rise in zip(run.m.validators, rises, strict=True):
         if rise is not None:
-            assert measure(run, validator, current.base_root, base) == "ok"
             assert measure(run, validator, current.result_root, base + rise) == "ok"
 
 
@@ -155,14 +157,17 @@ def test_first_and_loudest_is_not_enough() -> None:
     assert (record.verdict, record.worse) == (GuardVerdict.KEPT, 2 * 10**12)
 
 
-def test_who_measured_one_of_the_two_has_no_say() -> None:
-    run = to_settle()
+def test_who_has_not_measured_the_base_has_no_say_and_is_not_waited_for() -> None:
+    run = to_settle(settle={"blocks": 3, "ms": 0})
     current = run.m.state.round(0)
     for validator in run.m.validators:
         assert measure(run, validator, current.result_root, 9 * LOSS) == "ok"
-    assert guard.found(run.m.state, current, 0) == (0, 0, 4 * 10**12)
+        if run.round.phase != RoundPhase.SETTLE:
+            break
+    assert guard.found(run.m.state, current, 0) == (0, 0, 0, 4 * 10**12)
     run.until(RoundPhase.OPEN)
     assert verdict(run) == GuardVerdict.UNKNOWN
+    assert run.m.height - current.deadline_height < 3
 
 
 def test_without_the_parameter_the_state_is_as_it_was() -> None:
