@@ -155,9 +155,11 @@ def moe(amount: Amount) -> Iterator[Row]:
 
 def profiles(amount: Amount) -> Iterator[Row]:
     """A training step in each numeric profile, against torch left to itself."""
+    from bench.learning_bf16 import loss_rows
     from bench.learning_profiles import profile_rows
 
-    return profile_rows(amount.shapes, amount.samples)
+    yield from profile_rows(amount.shapes, amount.samples)
+    yield from loss_rows(2 if amount.is_small else 150)
 
 
 def memory(amount: Amount) -> Iterator[Row]:

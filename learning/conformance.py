@@ -16,10 +16,11 @@ import numpy.typing as npt
 from chain.errors import ConfigError
 from chain.hashes import PRF, Hash32
 from chain.prf import Prf
+from learning.bf16 import Bf16Ops
 from learning.exact import ExactOps
 from learning.init import initial_shards
 from learning.ops import NATIVE, Ops
-from learning.profile import EXACT, Kind, kind_of, native_class
+from learning.profile import EXACT, Kind, bf16_class, kind_of, native_class
 from learning.spec import NANO_MODEL, NANO_TRAINING, ModelSpec, TrainingSpec
 from learning.state import TrainState
 from learning.train import train_segment
@@ -51,11 +52,13 @@ TRAINING = replace(
 )
 # after both steps in the exact profile: tests/vectors/learning/exact.json
 EXACT_STATE = bytes.fromhex("54e50fb622b9f8cb4f41314ec9eb79278bfb9ea4da9664f19766392fd00eab16")
-_DIGEST_BYTES = 8  # of a native class's state hash
+_DIGEST_BYTES = 8  # of a native or bf16 class's state hash
 
 
 def ops_of(kind: Kind) -> Ops:
     """The arithmetic of a profile."""
+    if kind == "bf16":
+        return Bf16Ops()
     return ExactOps() if kind == "exact" else NATIVE
 
 
@@ -69,9 +72,11 @@ def profile_of(kind: Kind) -> str:
 
 @cache
 def _profile(kind: Kind) -> str:
-    state = conformance_state(ops_of(kind))
-    if kind == "native":
-        return f"{native_class()}/{state[:_DIGEST_BYTES].hex()}"
+    ops = ops_of(kind)
+    state = conformance_state(ops)
+    if kind != "exact":
+        name = native_class() if kind == "native" else bf16_class(ops.device)
+        return f"{name}/{state[:_DIGEST_BYTES].hex()}"
     if state != EXACT_STATE:
         raise ConfigError(
             f"this machine computes {state.hex()} where the profile {EXACT} has "

@@ -220,6 +220,8 @@ def _apply(function: type[Function], *args: Tensor | None) -> Tensor:
 class ExactOps:
     """learning.ops.Ops with the same bits everywhere. One step at a time."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         # the grid of the last left operand: query, key and value have one in common
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None

@@ -21,6 +21,8 @@ class Ops(Protocol):
     """Tensors are fp32. All but `rotary` and `norm` are differentiable in them, and none changes
     its arguments."""
 
+    device: torch.device  # where tensors are
+
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """Rows of weight [classes, width], for int64 tokens of any shape."""
         ...
@@ -69,6 +71,8 @@ class Ops(Protocol):
 
 class NativeOps:
     """torch's own: as fast as the machine can, the same bits within one numeric profile."""
+
+    device = torch.device("cpu")
 
     def embedding(self, tokens: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(tokens, weight)

@@ -9,12 +9,17 @@ found out by learning/conformance.py.
 from __future__ import annotations
 
 import os
-from typing import Final, Literal, get_args
+import re
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from chain.errors import ConfigError, InputError
 
-Kind = Literal["native", "exact"]
-KINDS: Final[tuple[str, ...]] = get_args(Kind)
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["native", "exact", "bf16"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+_NAME_MOST = 40  # letters of a GPU's name in its class
 EXACT = "exact/1"  # as a manifest names it: the number is that of the arithmetic
 
 # AVX2 code paths in MKL, ATen and oneDNN even on newer processors: one class takes in most of
@@ -25,6 +30,7 @@ _ENVIRONMENT = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS adds in an order of its own
 }
 
 
@@ -39,9 +45,11 @@ def kind_of(profile: str) -> Kind:
         return "exact"
     if profile.startswith("native/"):
         return "native"
+    if profile.startswith("bf16/"):
+        return "bf16"
     raise InputError(
-        f"the numeric profile {profile!r} is unknown here: expected {EXACT} or native/<class>; "
-        "a newer version may know it"
+        f"the numeric profile {profile!r} is unknown here: expected {EXACT}, native/<class> or "
+        "bf16/<class>; a newer version may know it"
     )
 
 
@@ -69,12 +77,36 @@ def make_deterministic() -> None:
     torch.set_deterministic_debug_mode("error")
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs 8 %
     torch.set_flush_denormal(False)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cudnn.benchmark = False
 
 
 def native_class() -> str:
     """`native/torch-<version>/<instruction set>/threads-<n>`: what is known without computing."""
+    return f"native/{_torch()}/{_processor()}"
+
+
+def bf16_class(device: torch.device) -> str:
+    """`bf16/torch-<version>/`, then `<instruction set>/threads-<n>`, or for a GPU
+    `cuda-<version>/<name>-sm<compute capability>`."""
+    if device.type == "cpu":
+        return f"bf16/{_torch()}/{_processor()}"
     import torch
 
-    version = torch.__version__.split("+")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return f"bf16/{_torch()}/cuda-{torch.version.cuda}/{name[:_NAME_MOST]}-sm{major}{minor}"
+
+
+def _torch() -> str:
+    import torch
+
+    return f"torch-{torch.__version__.split('+')[0]}"
+
+
+def _processor() -> str:
+    import torch
+
     isa = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
-    return f"native/torch-{version}/{isa}/threads-{torch.get_num_threads()}"
+    return f"{isa}/threads-{torch.get_num_threads()}"

@@ -88,12 +88,12 @@ class _Run:
         self._spec, self._training, self._updates = spec, training, state.updates
         self._recompute = recomputes(spec, training.windows_at_a_time, most_bytes)
         parts = (state.weights, state.first, state.second)
-        self._flat, self._first, self._second = (_vector(part) for part in parts)
+        self._flat, self._first, self._second = (_vector(part).to(ops.device) for part in parts)
         self._gradient = torch.zeros_like(self._flat)
         self._sizes = [len(section) for section in state.weights]
         self._views: dict[str, Tensor] = {}
         decays = training.weight_decay_ppm > 0
-        self._decayed = torch.zeros_like(self._flat) if decays else torch.empty(0)
+        self._decayed = torch.zeros_like(self._flat) if decays else self._flat[:0]
         start = 0
         for shard in layout_of(spec, held):
             for tensor in shard.tensors:
@@ -112,15 +112,16 @@ class _Run:
         # An expert that no byte was routed to has no gradient: its moments decay all the same.
         self._gradient.zero_()
         pieces = torch.split(tokens, self._training.windows_at_a_time)
-        told, loads = 0.0, torch.zeros(self._spec.layers, self._spec.experts, dtype=torch.int64)
+        shape = self._spec.layers, self._spec.experts
+        told, loads = 0.0, torch.zeros(shape, dtype=torch.int64, device=self._ops.device)
         for piece in pieces:
-            loss, found = self._piece(piece, len(pieces))
+            loss, found = self._piece(piece.to(self._ops.device), len(pieces))
             told += loss
             loads += found
         with torch.no_grad():
             self._adamw()
             self._balance(loads)
-        return told, loads.numpy()
+        return told, loads.cpu().numpy()
 
     def _piece(self, tokens: Tensor, pieces: int) -> tuple[float, Tensor]:
         """Add the gradient of so many windows to the batch's; its part of the loss, and its loads,
@@ -165,7 +166,7 @@ class _Run:
 
     def _balance_loss(self, out: Forward, pieces: int) -> Tensor:
         """The layers' balance losses, weighed: a mean over the pieces of a batch."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=self._ops.device)
         for i, routed in enumerate(out.routed):
             if routed.scores is not None:
                 loads = routed.loads[self._here(i)]
@@ -185,8 +186,8 @@ class _Run:
     def _here(self, layer: int) -> Tensor:
         """The experts of a layer that are held."""
         if self._held is None:
-            return torch.arange(self._spec.experts)
-        return torch.tensor(self._held.experts[layer])
+            return torch.arange(self._spec.experts, device=self._ops.device)
+        return torch.tensor(self._held.experts[layer], device=self._ops.device)
 
     def state(self) -> TrainState:
         parts = (self._sections(v) for v in (self._flat, self._first, self._second))
@@ -194,7 +195,7 @@ class _Run:
         return TrainState(weights, first, second, updates=self._updates)
 
     def _sections(self, vector: Tensor) -> Sections:
-        data = vector.numpy().astype("<f4", copy=False).data.cast("B")
+        data = vector.cpu().numpy().astype("<f4", copy=False).data.cast("B")
         sections, start = [], 0
         for size in self._sizes:
             sections.append(bytes(data[start : start + size]))
@@ -234,10 +235,15 @@ def _update(
     gradient.mul_(f.gradient)
     first.mul_(f.first[0]).add_(gradient * f.first[1])
     second.mul_(f.second[0]).add_(gradient.square().mul_(f.second[1]))
-    spread = sqrt_(second * f.spread).add_(f.epsilon)
+    spread = _root(second * f.spread).add_(f.epsilon)
     if f.decay:
         flat.sub_((flat * decayed).mul_(f.decay))
     flat.sub_((first * f.rate).div_(spread))
+
+
+def _root(x: Tensor) -> Tensor:
+    """In place. A GPU's square root is the IEEE one; torch's on a processor is not."""
+    return sqrt_(x) if x.device.type == "cpu" else x.sqrt_()
 
 
 def _power(base: float, exponent: int) -> float:

@@ -30,8 +30,8 @@ EXIT_REJECTED = 4
 @click.option(
     "--profile",
     type=click.Choice(KINDS),
-    help="Numeric profile: native, or exact, which any machine can replay, at about three times "
-    "the work. [default: the configuration's]",
+    help="Numeric profile: native; exact, which any machine can replay, at about three times the "
+    "work; or bf16, on a GPU where there is one. [default: the configuration's]",
 )
 @pass_session
 def train(session: Session, rounds: int, key: str | None, profile: str | None) -> int:

@@ -131,8 +131,12 @@ async def profiles_are_kept_apart(worker: Worker, native: TrainOutcome) -> None:
     assert found == Replay(ZERO_HASH, ZERO_HASH, native.profile)
     with pytest.raises(InputError, match="the numeric profile 'exact/2' is unknown here"):
         await worker.replay(TINY, rule, start, batches, "exact/2")
-    with pytest.raises(InputError, match="a worker has no profile 'bf16'"):
-        await worker.train(replace(JOB, profile="bf16"))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a worker has no profile 'fp8'"):
+        await worker.train(replace(JOB, profile="fp8"))  # type: ignore[arg-type]
+    half = await worker.train(replace(JOB, profile="bf16"))
+    assert half.profile.startswith("bf16/torch-")
+    assert not set(half.state_hashes[1:]) & {*native.state_hashes, *exact.state_hashes}
+    await replayed(worker, half)
     state = deserialize_state(TINY, start)
     huge = np.full(len(BASE[-2]) // 4, 3e38, "<f4").tobytes()  # of the head
     lost = serialize_state(replace(state, weights=(*state.weights[:-2], huge, state.weights[-1])))
