@@ -49,7 +49,7 @@ class Config:
     history_blocks: int = 100_000  # newest blocks that a pruned node keeps whole; or more, if the
     # network's terms for evidence and unbonding, or retention_rounds, say so
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
-    profile: str = "native"  # numeric profile that this home trains with, exact or bf16
+    profile: str = "native"  # numeric profile that this home trains with
 
     @property
     def api_url(self) -> str:
