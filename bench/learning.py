@@ -38,12 +38,12 @@ from bench.measure import Row, at_most, in_turns, quantile, run_groups, seconds
 from chain import limits
 from chain.hashes import ZERO_HASH
 from tiles.aggregate import aggregate_tile
-from tiles.codings import INT8_NUMBER
+from tiles.codings import INT8_NUMBER, low_rank_number
 from tiles.delta import PayloadTile, decode_delta, encode_delta
 from tiles.layout import ShardSpec, TensorSpec
 
 DENSITY = 256  # of 4096: one entry in 16
-OTHERS = {"int8": INT8_NUMBER}  # codings beside the sparse one
+OTHERS = {"int8": INT8_NUMBER, "lowrank_8": low_rank_number(8)}  # codings beside the sparse one
 
 
 @dataclass(frozen=True, slots=True)

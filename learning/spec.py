@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from chain.errors import GenesisError
 from chain.limits import MAX_DENSITY, MAX_SHARDS, MAX_STATE_HASHES
-from tiles.codings import CODECS, INT8, INT8_NUMBER, SPARSE, codec_of
+from tiles.codings import (
+    CODECS,
+    INT8,
+    INT8_NUMBER,
+    LOW_RANK,
+    MAX_RANK,
+    SPARSE,
+    codec_of,
+    low_rank_number,
+)
 from tiles.layout import ShardSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -160,6 +169,7 @@ class TrainingSpec:
     aux_loss_ppm: int = 0  # weight of the balance loss beside the cross-entropy
     micro_batch: int = 0  # windows computed at a time, whose gradients are added up; 0: all
     codec: str = SPARSE  # one of tiles.codings.CODECS; the densities are of this one
+    rank: int = 0  # components of each subtile, if the codec is `lowrank`
 
     @staticmethod
     def from_json(value: Any) -> TrainingSpec:
@@ -182,6 +192,7 @@ class TrainingSpec:
             "bias_rate_ppm": (0, PPM),
             "error_feedback_ppm": (0, PPM),
             "aux_loss_ppm": (0, PPM),
+            "rank": (0, MAX_RANK),
             "micro_batch": (0, 4096),
         }
         numbers = {
@@ -192,6 +203,8 @@ class TrainingSpec:
         codec = top["codec"]
         if codec not in CODECS:
             raise GenesisError(f"training.codec: expected one of {', '.join(CODECS)}")
+        if (codec == LOW_RANK) != (numbers["rank"] > 0):
+            raise GenesisError(f"training.rank: 1 to {MAX_RANK} with {LOW_RANK!r}, and else 0")
         spec = TrainingSpec(densities=kept, codec=codec, **numbers)
         if spec.batch % spec.windows_at_a_time:
             raise GenesisError(
@@ -230,6 +243,8 @@ class TrainingSpec:
         the coding that is not sparse: what header and manifest of a delta say."""
         if self.codec == INT8:
             return INT8_NUMBER
+        if self.codec == LOW_RANK:
+            return low_rank_number(self.rank)
         return self.densities[min(round_, len(self.densities) - 1)]
 
     def is_coded_by(self, density: int) -> bool:

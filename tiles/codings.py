@@ -9,9 +9,16 @@ from __future__ import annotations
 from chain import limits
 from chain.errors import InputError
 
-SPARSE, INT8 = "sparse", "int8"
-CODECS = (SPARSE, INT8)
+SPARSE, INT8, LOW_RANK = "sparse", "int8", "lowrank"
+CODECS = (SPARSE, INT8, LOW_RANK)
+MAX_RANK = 64
 INT8_NUMBER = 0x2000
+_LOW_RANK_NUMBER = 0x3000  # plus the rank
+
+
+def low_rank_number(rank: int) -> int:
+    """Of the coding of so many components, 1 to MAX_RANK."""
+    return _LOW_RANK_NUMBER + rank
 
 
 def codec_of(number: int) -> str:
@@ -20,6 +27,13 @@ def codec_of(number: int) -> str:
         return SPARSE
     if number == INT8_NUMBER:
         return INT8
+    if 1 <= number - _LOW_RANK_NUMBER <= MAX_RANK:
+        return LOW_RANK
     raise InputError(
         f"density {number}, expected 1 to {limits.MAX_DENSITY} or the number of another coding"
     )
+
+
+def rank_of(number: int) -> int:
+    """Components of a low-rank coding."""
+    return number - _LOW_RANK_NUMBER

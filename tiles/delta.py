@@ -25,8 +25,9 @@ from chain.errors import DecodeError, InputError
 from chain.hashes import PAYLOAD, PAYLOAD_SECTION, Hash32
 from chain.types import ShardIndex, u64_be
 from tiles import merkle, sections
-from tiles.codings import INT8, codec_of
+from tiles.codings import INT8, LOW_RANK, codec_of, rank_of
 from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE, ShardSpec
+from tiles.low_rank import decode_low_rank, encode_low_rank
 from tiles.parts import Part
 
 UNIT_BITS = limits.DELTA_UNIT_BITS
@@ -65,7 +66,7 @@ class QuantizedShard:
     units: Ints
 
     def floats(self) -> npt.NDArray[np.float32]:
-        """fp32 (elements,), exact: a value has at most 15 significant bits."""
+        """fp32 (elements,), exact: a value has at most 24 significant bits."""
         return np.ldexp(self.units.astype(np.float32), -UNIT_BITS)
 
     def tile_ints(self, tile: int) -> npt.NDArray[np.int64]:
@@ -142,6 +143,8 @@ def _encode_shard(spec: ShardSpec, units: Ints, density: int) -> tuple[Ints, lis
         return sections.encode_full(units, SUBTILE_ELEMENTS, sections.DENSE_BYTES)
     if codec_of(density) == INT8:
         return sections.encode_full(units, SUBTILE_ELEMENTS, sections.INT8_BYTES)
+    if codec_of(density) == LOW_RANK:
+        return encode_low_rank(units, rank_of(density), SUBTILE_ELEMENTS)
     return sections.encode_sparse(units, density, SUBTILE_ELEMENTS)
 
 
@@ -260,6 +263,8 @@ def _decode_part(spec: ShardSpec, elements: int, density: int, section: Buffer) 
             return Part(sections.decode_full(section, elements, sections.DENSE_BYTES))
         if codec_of(density) == INT8:
             return Part(sections.decode_full(section, elements, sections.INT8_BYTES))
+        if codec_of(density) == LOW_RANK:
+            return Part(decode_low_rank(section, elements, rank_of(density)))
         at, values = sections.sparse_entries(section, elements, density)
         return Part(values, at)
     except DecodeError as error:

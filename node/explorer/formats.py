@@ -11,7 +11,7 @@ from typing import Any
 from chain.errors import InputError
 from chain.types import GRAINS_PER_BLY
 from node.query.network import bly
-from tiles.codings import SPARSE, codec_of
+from tiles.codings import LOW_RANK, SPARSE, codec_of, rank_of
 
 HUES = 12  # colours of the dots beside accounts; static/style.css has them
 HEAD, TAIL = 8, 6  # characters kept of a hash
@@ -99,6 +99,8 @@ def density(number: int) -> str:
         codec = codec_of(number)
     except InputError:
         return "unknown"  # nothing on chain holds a manifest to it
+    if codec == LOW_RANK:
+        return f"{codec}, rank {rank_of(number)}"
     return f"{thousands(number)} of 4,096 entries kept" if codec == SPARSE else codec
 
 

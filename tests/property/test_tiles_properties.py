@@ -13,7 +13,7 @@ from tests.reference import aggregate_ref, merkle_ref
 from tests.reference import delta_ref as reference
 from tiles import merkle
 from tiles.aggregate import aggregate_tile, apply
-from tiles.codings import INT8_NUMBER
+from tiles.codings import INT8_NUMBER, low_rank_number
 from tiles.delta import decode_delta, encode_delta
 from tiles.layout import ShardSpec, TensorSpec
 from tiles.weights import weights
@@ -42,7 +42,7 @@ def floats(bound: float) -> st.SearchStrategy[np.ndarray]:
 @FAST
 @given(
     floats(1.0),
-    st.integers(1, 80) | st.just(INT8_NUMBER),
+    st.integers(1, 80) | st.sampled_from([INT8_NUMBER, *map(low_rank_number, (1, 2, 64))]),
     st.sampled_from(["sparse", "dense"]),
 )
 def test_encoding_is_the_references_and_decodes_to_what_the_encoder_said(

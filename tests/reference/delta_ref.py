@@ -18,7 +18,7 @@ from tests.reference.merkle_ref import h, noise, root, u64
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "delta.json"
 CHUNK, SECTION = 4096, 65536
-INT8 = 0x2000  # what stands in place of a density
+INT8, LOW_RANK = 0x2000, 0x3000  # what stands in place of a density; LOW_RANK plus the rank
 
 
 def units(values: list[float]) -> list[int]:
@@ -102,12 +102,81 @@ def dense_section(part: list[int]) -> tuple[list[int], bytes]:
     return full_section(part, 15, ">h")
 
 
+def rounded(value: int, shift: int) -> int:
+    """value / 2**shift to the nearest, halves away from zero."""
+    size = (abs(value) + 2**shift // 2) // 2**shift
+    return -size if value < 0 else size
+
+
+def fitted(vector: list[int], bits: int) -> list[int]:
+    shift = max(max(abs(x) for x in vector).bit_length() - bits, 0)
+    return [rounded(x, shift) for x in vector]
+
+
+def dot(one: list[int], other: list[int]) -> int:
+    return sum(x * y for x, y in zip(one, other, strict=True))
+
+
+def low_rank_section(part: list[int], rank: int) -> tuple[list[int], bytes]:
+    padded = part + [0] * (-len(part) % 256)
+    matrix = [padded[i : i + 256] for i in range(0, len(padded), 256)]
+    rows, count = len(matrix), min(rank, len(matrix))
+    shift = max(max(abs(x) for x in padded).bit_length() - 20, 0)
+    rest = [[rounded(x, shift) for x in row] for row in matrix]
+    found: list[tuple[list[int], list[int]]] = []
+    exponent = 0
+    while len(found) < count:
+        columns = [list(c) for c in zip(*rest, strict=True)]
+        start = max(rest, key=lambda row: sum(abs(x) for x in row))  # the first of the largest
+        if not any(start):
+            break
+        line = fitted(start, 15)
+        for _ in range(2):
+            column = fitted([dot(row, line) for row in rest], 15)
+            line = fitted([dot(c, column) for c in columns], 15)
+        column = fitted([dot(row, line) for row in rest], 15)
+        best = max(abs(dot(c, column)) for c in columns)
+        peak = (max(abs(x) for x in column) * best // dot(column, column)).bit_length()
+        if not found:
+            exponent = max(peak - 14, 0)
+        bits = min(max((peak - exponent + 1) // 2, 1), 7)
+        u = [max(1 - 2**bits, min(x, 2**bits - 1)) for x in fitted(column, bits)]
+        norm = dot(u, u) * 2**exponent
+        v = []
+        for c in columns:
+            size = min((2 * abs(dot(c, u)) + norm) // (2 * norm), 127)
+            v.append(-size if dot(c, u) < 0 else size)
+        if not any(v):
+            break
+        rest = [
+            [x - a * b * 2**exponent for x, b in zip(row, v, strict=True)]
+            for row, a in zip(rest, u, strict=True)
+        ]
+        if next(x for x in u if x) < 0:
+            u, v = [-x for x in u], [-x for x in v]
+        found.append((u, v))
+    exponent += shift
+    while exponent and max((abs(x) for u, _ in found for x in u), default=0) < 64:
+        found = [([2 * x for x in u], v) for u, v in found]
+        exponent -= 1
+    found.sort(reverse=True)
+    most = 2**28 - 16
+    product = [
+        sum(u[i] * v[j] for u, v in found) * 2**exponent for i in range(rows) for j in range(256)
+    ]
+    decoded = [max(-most, min(x, most)) for x in product[: len(part)]]
+    raw = b"".join(struct.pack(f"{rows + 256}b", *u, *v) for u, v in found)
+    return decoded, bytes([exponent]) + raw + bytes((count - len(found)) * (rows + 256))
+
+
 def section_of(part: list[int], coding: str, density: int) -> tuple[list[int], bytes]:
     """Decoded units and bytes of one subtile of a shard."""
     if coding == "dense":
         return dense_section(part)
     if density == INT8:
         return full_section(part, 7, ">b")
+    if density > LOW_RANK:
+        return low_rank_section(part, density - LOW_RANK)
     return sparse_section(part, density)
 
 
@@ -153,6 +222,35 @@ CASES = [
     {"label": "int8", "coding": "sparse", "elements": 66000, "density": INT8, "spread": 16},
     {"label": "int8, fine", "coding": "sparse", "elements": 300, "density": INT8, "spread": 36},
     {"label": "dense, int8", "coding": "dense", "elements": 30, "density": INT8, "spread": 20},
+    {"label": "rank 1", "coding": "sparse", "elements": 9, "density": LOW_RANK + 1, "spread": 20},
+    {
+        "label": "rank 2",
+        "coding": "sparse",
+        "elements": 66000,
+        "density": LOW_RANK + 2,
+        "spread": 22,
+    },
+    {
+        "label": "rank 5",
+        "coding": "sparse",
+        "elements": 5000,
+        "density": LOW_RANK + 5,
+        "spread": 16,
+    },
+    {
+        "label": "rank 3, fine",
+        "coding": "sparse",
+        "elements": 900,
+        "density": LOW_RANK + 3,
+        "spread": 38,
+    },
+    {
+        "label": "rank 4, zeros",
+        "coding": "sparse",
+        "elements": 900,
+        "density": LOW_RANK + 4,
+        "spread": 60,
+    },
 ]
 
 

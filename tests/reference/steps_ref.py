@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from tests.reference.aggregate_ref import SUBTILE, new_value
-from tests.reference.delta_ref import INT8, section_of, units, values_of
+from tests.reference.delta_ref import INT8, LOW_RANK, section_of, units, values_of
 from tests.reference.merkle_ref import h, noise, tile_roots
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tiles" / "steps.json"
@@ -40,6 +40,12 @@ CASES: list[dict[str, Any]] = [
         "coding": "sparse",
         "elements": 4200,
         "deltas": [[INT8, 600000, True], [INT8, 5, True]],
+    },
+    {
+        "label": "low rank",
+        "coding": "sparse",
+        "elements": 900,
+        "deltas": [[LOW_RANK + 1, 600000, True], [LOW_RANK + 2, 5, True]],
     },
 ]
 SHARD, TILE = 3, 0

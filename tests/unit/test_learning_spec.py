@@ -24,7 +24,7 @@ from learning.state import (
     serialize_state,
 )
 from tests.kit.nano import TINY, library
-from tiles.codings import INT8_NUMBER
+from tiles.codings import INT8_NUMBER, low_rank_number
 from tiles.merkle import merkle_proof, verify_merkle
 
 GENESIS: dict[str, Any] = json.loads(
@@ -32,7 +32,7 @@ GENESIS: dict[str, Any] = json.loads(
 )
 
 
-YOUNGER = ("aux_loss_ppm", "micro_batch", "codec")  # fields that a genesis may lack
+YOUNGER = ("aux_loss_ppm", "micro_batch", "codec", "rank")  # fields that a genesis may lack
 
 
 def test_specs_come_back_from_json() -> None:
@@ -80,7 +80,10 @@ def test_a_bad_model_is_named(field: str, value: Any, reason: str) -> None:
         ("learning_rate_nano", 0.004, "training.learning_rate_nano"),
         ("aux_loss_ppm", 1_000_001, "training.aux_loss_ppm"),
         ("micro_batch", 3, "3 does not divide a batch of 16"),
-        ("codec", "gzip", "training.codec: expected one of sparse, int8"),
+        ("codec", "gzip", "training.codec: expected one of sparse, int8, lowrank"),
+        ("codec", "lowrank", "training.rank: 1 to 64 with"),
+        ("rank", 4, "training.rank: 1 to 64 with"),
+        ("rank", 65, "training.rank"),
         ("codec", ["int8"], "training.codec"),
     ],
 )
@@ -98,7 +101,7 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
 def test_fields_younger_than_a_genesis_have_what_was_the_rule() -> None:
     model, training = NANO_MODEL.to_json(), NANO_TRAINING.to_json()
     assert (model.pop("routing"), model.pop("shared_experts")) == ("top_k", 0)
-    assert [training.pop(field) for field in YOUNGER] == [0, 0, "sparse"]
+    assert [training.pop(field) for field in YOUNGER] == [0, 0, "sparse", 0]
     assert ModelSpec.from_json(model) == NANO_MODEL
     assert TrainingSpec.from_json(training) == NANO_TRAINING
 
@@ -126,6 +129,11 @@ def test_shards_hold_every_parameter_once() -> None:
 def test_densities_hold_on() -> None:
     rule = replace(NANO_TRAINING, densities=(9, 5))
     assert [rule.density(r) for r in (0, 1, 2, 99)] == [9, 5, 5, 5]
+    thin = replace(rule, codec="lowrank", rank=8)
+    assert thin.density(3) == low_rank_number(8)
+    assert TrainingSpec.from_json(thin.to_json()) == thin
+    assert [thin.is_coded_by(low_rank_number(r)) for r in (7, 8)] == [False, True]
+    assert [rule.is_coded_by(n) for n in (7, low_rank_number(7))] == [True, False]
     assert [replace(rule, codec="int8").density(r) for r in (0, 99)] == [INT8_NUMBER] * 2
     assert rule.segments == 5
     assert [rule.segment_range(s) for s in (0, 4)] == [(0, 10), (40, 50)]

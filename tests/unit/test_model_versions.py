@@ -35,6 +35,7 @@ PATCHES = {
     "micro_batch": 4,
     "codec": "int8",
 }
+RANK = {"codec": "lowrank", "rank": 4}  # neither without the other
 MINORS = {"context": 128, "top_k": 1}
 MAJORS = {
     "layers": 3,
@@ -65,7 +66,7 @@ def test_a_field_that_an_old_genesis_lacks_has_not_changed() -> None:
 
 
 def test_every_field_is_of_one_kind() -> None:
-    assert PATCHES.keys() == BASE.training.keys()
+    assert PATCHES.keys() | RANK.keys() == BASE.training.keys()
     assert MINORS.keys() | MAJORS.keys() == BASE.model.keys()
 
 
@@ -75,6 +76,7 @@ def test_every_field_is_of_one_kind() -> None:
     + [({n: v}, ModelChange.MINOR) for n, v in MINORS.items()]
     + [({n: v}, ModelChange.MAJOR) for n, v in MAJORS.items()]
     + [
+        (RANK, ModelChange.PATCH),
         ({}, ModelChange.NONE),
         ({"steps": 10, "top_k": 1}, ModelChange.MINOR),
         ({"top_k": 1, "experts": 8}, ModelChange.MAJOR),

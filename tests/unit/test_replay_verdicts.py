@@ -21,7 +21,7 @@ from learning.state import TrainState, sections_root, serialize_state
 from node.services.duty_jury import _replayed, check_payload
 from node.worker.client import Replay
 from tests.kit.nano import TINY, TINY_TRAINING, library
-from tiles.codings import CODECS
+from tiles.codings import CODECS, LOW_RANK
 
 BASE = initial_shards(TINY)
 ROOT, START = sections_root(BASE), TrainState.fresh(BASE)
@@ -49,7 +49,9 @@ MANIFEST = PodlManifest(
     density=TINY_TRAINING.density(0),
     shards=(),
 )
-RULES = {codec: replace(TINY_TRAINING, codec=codec) for codec in CODECS}
+RULES = {
+    codec: replace(TINY_TRAINING, codec=codec, rank=2 * (codec == LOW_RANK)) for codec in CODECS
+}
 ROUND = cast(Any, SimpleNamespace(number=0, base_root=ROOT))
 
 

@@ -14,7 +14,7 @@ from chain.errors import InputError
 from tests.reference import delta_ref as reference
 from tests.reference.merkle_ref import h, noise
 from tiles import delta, merkle
-from tiles.codings import INT8_NUMBER
+from tiles.codings import INT8_NUMBER, MAX_RANK, low_rank_number
 from tiles.delta import (
     PayloadTile,
     decode_delta,
@@ -24,6 +24,7 @@ from tiles.delta import (
     payload_root,
 )
 from tiles.layout import ShardSpec, TensorSpec
+from tiles.low_rank import encode_low_rank
 
 VECTORS = json.loads(reference.VECTORS.read_text())
 
@@ -116,7 +117,9 @@ def test_top_k_keeps_the_largest_and_ties_go_to_the_lower_index() -> None:
     assert np.flatnonzero(decoded[0].units).tolist() == list(range(7))
 
 
-@pytest.mark.parametrize(("number", "most"), [(512, 0.1), (INT8_NUMBER, 0.001)])
+@pytest.mark.parametrize(
+    ("number", "most"), [(512, 0.1), (INT8_NUMBER, 0.001), (low_rank_number(4), 0.1)]
+)
 def test_error_feedback_brings_everything_across(number: int, most: float) -> None:
     """What one round drops, the next ones carry: the sum of payloads follows the sum of inputs."""
     one = spec(0, "sparse", 8192)
@@ -156,7 +159,38 @@ def test_int8_sends_every_value_in_a_byte() -> None:
     assert np.array_equal(decode_tile(payload, [one], 0, 0), decoded[0].units)
 
 
-@pytest.mark.parametrize("number", [4096, INT8_NUMBER])
+def test_a_low_rank_delta_is_told_by_its_components() -> None:
+    one, rng = spec(0, "sparse", 70_000), np.random.default_rng(5)
+    tall, wide = rng.standard_normal((274, 3)), rng.standard_normal((3, 256))
+    values = (tall @ wide * 1e-3).astype(np.float32).reshape(-1)[:70_000]
+    sizes, errors = [], []
+    for rank in (1, 3, 6):
+        payload, decoded = encode_delta(bytes(32), {0: values}, [one], low_rank_number(rank))
+        sizes.append(len(payload))
+        errors.append(np.linalg.norm(values - decoded[0].floats()) / np.linalg.norm(values))
+        tile = PayloadTile(payload, [one], 0, 0)
+        got = np.concatenate([tile.part(i).values for i in (0, 1)])
+        assert np.array_equal(got, decoded[0].units)
+    assert sizes[2] < 6 * 512 + 6 * (18 + 256) + 100
+    assert errors[0] > 0.3 > 0.06 > errors[1] > 2 * errors[2]
+
+
+def test_the_search_stays_in_range_whatever_it_is_given() -> None:
+    """Every sum that float64 has to hold is far below 2**53, so the bytes are the same anywhere."""
+    edge = np.nextafter(np.float32(1), np.float32(0))
+    rng = np.random.default_rng(6)
+    for values in (
+        rng.choice([-edge, edge], 65_536).astype(np.float32),
+        np.eye(256, dtype=np.float32).reshape(-1) * edge,
+        np.where(np.arange(65_536) < 256, edge, np.float32(2**-28)),
+    ):
+        _, (section,) = encode_low_rank(
+            delta.to_units(values, spec(0, "sparse", 65_536)), MAX_RANK, 65_536
+        )
+        assert len(section) == 1 + MAX_RANK * 512
+
+
+@pytest.mark.parametrize("number", [4096, INT8_NUMBER, low_rank_number(3)])
 def test_extremes_stay_in_range(number: int) -> None:
     edge = np.nextafter(np.float32(1), np.float32(0))
     specs = [spec(0, "sparse", 4096), spec(1, "dense", 4096)]

@@ -13,16 +13,18 @@ import pytest
 from chain import limits
 from chain.errors import DecodeError
 from tiles import sections
-from tiles.codings import INT8_NUMBER
+from tiles.codings import INT8_NUMBER, MAX_RANK, low_rank_number
 from tiles.delta import decode_delta, decode_tile, encode_delta, payload_root
 from tiles.layout import ShardSpec, TensorSpec
+from tiles.low_rank import MAX_EXPONENT, decode_low_rank
 
 SPECS = [
     ShardSpec(0, "sparse", "sparse", (TensorSpec("w", "F32", (5000,)),)),
     ShardSpec(2, "dense", "dense", (TensorSpec("w", "F32", (20,)),)),
 ]
 ELEMENTS, DENSITY = 5000, 12
-OTHERS = [INT8_NUMBER]  # codings of a large shard that are not sparse
+RANK_2 = low_rank_number(2)
+OTHERS = [INT8_NUMBER, RANK_2]  # codings of a large shard that are not sparse
 
 
 def values(elements: int, seed: int) -> np.ndarray:
@@ -74,6 +76,9 @@ def test_every_truncation_and_every_appended_byte_is_refused() -> None:
 HEADERS: dict[str, Callable[[list], object]] = {
     "density 0": lambda h: [*h[:2], 0, h[3]],
     "a number of no coding": lambda h: [*h[:2], INT8_NUMBER + 1, h[3]],
+    "rank 0": lambda h: [*h[:2], low_rank_number(0), h[3]],
+    "a rank too high": lambda h: [*h[:2], low_rank_number(MAX_RANK + 1), h[3]],
+    "a rank": lambda h: [*h[:2], RANK_2, h[3]],
     "the number of another coding": lambda h: [*h[:2], INT8_NUMBER, h[3]],
     "density 4097": lambda h: [*h[:2], 4097, h[3]],
     "a lower density": lambda h: [*h[:2], DENSITY - 1, h[3]],
@@ -206,6 +211,49 @@ def test_hostile_int8_sections(exponent: int, mantissas: list[int]) -> None:
         sections.decode_full(raw + b"\0", 2, 1)
 
 
+def low_rank(exponent: int, *parts: tuple[list[int], list[int]]) -> bytes:
+    """A section of 2 rows; what a row of a component lacks in values is zero."""
+    factors = [[*left, *right, *[0] * (256 - len(right))] for left, right in parts]
+    return bytes([exponent]) + np.array(factors, np.int8).tobytes()
+
+
+NONE: tuple[list[int], list[int]] = ([0, 0], [0])
+LOW_RANKS = {
+    "a byte more": (low_rank(0, NONE, NONE) + b"\0", "expected 517"),
+    "one component": (low_rank(0, NONE), "expected 517"),
+    "exponent without values": (low_rank(1, NONE, NONE), "smallest that fits"),
+    "not normalised": (low_rank(1, ([63, -63], [127]), NONE), "smallest that fits"),
+    "a shift bomb": (low_rank(255, ([127, 0], [127]), NONE), "out of range"),
+    "exponent 20": (low_rank(20, ([127, 0], [127]), NONE), "out of range"),
+    "-128": (low_rank(0, ([127, -128], [1]), NONE), "out of range"),
+    "-128 in a row": (low_rank(0, ([127, 1], [-128]), NONE), "out of range"),
+    "no row": (low_rank(0, ([1, 0], [0]), NONE), "half empty"),
+    "no column": (low_rank(0, NONE, ([0, 0], [1])), "half empty"),
+    "a sign moved": (low_rank(0, ([-1, 1], [1]), NONE), "negative entry"),
+    "a later sign moved": (low_rank(0, ([0, -1], [1]), NONE), "negative entry"),
+    "swapped": (low_rank(0, ([1, 0], [1]), ([1, 1], [1])), "descending"),
+    "swapped by the row": (low_rank(0, ([1, 0], [-1]), ([1, 0], [1])), "descending"),
+    "zero first": (low_rank(0, NONE, ([1, 0], [1])), "descending"),
+}
+
+
+@pytest.mark.parametrize("name", LOW_RANKS)
+def test_hostile_low_rank_sections(name: str) -> None:
+    raw, message = LOW_RANKS[name]
+    with pytest.raises(DecodeError, match=message):
+        decode_low_rank(raw, 300, 2)
+
+
+def test_the_largest_low_rank_product_is_cut_to_what_fp32_holds() -> None:
+    full = ([127] * 256, [127] * 256)
+    raw = bytes([MAX_EXPONENT]) + np.array([[*full[0], *full[1]]] * MAX_RANK, np.int8).tobytes()
+    units = decode_low_rank(raw, 65_536, MAX_RANK)
+    assert set(units.tolist()) == {2**28 - 16}
+    assert np.array_equal(units.astype(np.float32).astype(np.int64), units)
+    small = decode_low_rank(b"\0" + raw[1:], 65_536, MAX_RANK)
+    assert set(small.tolist()) == {MAX_RANK * 127**2}
+
+
 @pytest.mark.parametrize("number", OTHERS)
 def test_every_spoiled_byte_of_another_coding_is_refused_or_means_something_else(
     number: int,
@@ -226,13 +274,22 @@ def test_every_spoiled_byte_of_another_coding_is_refused_or_means_something_else
             except DecodeError:
                 continue
             units = {i: shard.units.tobytes() for i, shard in got.shards.items()}
-            assert units != honest or got.base_root != bytes(32)
+            assert units != honest or (got.base_root, got.density) != (bytes(32), number)
             assert all(np.abs(shard.units).max() < 2**28 for shard in got.shards.values())
+    end = 4 + int.from_bytes(payload[:4], "big")
+    header, body = msgpack.unpackb(payload[4:end]), payload[end:]
     for other in {DENSITY, 4096, *OTHERS} - {number}:  # the sections are no other coding's
-        header = msgpack.unpackb(payload[4 : 4 + int.from_bytes(payload[:4], "big")])
-        body = payload[4 + int.from_bytes(payload[:4], "big") :]
         with pytest.raises(DecodeError):
             decode_delta(rebuilt([*header[:2], other, header[3]], body), specs)
+    rng = np.random.default_rng(number)
+    for _ in range(200):  # of the right length, and from a place on of random bits
+        at = int(rng.integers(0, len(body)))
+        some = rng.bytes(len(body) - at) if rng.integers(2) else bytes(len(body) - at)
+        try:
+            got = decode_delta(payload[: end + at] + some, specs)
+        except DecodeError:
+            continue
+        assert all(np.abs(shard.units).max() < 2**28 for shard in got.shards.values())
 
 
 def test_random_bytes_are_refused_or_read_without_surprise() -> None:
@@ -256,6 +313,10 @@ def test_memory_is_bounded_by_the_model_not_by_the_payload() -> None:
         b"\x00\x0f\xff\xfb" + b"\x91" * (limits.MAX_DELTA_HEADER_BYTES),
         rebuilt([102, bytes(32), 4096, [[101, 0, [8_000_000]]]], bytes(8_000_000)),
         rebuilt([102, bytes(32), 4096, [[101, 0, [8_000_000]]]], b"\xff" * 8_000_000),
+        *(
+            rebuilt([102, bytes(32), number, [[101, 0, [8_000_000]]]], bytes(8_000_000))
+            for number in (INT8_NUMBER, low_rank_number(MAX_RANK))
+        ),
     ]
     for bomb in bombs:
         tracemalloc.start()
