@@ -6,7 +6,8 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -31,6 +32,8 @@ from node.submission import Submission
 from node.verified import VerifiedReader
 from tests.kit.learning import add_dataset
 from tests.kit.local_chain import TINY, LocalChain
+from tiles.codings import INT8_NUMBER, low_rank_number
+from tiles.delta import decode_delta
 from wallet.keys import Keys
 
 SPEC = ModelSpec.from_json(TINY)
@@ -178,6 +181,17 @@ class Play:
         prepared = Prepared(manifest, salt, blob, size)
         submission.files.save_pending(prepared)
         return prepared
+
+
+@pytest.mark.parametrize("number", [64, INT8_NUMBER, low_rank_number(2)])
+def test_a_file_is_sent_in_the_rules_coding(number: int) -> None:
+    shards = {0: np.full(SPECS[0].elements, 1e-3, np.float32)}
+    record = cast(Any, SimpleNamespace(number=0, base_root=bytes(32)))
+    learner = PubKey(bytes(32))
+    payload, manifest = encode_file(DeltaFile(shards, None), record, learner, SPECS, number)
+    found = decode_delta(payload, SPECS)
+    assert found.density == manifest.density == number
+    assert np.abs(found.shard_float(0) - shards[0]).max() < 1e-3 * (1.01 if number == 64 else 0.02)
 
 
 def play(
