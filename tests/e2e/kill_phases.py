@@ -291,6 +291,8 @@ async def run(phases: Sequence[str], victims: Sequence[str], outcome: Outcome, s
             for i, pupil in enumerate(pupils):
                 _settle(pupil, school.machines[i - 1])
                 await pupil.start()
+            # A learner that has never reached its node ends with an error, as it should.
+            await school.finished(0, _left_s("open"))
             await KillPhases(school, pupils, outcome, say).run(phases, victims)
             outcome.checks += await school.judge()
     finally:
