@@ -50,6 +50,7 @@ class Config:
     # network's terms for evidence and unbonding, or retention_rounds, say so
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
     profile: str = "native"  # numeric profile that this home trains with
+    relay: bool = False  # fetch every payload of a round at once, for peers that ask for them
 
     @property
     def api_url(self) -> str:
@@ -106,6 +107,11 @@ _FIELDS: Mapping[str, _Field] = {
     "history": _Field(f"one of {', '.join(HISTORIES)}", str, lambda v: v in HISTORIES),
     "history_blocks": _whole(1, 2**40, "blocks"),
     "scrub_interval_hours": _whole(0, 8760, "hours"),
+    "relay": _Field(
+        "true or false",
+        lambda text: {"true": True, "false": False}.get(text, text),
+        lambda v: type(v) is bool,
+    ),
     "profile": _Field(f"one of {', '.join(KINDS)}", str, lambda v: v in KINDS),
 }
 

@@ -36,6 +36,7 @@ from node.net.port import Network
 from node.pool_journal import PoolJournal
 from node.rules import ProtocolRules
 from node.services.blobs import BlobService
+from node.services.bundles import BundleService, Relay
 from node.services.chain import ChainService
 from node.services.consensus import ConsensusService
 from node.services.delta_floor import round_trips
@@ -96,6 +97,7 @@ class Node:
             self.genesis, self.rules, self.chain.state, self._announce, self._journal
         )
         self.blobs = BlobService(home.blobs, self.net)
+        self.bundles = BundleService(self.blobs, self.net)
         self.tiles = TileService(
             TileStore(home.tiles, start.specs, quota_bytes=config.store_quota or None),
             start.specs,
@@ -250,6 +252,8 @@ class Node:
             "mempool_journal_syncs": self._journal.syncs,
             "blobs_fetched": self.blobs.fetched,
             "blobs_lies": self.blobs.lies,
+            "bundles_served": self.bundles.served,
+            "bundles_fetched": self.bundles.fetched,
             **self.tiles.metrics(),
             "tiles_rebuilt": self._rebuild.rebuilt,
             **self.retention.metrics(),
@@ -288,6 +292,10 @@ class Node:
             tasks.append(asyncio.create_task(self.placement.run()))
             tasks.append(asyncio.create_task(self._duties.run()))
             tasks.append(asyncio.create_task(self.retention.run()))
+            if self.config.relay:
+                relay = Relay(self.bundles, self.chain.state())
+                self.chain.finalized(lambda *_: relay.committed(self.chain.state()))
+                tasks.append(asyncio.create_task(relay.run()))
             tasks.append(asyncio.create_task(self.scrub.run()))
             gc.collect()
             gc.freeze()  # libraries stay as long as the node: not to be looked through for ever

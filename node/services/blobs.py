@@ -84,6 +84,13 @@ class BlobService:
     def has(self, blob_id: BlobId) -> bool:
         return self._path("blob", blob_id).exists()
 
+    def size(self, blob_id: BlobId) -> int:
+        """Bytes of the blob as it lies here, 0 if it does not."""
+        try:
+            return self._path("blob", blob_id).stat().st_size
+        except OSError:
+            return 0
+
     def local(self, blob_id: BlobId) -> bytes | None:
         """The blob if it is here and intact; a damaged one is removed so that it is refetched."""
         path = self._path("blob", blob_id)
@@ -150,9 +157,7 @@ class BlobService:
 
     async def _fetch(self, request: bytes, most: int, check: Callable[[bytes], bool]) -> bytes:
         """From the fastest peer that has it; those that are too slow once more, at the end."""
-        peers = [p.peer_id for p in self._net.peers() if p.connected]
-        now = asyncio.get_running_loop().time()
-        order = sorted(peers, key=lambda p: self._rank(p, now))
+        order = self.ranked()
         reasons: dict[str, str] = {}
         # A mapping, because a bytearray is filled with zeros: the answer is seldom as large as
         # it may be, and here the system gives memory only for what is written.
@@ -160,27 +165,37 @@ class BlobService:
         slow = []
         for peer in order:
             hurried = peer != order[-1]
-            data = await self._ask(peer, request, room, check, reasons, hurried=hurried)
+            data = await self.ask(peer, request, room, check, reasons, hurried=hurried)
             if data is not None:
+                self.fetched += 1
                 return data
             if reasons[peer] == _TOO_SLOW:
                 slow.append(peer)
         for peer in slow:
-            data = await self._ask(peer, request, room, check, reasons, hurried=False)
+            data = await self.ask(peer, request, room, check, reasons, hurried=False)
             if data is not None:
+                self.fetched += 1
                 return data
         why = "; ".join(f"{peer}: {reason}" for peer, reason in list(reasons.items())[:8])
         raise UnreachableError(
-            f"none of {len(peers)} connected peers has {request[1:].hex()}"
+            f"none of {len(order)} connected peers has {request[1:].hex()}"
             f"{f' ({why})' if why else ''}; try again later"
         )
+
+    def ranked(self, *, banned: bool = True) -> list[str]:
+        """Connected peers, who is asked first first; without those banned if so told."""
+        now = asyncio.get_running_loop().time()
+        peers = [p.peer_id for p in self._net.peers() if p.connected]
+        if not banned:
+            peers = [p for p in peers if self._rates[p].banned_until <= now]
+        return sorted(peers, key=lambda p: self._rank(p, now))
 
     def _rank(self, peer: str, now: float) -> tuple[bool, bool, float]:
         """Smaller is asked earlier: neither a liar, nor one that failed just now, and fast."""
         rate = self._rates[peer]
         return rate.banned_until > now, rate.paused_until > now, -self._rates.speed(rate, now)
 
-    async def _ask(
+    async def ask(
         self,
         peer: str,
         request: bytes,
@@ -189,12 +204,13 @@ class BlobService:
         reasons: dict[str, str],
         *,
         hurried: bool,
+        protocol: str = PROTOCOL,
     ) -> bytes | None:
         """One peer's answer if it is the right one, else None and a reason."""
         loop = asyncio.get_running_loop()
         rate = self._rates[peer]
         try:
-            size = await self._receive(peer, request, room, hurried=hurried)
+            size = await self._receive(peer, protocol, request, room, hurried=hurried)
         except UnreachableError as error:
             log.debug("%s did not answer for %s: %s", peer, request.hex(), error)
             rate.failed(loop.time())
@@ -206,7 +222,6 @@ class BlobService:
         rate.gave()
         data = bytes(room[:size])
         if await asyncio.to_thread(check, data):
-            self.fetched += 1
             return data
         self.lies += 1
         rate.lied(loop.time())
@@ -215,7 +230,9 @@ class BlobService:
         self._net.report(peer, "served bytes that are not what was asked for", 50)
         return None
 
-    async def _receive(self, peer: str, request: bytes, room: memoryview, *, hurried: bool) -> int:
+    async def _receive(
+        self, peer: str, protocol: str, request: bytes, room: memoryview, *, hurried: bool
+    ) -> int:
         """Bytes of one peer's answer in `room`. Raises UnreachableError, also for a peer that
         sends nothing, or (`hurried`) next to nothing."""
         loop = asyncio.get_running_loop()
@@ -233,7 +250,7 @@ class BlobService:
         task = asyncio.ensure_future(
             self._net.fetch(
                 peer,
-                PROTOCOL,
+                protocol,
                 request,
                 into=room,
                 progress=progress,

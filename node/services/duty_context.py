@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from chain import limits
 from chain import records as r
 from chain.errors import BlyanError, TxError
 from chain.hashes import Hash32
@@ -24,6 +23,7 @@ from node import round_specs
 from node.data import RoundData, fetch_round_data
 from node.round_specs import RoundSpecs
 from node.sealed import unseal
+from node.services.bundles import BundlePiece, piece_of
 from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
 from node.services.new_versions import local_payloads
@@ -55,6 +55,10 @@ class BlobPort(Protocol):
     async def get_checkpoint(
         self, state_hash: Hash32, most: int = ..., check: Callable[[bytes], bool] = ...
     ) -> bytes: ...
+
+
+class BundlePort(Protocol):
+    async def have(self, pieces: Sequence[BundlePiece]) -> None: ...
 
 
 class TilePort(Protocol):
@@ -105,6 +109,9 @@ class DutyNode(Protocol):
 
     @property
     def blobs(self) -> BlobPort: ...
+
+    @property
+    def bundles(self) -> BundlePort: ...
 
     @property
     def tiles(self) -> TilePort: ...
@@ -174,7 +181,7 @@ class DutyContext:
     async def payload(self, record: r.DeltaRecord) -> bytes:
         """A revealed delta's payload. UnreachableError if nobody has its blob, VerifyError if the
         blob does not open with the salt."""
-        blob = await self.node.blobs.get(record.blob, most=_blob_bytes(record))
+        blob = await self.node.blobs.get(record.blob, most=piece_of(record).size)
         return await asyncio.to_thread(unseal, blob, record.salt)
 
     def is_prepared(self, current: r.RoundRecord) -> bool:
@@ -185,10 +192,9 @@ class DutyContext:
         """Have it, before anybody waits. Blobs are sealed until their reveal; with a copy here a
         learner's own node may go. What cannot be had is asked for again when it is needed."""
         state = self.state()
-        records = [state.delta(delta) for delta in current.deltas]
-        wanted = [self.node.blobs.get(d.blob, most=_blob_bytes(d)) for d in records]
+        payloads = self.node.bundles.have([piece_of(state.delta(d)) for d in current.deltas])
         rest = (self.worker.profile(), self.round_data(current))  # a process, with torch
-        for found in await asyncio.gather(*wanted, *rest, return_exceptions=True):
+        for found in await asyncio.gather(payloads, *rest, return_exceptions=True):
             if isinstance(found, BlyanError):
                 log.debug("not ready for the screen of round %d: %s", current.number, found)
             elif isinstance(found, BaseException):
@@ -237,7 +243,3 @@ class DutyContext:
     def late(self, record: r.RoundRecord, window_ms: int) -> bool:
         """Whether half of the phase has passed: then waiting longer would cost the round."""
         return self.state().head.time_ms >= record.deadline_ms - window_ms // 2
-
-
-def _blob_bytes(record: r.DeltaRecord) -> int:
-    return min(record.blob_bytes, limits.MAX_BLOB_BYTES)

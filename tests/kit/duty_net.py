@@ -8,8 +8,8 @@ process. A block is made whenever transactions wait or the state needs one, neve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from chain.state import State
 from chain.transactions import Payload
 from chain.types import BlobId, Block, TxId
 from node.mempool import Mempool
+from node.services.bundles import BundlePiece
 from node.services.duties import Duties
 from node.services.placement import Make
 from node.worker.client import Worker
@@ -74,6 +75,18 @@ class SharedBlobs:
         if not check(data):
             raise UnreachableError("a checkpoint that is not what was asked for")
         return data
+
+
+class OneByOne:
+    """Bundles without peers that serve any: every piece is asked for alone."""
+
+    def __init__(self, blobs: SharedBlobs) -> None:
+        self._blobs = blobs
+
+    async def have(self, pieces: Sequence[BundlePiece]) -> None:
+        for piece in pieces:
+            with suppress(UnreachableError):
+                await self._blobs.get(piece.blob, most=piece.size)
 
 
 class OwnTiles:
@@ -131,6 +144,7 @@ class DutyNode:
         self.store, self.chain = net.local.store, net.local.chain
         self.history = net.local.history
         self.blobs = SharedBlobs(net.local.blobs)
+        self.bundles = OneByOne(self.blobs)
         self.tiles = OwnTiles(net, directory / "tiles", net.local.tiles.specs)
         self.placement = WholeModel(self.tiles)
         self.sent: list[Payload] = []

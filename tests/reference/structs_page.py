@@ -51,6 +51,7 @@ PAGES = {
     "tiles": "tiles.md",
     "corpus": "datasets.md",
     "learning": "training.md",
+    "node.services.bundles": "tile-transfer.md",
     "node.services.presence": "placement.md",
     "node.services.snapshot_wire": "sync.md",
     "node.services.sync_wire": "sync.md",
