@@ -60,7 +60,7 @@ def test_a_bug_in_the_decoder_is_found(
     else:
         monkeypatch.setattr(plain if hasattr(plain, name) else codec, name, bug)
     with fuzzing.alarm():
-        outcome = fuzzing.fuzz(TARGETS["peer"](), 1, 0, 4000, PROGRAM)
+        outcome = fuzzing.fuzz(TARGETS["peer"](), 3, 0, 3000, PROGRAM)
     assert outcome.failure is not None
     assert says in outcome.failure
 
