@@ -6,18 +6,16 @@ steps, of text that no step has seen before.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from bench.learning_process import told
 from bench.measure import Row, at_most
-from learning.profile import KINDS, environment
+from learning.profile import KINDS
 from learning.spec import NANO_MODEL, NANO_TRAINING
 
-_ROOT = Path(__file__).resolve().parent.parent
 _TEXT_BYTES = 3_000_000
 
 
@@ -25,15 +23,7 @@ def loss_rows(steps: int) -> Iterator[Row]:
     """Nats a byte, and how much more bf16 has."""
     found = {}
     for kind in ("native", "bf16"):
-        out = subprocess.run(
-            [sys.executable, "-m", "bench.learning_bf16", kind, str(steps)],
-            cwd=_ROOT,
-            env={**os.environ, **environment()},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
-        found[kind] = float(out)
+        found[kind] = float(told("bench.learning_bf16", kind, str(steps)))
         yield at_most(f"loss_nano_{kind}", found[kind], "nats", None)
     yield at_most("loss_nano_bf16_more", found["bf16"] - found["native"], "nats", None)
 

@@ -7,22 +7,19 @@ the state that comes out; and the processor time of a step. Floor: what the proc
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.learning_process import told
 from bench.measure import Row, at_most
 from learning.memory import activation_bytes
-from learning.profile import environment
 from learning.sizes import SIZES
 from learning.spec import TrainingSpec
 
-_ROOT = Path(__file__).resolve().parent.parent
 _MB = 1_000_000
 _NEVER, _ALWAYS = 1 << 62, 0
 
@@ -48,15 +45,7 @@ def memory_rows(size: str, batch: int, steps: int) -> Iterator[Row]:
     model = SIZES[size].model
     yield at_most(f"estimate_{size}", activation_bytes(model, batch) / _MB, "MB", None)
     for name in WAYS:
-        command = [sys.executable, "-m", "bench.learning_memory", size, name, str(batch)]
-        out = subprocess.run(
-            [*command, str(steps)],
-            cwd=_ROOT,
-            env={**os.environ, **environment()},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
+        out = told("bench.learning_memory", size, name, str(batch), str(steps))
         step, peak, base, spent = (float(word) for word in out.split())
         floor = (base + _held_bytes(size)) / _MB
         yield at_most(f"memory_{size}_{name}", step / _MB, "MB", None, floor)
