@@ -34,7 +34,7 @@ from node.worker.client import Worker
 POLL_S = 0.2
 # Windows in which nobody waits for anybody on one machine, as the others' matchmaking is short too
 WINDOWS = {
-    "join": {"blocks": 2, "ms": 1000},
+    "join": {"blocks": 1, "ms": 300},
     "settle": {"blocks": 1, "ms": 0},
     "vote": {"blocks": 8, "ms": 5000},  # of the dataset, before the clock starts
 }

@@ -94,6 +94,18 @@ def waits_for_blocks(state: State) -> bool:
     return current.phase == RoundPhase.AGGREGATE and rounds.lacks_watchers(state, current)
 
 
+def ends_at(state: State) -> TimeMs | None:
+    """From when on the next block ends the phase by its deadline, so that it is proposed then; None
+    if it cannot: blocks are not hurried for the heights that a deadline has, too, since those are
+    the time that a round is given after the chain stood still."""
+    current = state.round()
+    if not current.deadline_height or state.head.height + 1 < current.deadline_height:
+        return None
+    if current.phase == RoundPhase.SETTLE and _lacks_loss(state, current):
+        return None
+    return current.deadline_ms
+
+
 # --- helpers of the transitions ---------------------------------------------------------
 
 
@@ -349,12 +361,16 @@ def _settle(state: State, params: Params, current: r.RoundRecord) -> None:
         head.height < current.deadline_height + LOSS_PATIENCE * window.blocks
         or head.time_ms < current.deadline_ms + LOSS_PATIENCE * window.ms
     )
-    if patient and (not current.loss_after or guard.is_open(state, current)):
+    if patient and _lacks_loss(state, current):
         return
     if guard.close(state, current) == GuardVerdict.ROLLED_BACK:
         for delta in _with_status(state, current, DeltaStatus.MERGED):
             _mark(state, delta, DeltaStatus.ROLLED_BACK)
     _finish(state, params, current)
+
+
+def _lacks_loss(state: State, current: r.RoundRecord) -> bool:
+    return not current.loss_after or guard.is_open(state, current)
 
 
 def _finish(state: State, params: Params, current: r.RoundRecord) -> None:

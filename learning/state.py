@@ -124,3 +124,11 @@ def deserialize_state(spec: ModelSpec, data: bytes, held: Held | None = None) ->
         parts.append(tuple(sections))
     weights, first, second = parts
     return TrainState(weights, first, second, header.step, header.updates, header.draws)
+
+
+def is_state(spec: ModelSpec, data: bytes, state_hash: Hash32) -> bool:
+    """Whether these bytes are the training state of this model with this hash."""
+    try:
+        return deserialize_state(spec, data).hash() == state_hash
+    except DecodeError:
+        return False

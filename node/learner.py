@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 from chain import records as r
@@ -63,6 +62,7 @@ class Learner:
         self._profile: Kind = profile
         self._progress = progress
         self._submission = Submission(reader, keys, files, progress)
+        self._text: tuple[Hash32, RoundData] | None = None  # by holdout id
 
     async def train_round(self) -> Summary:
         """One round from joining to its end, or the rest of one that was interrupted. A round that
@@ -119,9 +119,13 @@ class Learner:
         return shards
 
     async def _data(self, record: r.RoundRecord) -> RoundData:
-        """The round's datasets, split; chunks are kept for the next round."""
+        """The round's datasets, split: seconds of work for megabytes, so the last ones' text is
+        kept. Chunks are kept on disk."""
+        if self._text is not None and self._text[0] == record.holdout:
+            return self._text[1]
         records = [await self._reader.dataset(dataset) for dataset in record.datasets]
         data = await fetch_round_data(records, self._chunk)
+        self._text = record.holdout, data
         self._progress.say(f"{len(data.train):,} bytes of {len(records)} dataset(s) to train on")
         return data
 
@@ -183,7 +187,7 @@ class Learner:
     async def _train(
         self, record: r.RoundRecord, base: Sequence[bytes], data: RoundData, profile: str
     ) -> Prepared:
-        """Train, upload payload and checkpoints, and keep what opens the commitment."""
+        """Train, upload the payload, and keep what opens the commitment."""
         specs = await self._reader.round_specs(record.number)
         rule, spec = specs.training, specs.model
         account = self._submission.account
@@ -230,7 +234,7 @@ class Learner:
         return await self._try_training(record, job)
 
     async def _try_training(self, record: r.RoundRecord, job: TrainJob) -> TrainOutcome:
-        """Checkpoints are kept and uploaded as they come."""
+        """Checkpoints are kept as they come."""
         steps, tokens = job.training.steps, job.training.batch * job.model.context
         made: Made = asyncio.Queue()
         clock = self._worker.clock
@@ -253,13 +257,11 @@ class Learner:
             await asyncio.gather(keeping, return_exceptions=True)
 
     async def _keep(self, record: r.RoundRecord, made: Made) -> None:
-        """Each checkpoint on disk, so that a killed learner goes on from it, and at the node, which
-        serves it to whoever replays the training."""
-        client, index = self._reader.client, 0
+        """Each checkpoint on disk: a killed learner goes on from it, and whoever replays the
+        training begins at one of them."""
+        index = 0
         while (checkpoint := await made.get()) is not None:
-            state_hash, state = checkpoint
-            await asyncio.to_thread(self._files.save_checkpoint, record, index, state)
-            await patiently(partial(client.put_checkpoint, state_hash, state))
+            await asyncio.to_thread(self._files.save_checkpoint, record, index, *checkpoint)
             index += 1
 
     async def _prepare(
@@ -287,7 +289,6 @@ class Learner:
         )
         salt, blob, size = await self._submission.upload(outcome.payload)
         prepared = Prepared(manifest, salt, blob, size)
-        await asyncio.to_thread(self._files.save_next, outcome.checkpoints[-1], outcome.residual)
+        await asyncio.to_thread(self._files.save_next, outcome.state, outcome.residual)
         self._files.save_pending(prepared)  # before the commit, or a crash would lose the salt
-        await asyncio.to_thread(self._files.drop_training)
         return prepared

@@ -4,8 +4,9 @@
     pending.json             the delta in hand: salt and manifest, written before its commit (0600)
     last.state last.residual training state and residual after the last revealed delta
     next.state next.residual the same for the delta in hand; they become the last at its reveal
-    training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them;
-                             and the numeric profile in which they were made
+    training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them,
+                             and whoever replays it begins at one of them; and the numeric profile
+                             in which they were made
     corpus/<blob id>         dataset chunks, verified whenever they are read
 
 Optimizer and residual are chained on the chain: what is kept is used only if its roots are the
@@ -30,7 +31,7 @@ from chain.records import RoundRecord
 from chain.transactions import PodlManifest
 from chain.types import BlobId, ChainId, PubKey
 from learning.spec import ModelSpec, TrainingSpec
-from learning.state import deserialize_state, residual_root, sections_root
+from learning.state import deserialize_state, is_state, residual_root, sections_root
 from node.home import Home, exclusive, write_private
 
 _TRAINING = "training"
@@ -108,9 +109,10 @@ class LearnerFiles:
         write_private(self._directory / "pending.json", json.dumps(kept, indent=1) + "\n")
 
     def drop_pending(self) -> None:
-        """The delta in hand has come to an end, whatever it was."""
+        """The delta in hand has come to an end, whatever it was: nobody replays it any more."""
         for name in ("pending.json", "next.state", "next.residual"):
             (self._directory / name).unlink(missing_ok=True)
+        self.drop_training()
 
     # --- optimizer and residual ------------------------------------------------------------
 
@@ -157,13 +159,10 @@ class LearnerFiles:
         """Checkpoints of a round's training that was interrupted, from its first on."""
         found: list[bytes] = []
         for index in range(training.segments + 1):
-            data = self._read(f"{_training_name(round_)}/{index}.state")
+            data = self.checkpoint(spec, round_, index)
             if data is None:
                 break
-            try:
-                state = deserialize_state(spec, data)
-            except BlyanError:
-                break
+            state = deserialize_state(spec, data)
             first = index == 0
             if state.step != index * training.segment_steps or (
                 first and sections_root(state.weights) != round_.base_root
@@ -182,13 +181,25 @@ class LearnerFiles:
         (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write(f"{name}/profile", profile.encode())
 
-    def save_checkpoint(self, round_: RoundRecord, index: int, state: bytes) -> None:
-        """Keep a checkpoint of the training that was begun."""
-        name = _training_name(round_)
-        self._write(f"{name}/{index}.state", state)
+    def save_checkpoint(
+        self, round_: RoundRecord, index: int, state_hash: Hash32, state: bytes
+    ) -> None:
+        """Keep a checkpoint of the training that was begun. It is not forced to the disk: it may be
+        large, is needed for a minute, and whoever reads it sees whether it is whole."""
+        name = f"{_training_name(round_)}/{index}"
+        self._write(f"{name}.hash", state_hash, sync=False)
+        self._write(f"{name}.state", state, sync=False)
+
+    def checkpoint(self, spec: ModelSpec, round_: RoundRecord, index: int) -> bytes | None:
+        """One of a round's checkpoints; None if it is not here, or not what was kept."""
+        name = f"{_training_name(round_)}/{index}"
+        state_hash, state = self._read(f"{name}.hash"), self._read(f"{name}.state")
+        if state_hash is None or state is None or not is_state(spec, state, Hash32(state_hash)):
+            return None
+        return state
 
     def drop_training(self, but: RoundRecord | None = None) -> None:
-        """Forget checkpoints: their delta is in hand, or their round is over."""
+        """Forget checkpoints: their round is over for us."""
         kept = self._directory / _training_name(but) if but is not None else None
         for directory in (self._directory / _TRAINING).glob("*"):
             if directory != kept:
@@ -213,14 +224,15 @@ class LearnerFiles:
         except OSError as error:
             raise StorageError(f"{self._directory / name}: {error.strerror}") from None
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes, *, sync: bool = True) -> None:
         path = self._directory / name
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,6 +1,7 @@
 """A delta's way through a round, as its owner walks it (docs/spec/rounds.md, "A learner's steps"):
 
-    join → (train) → upload → delta_commit → podl_manifest → delta_reveal → the round's end
+    join → (train) → upload → delta_commit → podl_manifest → delta_reveal
+        → upload the start of the segment that is drawn → the round's end
 
 Each step looks at the chain first and does only what is not done, so a run that was interrupted
 anywhere goes on where it stopped.
@@ -28,6 +29,7 @@ from chain.transactions import (
     delta_commitment,
 )
 from chain.types import BlobId, PubKey, TxId
+from learning.state import is_state
 from node.learner_files import LearnerFiles, Prepared
 from node.patience import Patience, RunningClock
 from node.sealed import SALT_BYTES, seal
@@ -36,7 +38,7 @@ from wallet.keys import Keys
 
 T = TypeVar("T")
 
-POLL_S = 2.0  # without events; with them a block wakes us at once
+POLL_S = 2.0  # without events; with them we are woken at once
 STAMP_NEWS_TRIES = 1 << 23  # some seconds of work between two lines about a stamp
 STALL_S = 120.0  # a chain without a block for so long has stopped
 NANO_PER_NAT = 1_000_000_000
@@ -82,18 +84,19 @@ class Watch:
         self._wake = asyncio.Event()
 
     async def round(self, number: int, ready: Callable[[r.RoundRecord], bool]) -> r.RoundRecord:
-        """Round `number` once `ready` says so."""
+        """Round `number` once `ready`, which asks for its phase, says so."""
 
         async def look() -> r.RoundRecord | None:
             record = await self._reader.round(number)
             return record if ready(record) else None
 
-        return await self.until(look)
+        return await self.until(look, "phase")
 
-    async def until(self, look: Callable[[], Awaitable[T | None]]) -> T:
-        """What `look` finds, once it finds something. DeadlineError if the chain stands still, or
-        UnreachableError if the node has gone, for two minutes in which we were not stopped."""
-        listener = asyncio.create_task(self._listen())
+    async def until(self, look: Callable[[], Awaitable[T | None]], event: str = "block") -> T:
+        """What `look` finds, once it finds something; it looks after each event of this name.
+        DeadlineError if the chain stands still, or UnreachableError if the node has gone, for two
+        minutes in which we were not stopped."""
+        listener = asyncio.create_task(self._listen(event))
         height: int = -1
         gone: UnreachableError | None = None
         try:
@@ -124,12 +127,14 @@ class Watch:
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
-    async def _listen(self) -> None:
-        """Blocks as they come. Without a stream (too many are open) polling must do."""
+    async def _listen(self, name: str) -> None:
+        """Events as they come. Without a stream (too many are open) polling must do."""
         with suppress(BlyanError):
+            is_first = True  # the tip: what was missed before the stream was open is seen now
             async for event in self._reader.client.events():
-                if event.name == "block":
+                if is_first or event.name == name:
                     self._wake.set()
+                is_first = False
 
 
 class Submission:
@@ -211,10 +216,33 @@ class Submission:
             self.progress.say("revealed")
         if (await self.reader.delta(delta)).salt != ZERO_HASH:
             self.files.promote_next()
+        if prepared.manifest.proven:
+            await self._open_training(prepared.manifest, delta)
         await self.watch.round(number, lambda x: x.phase == RoundPhase.DONE)
         summary = await self.summary(delta)
         self.files.drop_pending()
         return summary
+
+    async def _open_training(self, manifest: PodlManifest, delta: TxId) -> None:
+        """If a segment of this delta's training is drawn, upload the checkpoint that it begins at:
+        the node serves it to those who replay it."""
+        record = await self.watch.round(
+            manifest.round, lambda x: x.phase >= RoundPhase.SCREEN_COMMIT
+        )
+        if record.audited != delta or record.phase > RoundPhase.SCREEN_REVEAL:
+            return
+        segment = record.audit_segment
+        expected = manifest.state_hashes[segment]
+        spec = (await self.reader.round_specs(manifest.round)).model
+        state = await asyncio.to_thread(self.files.checkpoint, spec, record, segment)
+        if state is None or not await asyncio.to_thread(is_state, spec, state, expected):
+            self.progress.say(
+                f"segment {segment} was drawn to be replayed, and the checkpoint that it begins "
+                "at is not here, or damaged: this delta proves nothing"
+            )
+            return
+        await self._client.put_checkpoint(expected, state)
+        self.progress.say(f"segment {segment} was drawn to be replayed: uploaded its checkpoint")
 
     async def resume(self) -> Summary | None:
         """Finish what the last run left in hand; None if there is nothing to be saved."""

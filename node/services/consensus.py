@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from chain import limits
+from chain import limits, phases
 from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import (
@@ -28,7 +28,6 @@ from chain.errors import (
 )
 from chain.execute import Context, Execution, epoch_of, seal_header
 from chain.params import Params
-from chain.phases import waits_for_blocks
 from chain.state import State
 from chain.types import (
     Block,
@@ -396,9 +395,11 @@ class ConsensusService:
             self._build = None  # the parent was dropped: another view decides
             return
         left_s = self._build_due() - time.monotonic()
+        if (ends_at := phases.ends_at(State(tree))) is not None:
+            left_s = min(left_s, (ends_at - self._clock.now_ms()) / 1000)
         due = left_s <= 0.001
         self._try_build_in(left_s)
-        pressing = waits_for_blocks(State(tree)) or bool(self._evidence)
+        pressing = phases.waits_for_blocks(State(tree)) or bool(self._evidence)
         if not (due or pressing or (self._pool.size and not build.empty)):
             return
         try:

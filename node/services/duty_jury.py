@@ -6,11 +6,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from functools import partial
 
 from chain import limits
 from chain import records as r
 from chain.errors import (
-    BlyanError,
     ConfigError,
     DecodeError,
     InputError,
@@ -32,7 +32,7 @@ from consensus import pol
 from corpus.batches import Slices
 from learning.profile import kind_of
 from learning.spec import ModelSpec
-from learning.state import TrainState, deserialize_state, sections_root
+from learning.state import TrainState, deserialize_state, is_state, sections_root
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
@@ -42,6 +42,7 @@ from tiles.delta import delta_header, payload_root
 log = logging.getLogger("blyan.duties")
 WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs torch)
 SLICES = limits.MAX_SLICES  # windows of one verdict: the paired test is as sharp as a vote holds
+UPLOAD_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  # while a checkpoint may be on its way from its learner
 FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots (FINDINGS, PoL)
 
 
@@ -209,18 +210,21 @@ async def _replayed(
 
 
 async def _checkpoint(context: DutyContext, model: ModelSpec, state_hash: Hash32) -> bytes:
-    """A training state by its hash, recomputed here. UnreachableError if nobody has it."""
-
-    def matches(data: bytes) -> bool:
+    """A training state by its hash, recomputed here. Its learner uploads it as soon as it is drawn,
+    as we ask for it: UnreachableError if nobody has it after a few tries."""
+    matches = partial(is_state, model, state_hash=state_hash)
+    pauses = iter(UPLOAD_PAUSES_S)
+    while True:
         try:
-            return deserialize_state(model, data).hash() == state_hash
-        except BlyanError:
-            return False
-
-    data = await context.node.blobs.get_checkpoint(state_hash, check=matches)
-    if not await asyncio.to_thread(matches, data):
-        raise UnreachableError(f"no checkpoint of state {state_hash.hex()} that holds")
-    return data
+            data = await context.node.blobs.get_checkpoint(state_hash, check=matches)
+        except UnreachableError:
+            if (pause := next(pauses, None)) is None:
+                raise
+            await asyncio.sleep(pause)
+            continue
+        if not await asyncio.to_thread(matches, data):  # another asker's fetch, less strict
+            raise UnreachableError(f"no checkpoint of state {state_hash.hex()} that holds")
+        return data
 
 
 def starts_at_base(state: TrainState, base_root: Hash32, manifest: PodlManifest) -> bool:

@@ -43,6 +43,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our p
 _DEATH_S = 5.0  # for a process whose pipe has ended to say how it ended
 _LOG_LINES = 20  # kept to explain a death
 _LOG_LINE_BYTES = 64 * 1024
+_LEFT_BYTES = 1 << 20
 
 Windows = npt.NDArray[np.uint8]
 
@@ -87,10 +88,8 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainOutcome:
-    """What a manifest names, and what the learner keeps and serves.
-
-    `checkpoints[i]` is the serialised state with hash `state_hashes[i]`.
-    """
+    """What a manifest names, and what the learner keeps: `state` is the last checkpoint, that with
+    hash `state_hashes[-1]`."""
 
     payload: bytes
     payload_root: Hash32
@@ -100,7 +99,7 @@ class TrainOutcome:
     optimizer_before: Hash32
     optimizer_after: Hash32
     state_hashes: tuple[Hash32, ...]
-    checkpoints: tuple[bytes, ...]
+    state: bytes
     profile: str
     first_loss: float  # training loss in nats per byte, for progress only; 0 without a step
     last_loss: float
@@ -248,11 +247,12 @@ class Worker:
     ) -> TrainOutcome:
         """Train one round. `on_progress(steps done, loss)` is called after each step,
         `on_checkpoint(state hash, state)` for each checkpoint, those of `job.done` included."""
-        checkpoints: list[bytes] = []
+        last = b""
 
         def on_event(message: Message) -> None:
+            nonlocal last
             if message["event"] == "checkpoint":
-                checkpoints.append(message["state"])
+                last = message["state"]
                 if on_checkpoint is not None:
                     on_checkpoint(Hash32(message["hash"]), message["state"])
             elif on_progress is not None:
@@ -278,7 +278,7 @@ class Worker:
             result[name] = tuple(result[name])
         return TrainOutcome(
             state_hashes=hashes,
-            checkpoints=tuple(checkpoints),
+            state=last,
             seconds=self.clock.seconds() - began,
             **result,
         )
@@ -479,6 +479,11 @@ class Worker:
                 process.kill()
             except ProcessLookupError:
                 log.debug("the worker had ended already")
+        if process.stdout is not None:
+            # A pipe with unread bytes is never at its end, and `wait` waits for the pipes, too.
+            with contextlib.suppress(RuntimeError):  # a job still reads, and reads to the end
+                while await process.stdout.read(_LEFT_BYTES):
+                    pass
         await process.wait()
 
 

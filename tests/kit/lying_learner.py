@@ -80,9 +80,12 @@ class LyingSubmission(Submission):
         """Take over another's commitment and blob as they stand on the chain, and its salt as soon
         as that is revealed."""
         number = prepared.round
-        record = await self.watch.round(
-            number, lambda x: bool(x.deltas) or x.phase > r.RoundPhase.TRAIN
-        )
+
+        async def committed() -> r.RoundRecord | None:
+            found = await self.reader.round(number)
+            return found if found.deltas or found.phase > r.RoundPhase.TRAIN else None
+
+        record = await self.watch.until(committed)
         if not record.deltas:
             raise TxError("wrong_phase", "nobody has committed to anything")
         victim = await self.reader.delta(record.deltas[0])

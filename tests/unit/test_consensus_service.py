@@ -15,7 +15,19 @@ from chain import records as r
 from chain.codec import decode, encode
 from chain.errors import UnreachableError
 from chain.hashes import Hash32
-from chain.types import DoubleVote, Epoch, EvidenceItem, Grains, Height, View, Vote, VoteKind
+from chain.records import DatasetStatus, RoundPhase
+from chain.transactions import AuditReport, DatasetSubmit, JoinRound, Verdict
+from chain.types import (
+    BlobId,
+    DoubleVote,
+    Epoch,
+    EvidenceItem,
+    Grains,
+    Height,
+    View,
+    Vote,
+    VoteKind,
+)
 from consensus.evidence import double_vote
 from consensus.simplex.messages import BlockRequest, Envelope, Evidence, Record, SignFloor
 from consensus.simplex.sign_state import LAST_VIEW
@@ -219,6 +231,33 @@ def test_evidence_does_not_wait_out_the_empty_interval(tmp_path: Path) -> None:
         node.stop()
 
     with LocalChain(tmp_path, validators=1, empty_interval_ms=10**6) as local:
+        asyncio.run(main(local))
+
+
+def test_a_deadline_does_not_wait_out_the_empty_interval(tmp_path: Path) -> None:
+    """The join window of a round closes at its time, though nobody has anything to propose."""
+
+    async def main(local: LocalChain) -> None:
+        node = service(local, tmp_path / "wal")
+        node.start()
+        dataset, learner = Hash32(b"d" * 32), local.learners[0]
+        submit = DatasetSubmit(dataset, BlobId(b"m" * 32), 1, 1000, 1, "MIT", "a dataset")
+        local.send(submit, learner)
+        node.wake()
+        local.duty(AuditReport(dataset, Verdict.YES, 90, (), dataset), local.validators[0])
+        node.wake()
+        status = DatasetStatus.ACTIVE
+        await reached(
+            lambda: local.state.dataset(dataset).status == status, TIMEOUT_S, "a dataset in use"
+        )
+        local.send(JoinRound(0, ()), learner)
+        node.wake()
+        assert local.state.round().joined
+        await reached(lambda: local.state.round().phase == RoundPhase.TRAIN, TIMEOUT_S, "a seed")
+        node.stop()
+
+    window = {"blocks": 1, "ms": 50}
+    with LocalChain(tmp_path, validators=1, empty_interval_ms=10**6, join=window) as local:
         asyncio.run(main(local))
 
 

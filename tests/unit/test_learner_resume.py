@@ -13,10 +13,10 @@ import pytest
 from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
 from chain.hashes import Hash32
 from chain.phases import first_round
-from chain.records import DeltaStatus, RoundPhase
+from chain.records import DeltaStatus, RoundPhase, RoundRecord
 from chain.types import ChainId, PubKey
 from learning.init import initial_shards
-from learning.state import TrainState, sections_root, serialize_state
+from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from node import learner as module
 from node.home import Home
 from node.learner import Learner
@@ -40,6 +40,10 @@ def state(step: int, fill: int = 0) -> bytes:
     return serialize_state(TrainState(tuple(BASE), moments, moments, step=step, updates=step))
 
 
+def keep(kept: LearnerFiles, round_: RoundRecord, index: int, data: bytes) -> None:
+    kept.save_checkpoint(round_, index, deserialize_state(TINY, data).hash(), data)
+
+
 # --- checkpoints of a training in hand ---------------------------------------------------------
 
 
@@ -49,12 +53,12 @@ def test_checkpoints_are_kept_until_their_round_is_over(tmp_path: Path) -> None:
     states = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
     kept.begin_training(ROUND, "native/a")
     for i, data in enumerate(states):
-        kept.save_checkpoint(ROUND, i, data)
+        keep(kept, ROUND, i, data)
     assert files(tmp_path).training(TINY, TINY_TRAINING, ROUND) == states
     other = replace(ROUND, seed=Hash32(b"t" * 32))
     assert kept.training(TINY, TINY_TRAINING, other) == []
     kept.begin_training(other, "native/a")
-    kept.save_checkpoint(other, 0, states[0])
+    keep(kept, other, 0, states[0])
     assert kept.training(TINY, TINY_TRAINING, ROUND) == []
     kept.drop_training()
     assert kept.training(TINY, TINY_TRAINING, other) == []
@@ -65,10 +69,13 @@ def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> 
     good = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
     kept.begin_training(ROUND, "native/a")
     for i, data in enumerate(good):
-        kept.save_checkpoint(ROUND, i, data)
-    kept.save_checkpoint(ROUND, 1, good[1][:-1])
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
-    kept.save_checkpoint(ROUND, 1, good[2])  # of another step
+        keep(kept, ROUND, i, data)
+    (path,) = tmp_path.glob("learner/*/*/training/*/1.state")
+    for damaged in (good[1][:-1], good[1][:-1] + b"!", bytes(len(good[1])), b""):
+        path.write_bytes(damaged)  # as a machine that loses its power may leave it
+        assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
+        assert kept.checkpoint(TINY, ROUND, 1) is None
+    keep(kept, ROUND, 1, good[2])  # of another step
     assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
     stranger = replace(ROUND, base_root=Hash32(b"x" * 32))
     assert kept.training(TINY, TINY_TRAINING, stranger) == []
@@ -76,7 +83,7 @@ def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> 
 
 def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
     """A manifest names one profile, in which any of its segments is replayed."""
-    kept, made = files(tmp_path), learner(tmp_path, Dying([]), Uploads())
+    kept, made = files(tmp_path), learner(tmp_path, Dying([]))
     native, exact = "native/torch-2/avx2/threads-1/01", "exact/1"
 
     def begin(profile: str) -> str:
@@ -85,13 +92,13 @@ def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
         return told[-1]
 
     assert begin(native) == ""
-    kept.save_checkpoint(ROUND, 0, state(0))
+    keep(kept, ROUND, 0, state(0))
     assert begin(native) == ""
     assert kept.training(TINY, TINY_TRAINING, ROUND) == [state(0)]
     assert "made in the numeric profile native/torch-2" in begin(exact)
     assert kept.training(TINY, TINY_TRAINING, ROUND) == []
     assert kept.training_profile(ROUND) is None
-    kept.save_checkpoint(ROUND, 0, state(0))
+    keep(kept, ROUND, 0, state(0))
     assert kept.training_profile(ROUND) == exact
     (path,) = tmp_path.glob("learner/*/*/training/*/profile")
     path.unlink()  # as an earlier version kept them
@@ -100,7 +107,7 @@ def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
 
 
 NONE = Hash32(bytes(32))
-OUTCOME = TrainOutcome(b"", NONE, (), NONE, NONE, NONE, NONE, (), (), "", 0.0, 0.0, (), 0.0)
+OUTCOME = TrainOutcome(b"", NONE, (), NONE, NONE, NONE, NONE, (), b"", "", 0.0, 0.0, (), 0.0)
 
 
 class Dying:
@@ -115,28 +122,11 @@ class Dying:
         self.jobs.append(job)
         left = self._dies_after.pop(0) if self._dies_after else job.training.segments + 1
         for i in range(left):
-            on_checkpoint(Hash32(bytes([i]) * 32), state(i * job.training.segment_steps))
+            made = state(i * job.training.segment_steps)
+            on_checkpoint(deserialize_state(TINY, made).hash(), made)
         if left <= job.training.segments:
             raise WorkerError("the worker died (signal 9)")
         return replace(OUTCOME)
-
-
-class Uploads:
-    """A node that takes checkpoints; `refuses` so many calls before."""
-
-    def __init__(self, refuses: int = 0) -> None:
-        self.refuses, self.taken = refuses, list[bytes]()
-
-    async def put_checkpoint(self, state_hash: Hash32, data: bytes) -> None:
-        if self.refuses:
-            self.refuses -= 1
-            raise UnreachableError("restarting")
-        self.taken.append(data)
-
-
-class Reader:
-    def __init__(self, client: Uploads) -> None:
-        self.client = client
 
 
 class Quiet:
@@ -150,9 +140,9 @@ class Quiet:
         """Nobody watches."""
 
 
-def learner(directory: Path, worker: Dying, node: Uploads) -> Learner:
+def learner(directory: Path, worker: Dying) -> Learner:
     made = object.__new__(Learner)
-    made._reader, made._files = Reader(node), files(directory)  # type: ignore[assignment]
+    made._files = files(directory)
     made._worker, made._progress = worker, Quiet()  # type: ignore[assignment]
     return made
 
@@ -160,19 +150,17 @@ def learner(directory: Path, worker: Dying, node: Uploads) -> Learner:
 JOB = TrainJob(TINY, TINY_TRAINING, 0, ROUND.base_root, BASE, tiny_batches())
 
 
-def test_a_worker_that_dies_costs_no_more_than_a_segment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "FETCH_PAUSE_S", 0.0)
-    worker, node = Dying([2, 4]), Uploads(refuses=2)
-    files(tmp_path).begin_training(ROUND, "native/a")
-    asyncio.run(learner(tmp_path, worker, node)._trained(ROUND, JOB))
+def test_a_worker_that_dies_costs_no_more_than_a_segment(tmp_path: Path) -> None:
+    worker, kept = Dying([2, 4]), files(tmp_path)
+    kept.begin_training(ROUND, "native/a")
+    asyncio.run(learner(tmp_path, worker)._trained(ROUND, JOB))
     assert [len(job.done) for job in worker.jobs] == [0, 2, 4]
-    assert set(node.taken) == {state(i * TINY_TRAINING.segment_steps) for i in range(5)}
+    states = [state(i * TINY_TRAINING.segment_steps) for i in range(5)]
+    assert [kept.checkpoint(TINY, ROUND, i) for i in range(6)] == [*states, None]
     worker = Dying([1, 2, 3, 4])
     files(tmp_path / "again").begin_training(ROUND, "native/a")
     with pytest.raises(WorkerError):
-        asyncio.run(learner(tmp_path / "again", worker, node)._trained(ROUND, JOB))
+        asyncio.run(learner(tmp_path / "again", worker)._trained(ROUND, JOB))
     assert len(worker.jobs) == module.TRAIN_TRIES
 
 

@@ -121,6 +121,8 @@ def _check_round(net: DutyNet, summaries: list[Summary]) -> None:
     assert set(record.accepted) == {TxId(bytes.fromhex(s.delta)) for s in good}
     assert all(v.verdict == 1 for v in record.audit_votes)
     assert len(record.audit_votes) == len(record.auditors) == 3
+    uploaded = [name for name in net.local.blobs.held if name.startswith(b"checkpoint")]
+    assert len(uploaded) == 1  # what was drawn to be replayed
     assert good[0].loss_before is not None
     assert good[0].loss_after is not None
     assert good[0].loss_after < good[0].loss_before - 0.3

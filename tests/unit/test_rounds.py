@@ -390,3 +390,27 @@ def test_a_round_without_room_for_more_deltas_goes_on(monkeypatch: pytest.Monkey
     run.until(RoundPhase.TRAIN)
     assert run.commit("ann", run.manifest("ann")) == "ok"
     assert run.round.phase == RoundPhase.REVEAL
+
+
+def test_leaders_hear_when_a_deadline_is_what_a_phase_waits_for() -> None:
+    """For the time that it has, but not for the heights: after a chain stood still they are all the
+    time that is left."""
+    run = RoundRun(join={"blocks": 4, "ms": 10**6})
+    assert phases.ends_at(run.m.state) is None  # nobody has joined
+    run.dataset()
+    run.join("ann")
+    deadline = run.round.deadline_height, run.round.deadline_ms
+    while run.m.state.head.height + 1 < deadline[0]:
+        assert phases.ends_at(run.m.state) is None
+        run.m.block()
+    assert phases.ends_at(run.m.state) == deadline[1]
+    run = RoundRun()
+    run.to_reveal(ann=True)
+    run.screen({"ann": Verdict.YES})
+    run.aggregate()
+    run.until(RoundPhase.SETTLE)
+    assert run.round.loss_after == 0
+    while run.m.state.head.height < run.round.deadline_height:
+        run.m.block()
+    assert run.round.phase == RoundPhase.SETTLE
+    assert phases.ends_at(run.m.state) is None  # the loss is waited for

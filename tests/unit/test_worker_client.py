@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from chain.hashes import ZERO_HASH
 from learning.compress import compress
 from learning.init import initial_shards
 from learning.profile import EXACT
+from learning.spec import NANO_MODEL, NANO_TRAINING
 from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from node.worker import client
 from node.worker.client import Replay, TrainJob, TrainOutcome, Worker
@@ -47,24 +48,21 @@ def test_processes_come_and_go_and_train_the_same_bits() -> None:
 
     async def body(worker: Worker) -> None:
         steps: list[int] = []
-        one = await worker.train(JOB, lambda done, loss: steps.append(done))
+        one, states = await trained(worker, JOB, steps)
         first = worker.pid
         assert steps == list(range(1, TINY_TRAINING.steps + 1))
-        check_outcome(one)
-        job = replace(JOB, round=1, previous=one.checkpoints[-1], residual=one.residual)
+        check_outcome(one, states)
+        job = replace(JOB, round=1, previous=one.state, residual=one.residual)
         two = await worker.train(job)
         assert two.residual_before == one.residual_after
         assert two.optimizer_before == one.optimizer_after
         assert two.payload != one.payload
 
         steps.clear()
-        reached: list[bytes] = []
-        half = replace(JOB, done=one.checkpoints[:3])  # interrupted after two of its segments
-        rest = await worker.train(
-            half, lambda done, loss: steps.append(done), lambda _, state: reached.append(state)
-        )
+        half = replace(JOB, done=states[:3])  # interrupted after two of its segments
+        rest, reached = await trained(worker, half, steps)
         assert steps == list(range(2 * TINY_TRAINING.segment_steps + 1, TINY_TRAINING.steps + 1))
-        assert tuple(reached) == rest.checkpoints == one.checkpoints
+        assert reached == states
         seen: dict[str, Any] = {"first_loss": 0, "imbalance": (), "seconds": 0}  # of its own steps
         assert replace(rest, **seen) == replace(one, **seen)
 
@@ -77,7 +75,7 @@ def test_processes_come_and_go_and_train_the_same_bits() -> None:
             os.kill(worker.pid or 0, signal.SIGKILL)
 
         killed = asyncio.create_task(worker.train(JOB, kill))
-        behind = asyncio.create_task(replayed(worker, one))
+        behind = asyncio.create_task(replayed(worker, one, states))
         with pytest.raises(WorkerError, match="the worker died"):
             await killed
         await behind  # waited in line for a process that never came to it
@@ -95,22 +93,34 @@ def test_processes_come_and_go_and_train_the_same_bits() -> None:
     with_worker(body)
 
 
-def check_outcome(outcome: TrainOutcome) -> None:
+async def trained(
+    worker: Worker, job: TrainJob, steps: list[int]
+) -> tuple[TrainOutcome, list[bytes]]:
+    """What a training makes, and its checkpoints; its steps are told to `steps`."""
+    states: list[bytes] = []
+    made = await worker.train(
+        job, lambda done, loss: steps.append(done), lambda _, state: states.append(state)
+    )
+    return made, states
+
+
+def check_outcome(outcome: TrainOutcome, checkpoints: Sequence[bytes]) -> None:
     assert outcome.profile.startswith("native/torch-")
     assert (outcome.residual_before, outcome.optimizer_before) == (ZERO_HASH, ZERO_HASH)
-    states = [deserialize_state(TINY, data) for data in outcome.checkpoints]
+    states = [deserialize_state(TINY, data) for data in checkpoints]
     assert [state.step for state in states] == [0, 2, 4, 6, 8]
     assert tuple(state.hash() for state in states) == outcome.state_hashes
     assert states[0] == TrainState.fresh(BASE)
+    assert outcome.state == checkpoints[-1]
     assert states[-1].optimizer_root() == outcome.optimizer_after
     after = compress(TINY, TINY_TRAINING, 0, JOB.base_root, BASE, states[-1].weights, None)
     assert (after.payload, after.residual) == (outcome.payload, outcome.residual)
 
 
-async def replayed(worker: Worker, outcome: TrainOutcome) -> None:
+async def replayed(worker: Worker, outcome: TrainOutcome, checkpoints: Sequence[bytes]) -> None:
     for segment in range(TINY_TRAINING.segments):
         start, end = TINY_TRAINING.segment_range(segment)
-        state = outcome.checkpoints[segment]
+        state = checkpoints[segment]
         again = await worker.replay(TINY, TINY_TRAINING, state, BATCHES[start:end], outcome.profile)
         assert again.before == outcome.state_hashes[segment]
         assert again.after == outcome.state_hashes[segment + 1]
@@ -120,12 +130,12 @@ async def replayed(worker: Worker, outcome: TrainOutcome) -> None:
 async def profiles_are_kept_apart(worker: Worker, native: TrainOutcome) -> None:
     """A round trained in the exact profile is replayed in it; what is of another machine's class
     is not replayed, and what nobody knows is refused."""
-    exact = await worker.train(replace(JOB, profile="exact"))
+    exact, states = await trained(worker, replace(JOB, profile="exact"), [])
     assert exact.profile == EXACT == await worker.profile("exact")
     assert exact.state_hashes[0] == native.state_hashes[0]
     assert not set(exact.state_hashes[1:]) & set(native.state_hashes)
-    await replayed(worker, exact)
-    rule, start, batches = TINY_TRAINING, native.checkpoints[0], BATCHES[:2]
+    await replayed(worker, exact, states)
+    rule, start, batches = TINY_TRAINING, states[0], BATCHES[:2]
     foreign = native.profile[:-1] + ("0" if native.profile[-1] != "0" else "1")
     found = await worker.replay(TINY, rule, start, batches, foreign)
     assert found == Replay(ZERO_HASH, ZERO_HASH, native.profile)
@@ -133,10 +143,10 @@ async def profiles_are_kept_apart(worker: Worker, native: TrainOutcome) -> None:
         await worker.replay(TINY, rule, start, batches, "exact/2")
     with pytest.raises(InputError, match="a worker has no profile 'fp8'"):
         await worker.train(replace(JOB, profile="fp8"))  # type: ignore[arg-type]
-    half = await worker.train(replace(JOB, profile="bf16"))
+    half, states = await trained(worker, replace(JOB, profile="bf16"), [])
     assert half.profile.startswith("bf16/torch-")
     assert not set(half.state_hashes[1:]) & {*native.state_hashes, *exact.state_hashes}
-    await replayed(worker, half)
+    await replayed(worker, half, states)
     state = deserialize_state(TINY, start)
     huge = np.full(len(BASE[-2]) // 4, 3e38, "<f4").tobytes()  # of the head
     lost = serialize_state(replace(state, weights=(*state.weights[:-2], huge, state.weights[-1])))
@@ -154,23 +164,23 @@ def test_losses_and_what_the_caller_got_wrong(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(WorkerError, match="wait for the worker already"):
             await worker.profile()
         assert (await alone).delta == ()
-        trained = await worker.train(JOB)
-        found = await worker.evaluate(TINY, BASE, trained.payload, windows)
+        one = await worker.train(JOB)
+        found = await worker.evaluate(TINY, BASE, one.payload, windows)
         assert found.base == (await alone).base
         assert sum(found.delta) < sum(found.base)
-        none = await worker.evaluate(TINY, BASE, trained.payload, windows, numerator=0)
+        none = await worker.evaluate(TINY, BASE, one.payload, windows, numerator=0)
         assert none.delta == none.base
         assert 5e9 < await worker.holdout(TINY, BASE, library(5000)) < 7e9
         pid, process = worker.pid, worker._process
         with pytest.raises(DecodeError, match="delta"):
             await worker.evaluate(TINY, BASE, b"junk", windows)
         with pytest.raises(DecodeError, match="incomplete"):
-            await worker.replay(TINY, TINY_TRAINING, b"\0" * 9, BATCHES[:1], trained.profile)
+            await worker.replay(TINY, TINY_TRAINING, b"\0" * 9, BATCHES[:1], one.profile)
         with pytest.raises(InputError, match="do not fill the shape"):
             await worker.train(replace(JOB, batches=BATCHES[:1]))
         with pytest.raises(InputError, match="a holdout of 3 bytes"):
             await worker.holdout(TINY, BASE, b"abc")
-        await profiles_are_kept_apart(worker, trained)
+        await profiles_are_kept_apart(worker, one)
         assert worker.pid == pid  # none of this cost the process
         assert process is not None
         await process.wait()  # but idleness does
@@ -225,3 +235,35 @@ def test_frames_are_bounded() -> None:
     for body in (b"", b"\xc1", b"\x01"):
         with pytest.raises(DecodeError):
             unpack_body(body)
+
+
+def test_a_job_that_is_dropped_within_a_large_answer_ends_its_process() -> None:
+    """asyncio's own loop stops reading a pipe whose reader has gone, and would wait for its end."""
+    base = initial_shards(NANO_MODEL)
+    rule = replace(NANO_TRAINING, steps=2, segment_steps=1, batch=1)
+    windows = np.zeros((2, 1, NANO_MODEL.context + 1), np.uint8)
+    job = TrainJob(NANO_MODEL, rule, 0, sections_root(base), base, windows)
+
+    async def run() -> None:
+        worker = Worker()
+
+        async def drop() -> None:
+            pipe: Any = worker._process and worker._process.stdout
+            while len(pipe._buffer) < 1 << 18:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0)
+            training.cancel()
+
+        dropping: list[asyncio.Task[None]] = []
+
+        def step_done(done: int, loss: float) -> None:
+            if done == 1:  # a checkpoint follows
+                dropping.append(asyncio.create_task(drop()))
+
+        training = asyncio.create_task(worker.train(job, step_done))
+        async with asyncio.timeout(60):
+            with pytest.raises(asyncio.CancelledError):
+                await training
+            await asyncio.gather(*dropping)
+            await worker.close()
+
+    asyncio.run(run())
