@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,13 @@ from statistics import median
 import numpy as np
 
 from bench.learning_round import Silent, keys_of
-from bench.learning_task import Side, Task, library
+from bench.learning_task import Side, Task, sources
 from bench.local_net import LocalNet, found, processor_s, running
 from bench.socket_bytes import SocketBytes, family
 from chain.errors import BlyanError
 from chain.hashes import Hash32
 from chain.records import RoundRecord
 from corpus.dataset import build
-from corpus.ingest import Document
 from node.client import Client, Json
 from node.data import RoundData, fetch_round_data
 from node.dataset_submission import submit_dataset
@@ -58,7 +58,7 @@ class Ours:
     `start` is the model before the first counted round, `states` the learners' checkpoints then,
     `seeds` by round. Bytes are of a learner and round: `payload`, as it leaves the learner;
     `relayed`, what of it passed between nodes; `api`, everything between learners and their nodes.
-    `cpu_s`: processor time of a round, of nodes with their workers, and of learners' workers.
+    `cpu_s`: processor time of a round, of nodes with their workers, and of learners with theirs.
     """
 
     side: Side
@@ -114,8 +114,8 @@ class _Rounds:
         clients = [Client(n.config.api_url, n.home.token()) for n in self._net.nodes]
         try:
             readers = [await VerifiedReader.connect(client) for client in clients]
-            text = Document("library.py", library(task.text_bytes))
-            dataset = build([text], "PSF-2.0", "a part of Python's library")
+            text = sources(task.text_bytes)
+            dataset = build(text, "PSF-2.0", "a part of Python's library")
             keys = keys_of(task.learners)
             await submit_dataset(readers[0], keys, dataset, Silent(), wait=True)
             for number, reader in enumerate(readers):
@@ -164,11 +164,11 @@ class _Rounds:
         return await client.round(number)
 
     def _cpu_s(self) -> tuple[float, float]:
-        """Of nodes with their workers, and of learners' workers, so far."""
+        """Of nodes with their workers, and of learners, who are in this process, with theirs."""
         workers = [w.pid for w in self._workers if w.pid is not None]
         roots = ([p.pid for p in self._net.processes], workers)
         nodes, learners = (sum(map(processor_s, family(each))) for each in roots)
-        return nodes, learners
+        return nodes, learners + time.process_time()
 
     async def _found(
         self,

@@ -36,32 +36,40 @@ from bench.socket_bytes import SocketBytes, family
 from chain.errors import BlyanError
 from learning.evaluate import holdout_windows, window_losses
 from learning.sizes import SIZES
-from learning.spec import NANO_MODEL, NANO_TRAINING, ModelSpec
+from learning.spec import NANO_MODEL, NANO_TRAINING
 
 HIVEMIND = "BLYAN_HIVEMIND_PYTHON"
-LIMIT_S, TRIES = 180.0, 2  # hivemind stalls now and then
+LIMIT_S, TRIES = 500.0, 2  # hivemind stalls now and then
 FEWER, SLOWER = 15.0, 1.5  # times fewer bytes, times the wall time
 MATCHMAKING_S = 1.0  # hivemind's; see docs/perf.md
 _ROOT = Path(__file__).resolve().parent.parent
 
-_WARM, _DENSITY = 4, 512  # rounds before the clock starts; then kept entries of 4096
+EQUAL = 0.002  # nats; hivemind's loss moves by as much with its own compression
+_WARM_DENSITY = 1024  # kept entries of 4096 in the rounds before the clock starts
 
 
-def _task(name: str, model: ModelSpec, batch: int, rounds: int) -> Task:
-    rule = replace(
-        NANO_TRAINING,
-        steps=30,
-        batch=batch,
-        learning_rate_nano=2_000_000,
-        error_feedback_ppm=1_000_000,
-        densities=(1024,) * _WARM + (_DENSITY,),
-    )
-    return Task(name, model, rule, _WARM, rounds, text_bytes=2_000_000)
-
-
+_LONG = replace(
+    NANO_TRAINING,
+    steps=30,
+    batch=32,
+    learning_rate_nano=2_000_000,
+    error_feedback_ppm=1_000_000,
+    densities=(*[_WARM_DENSITY] * 4, 600),
+)
+_SHORT = replace(_LONG, steps=10, batch=4, densities=(*[_WARM_DENSITY] * 23, 102))
 TASKS = {
-    "nano": _task("nano", NANO_MODEL, 16, 8),
-    "tiny": _task("tiny", SIZES["tiny"].model, 32, 5),
+    "tiny": Task("tiny", SIZES["tiny"].model, _LONG, 4, 20, 2_000_000, "wall"),
+    "nano": Task("nano", NANO_MODEL, replace(_LONG, batch=16), 4, 20, 2_000_000, "wall"),
+    # As `suite20` (bench/learning_curves.py)
+    "short": Task(
+        "short",
+        replace(NANO_MODEL, layers=3, width=128, expert_width=136),
+        _SHORT,
+        warm=23,
+        rounds=20,
+        text_bytes=9_000_000,
+        asks="bytes",
+    ),
 }
 SMALL_TASK = Task(
     "small",
@@ -70,6 +78,7 @@ SMALL_TASK = Task(
     warm=1,
     rounds=2,
     text_bytes=100_000,
+    asks="wall",
 )
 
 
@@ -124,6 +133,7 @@ def rows(task: Task, ours: Ours, others: dict[str, Side]) -> Iterator[Row]:
     gloo, fp32, coarse = (others[n] for n in ("gloo", "hivemind_fp32", "hivemind_8bit"))
     elements, of = task.model.parameters, f"{task.name}_"
     given = gloo.losses[3 * task.rounds // 4 - 1]
+    is_timed = task.asks == "wall"
     sides = (ours.side, gloo, fp32, coarse)
     for side in sides:
         yield at_most(f"{of}loss_{side.name}", side.losses[-1], "nats", None)
@@ -134,8 +144,9 @@ def rows(task: Task, ours: Ours, others: dict[str, Side]) -> Iterator[Row]:
     for side in sides:
         at, took = reached[side.name], side.at_s[-1]
         if side is ours.side:
-            row = at_most(f"{of}wall_{side.name}", at or took, "s", SLOWER * best, reached["gloo"])
-            yield row if at is not None else replace(row, met=False)
+            target = SLOWER * best if is_timed else None
+            row = at_most(f"{of}wall_{side.name}", at or took, "s", target, reached["gloo"])
+            yield replace(row, met=False) if is_timed and at is None else row
         else:
             yield at_most(f"{of}wall_{side.name}", at or took, "s", None)
     for side in sides:
@@ -151,11 +162,12 @@ def rows(task: Task, ours: Ours, others: dict[str, Side]) -> Iterator[Row]:
     yield at_most(f"{of}bytes_gloo", gloo.bytes_sent / elements, "B", None, 6.0)
     for name, sent in (("payload", ours.payload), ("relayed", ours.relayed)):
         yield at_most(f"{of}bytes_{name}", sent / elements, "B", None)
-        yield at_least(f"{of}fewer_{name}", theirs * elements / sent, "x", FEWER)
+        target = None if is_timed and name == "relayed" else FEWER
+        yield at_least(f"{of}fewer_{name}", theirs * elements / sent, "x", target)
     yield at_most(f"{of}bytes_all_links", ours.side.bytes_sent / elements, "B", None)
     yield at_least(f"{of}fewer_all_links", theirs * elements / ours.side.bytes_sent, "x", None)
     yield at_most(f"{of}bytes_own_node", ours.api / elements, "B", None)
-    yield at_most(f"{of}above_hivemind", ours.side.losses[-1] - coarse.losses[-1], "nats", 0.0)
+    yield at_most(f"{of}above_hivemind", ours.side.losses[-1] - coarse.losses[-1], "nats", EQUAL)
     yield at_least(f"{of}merged", 100 * ours.merged, "%", None)
     yield at_most(f"{of}differing", ours.differing, "elements", 0.0)
     for side in sides[1:]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpus.ingest import Document, ingest
 from learning.spec import ModelSpec, TrainingSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """So many learners train so many rounds of a model, after `warm` ones that are not counted: in
-    them everybody loads what it needs, and leaves the steep beginning behind."""
+    them everybody loads what it needs, and leaves the steep beginning behind. `asks`: which target
+    this task is for, `wall` time or `bytes` of all copies; the other is shown without one."""
 
     name: str
     model: ModelSpec
@@ -20,6 +24,7 @@ class Task:
     warm: int
     rounds: int
     text_bytes: int
+    asks: str
     learners: int = 4
 
 
@@ -45,6 +50,11 @@ class Side:
         """Seconds to the first round that ends at this loss or below; None if none does."""
         pairs = zip(self.at_s, self.losses, strict=True)
         return next((at for at, found in pairs if found <= loss), None)
+
+
+def sources(most: int) -> Sequence[Document]:
+    """The beginning of Python's own library and its tests, of at most so many bytes."""
+    return ingest(Path(sysconfig.get_paths()["stdlib"]), most).documents
 
 
 def library(most: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -125,6 +126,28 @@ class DutyNode(Protocol):
         """Milliseconds to each connected peer and back, by peer id."""
 
 
+class InHand:
+    """Work of one kind that is under way: `with` it, or wait until none is."""
+
+    def __init__(self) -> None:
+        self._count, self._none = 0, asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def over(self, most_s: float) -> None:
+        """Until none is under way, at most so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                await self._none.wait()
+
+
 class DutyContext:
     """Shared by the duties of one node; caches only what is costly and of the newest round."""
 
@@ -133,6 +156,7 @@ class DutyContext:
         self.account = node.account
         self.files = DutyFiles(node.home.path / "duties")
         self.custody = CustodyChecks()
+        self.screens = InHand()
         self._sending: set[asyncio.Future[Receipt]] = set()
         self._data: tuple[Hash32, asyncio.Task[RoundData]] | None = None
         self._prepared: tuple[int, int] = (-1, 0)  # round, and of how many deltas

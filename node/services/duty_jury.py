@@ -42,6 +42,7 @@ from tiles.delta import delta_header, payload_root
 log = logging.getLogger("blyan.duties")
 WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs torch)
 SLICES = limits.MAX_SLICES  # windows of one verdict: the paired test is as sharp as a vote holds
+TOGETHER_S = 1.0  # for which a vote waits for our others: blocks that have one each cost most
 UPLOAD_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  # while a checkpoint may be on its way from its learner
 FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots (FINDINGS, PoL)
 
@@ -62,10 +63,12 @@ async def screen(context: DutyContext, duty: Screen) -> None:
     current, record = state.round(duty.round), state.delta(duty.delta)
     vote = context.files.vote(duty.round, duty.delta)
     if vote is None:  # else we were stopped between keeping and sending it
-        verdict, slices = await _judge(context, current, record)
+        with context.screens:
+            verdict, slices = await _judge(context, current, record)
         salt = Hash32(secrets.token_bytes(SALT_BYTES))
         vote = PolVote(duty.round, duty.delta, Phase.REVEAL, ZERO_HASH, salt, int(verdict), slices)
         await asyncio.to_thread(context.files.save_vote, vote)
+        await context.screens.over(TOGETHER_S)
     commitment = pol_commitment(context.node.genesis.chain_id, context.account, vote)
     await context.send(PolVote(duty.round, duty.delta, Phase.COMMIT, commitment, ZERO_HASH, 0, ()))
 

@@ -15,7 +15,7 @@ from bench.averaging_peer import Learner, flat
 from bench.learning_net import Ours
 from bench.learning_peers import HIVEMIND, SMALL_TASK, TASKS, peer_rows, rows
 from bench.learning_round import keys_of
-from bench.learning_task import Side, library
+from bench.learning_task import Side, Task, library
 from bench.measure import Row
 from bench.socket_bytes import SocketBytes, family, parse
 from chain.hashes import Hash32
@@ -55,14 +55,14 @@ def ours(losses: tuple[float, ...], second: float, payload: float) -> Ours:
     )
 
 
-def found(mine: Ours) -> dict[str, Row]:
+def found(mine: Ours, task: Task = TASK) -> dict[str, Row]:
     losses = (2.5, 2.2, 2.1, 2.0)
     others = {
         "gloo": side("gloo", losses, 0.5, 6.0),
         "hivemind_fp32": side("hivemind_fp32", losses, 1.0, 6.1),
         "hivemind_8bit": side("hivemind_8bit", (2.5, 2.3, 2.2, 2.1), 0.9, 1.8),
     }
-    return {row.name: row for row in rows(TASK, mine, others)}
+    return {row.name: row for row in rows(task, mine, others)}
 
 
 def test_wall_time_counts_to_the_given_loss_and_against_the_faster_hivemind() -> None:
@@ -80,8 +80,16 @@ def test_a_side_that_never_gets_there_has_not_met_its_target() -> None:
     assert got["nano_wall_blyan"].value == pytest.approx(0.4)
     assert not got["nano_wall_blyan"].met
     assert got["nano_fewer_payload"].met
-    assert not got["nano_fewer_relayed"].met
+    assert got["nano_fewer_relayed"].target is None
     assert not got["nano_above_hivemind"].met
+
+
+def test_a_task_of_bytes_asks_for_those_of_all_copies_and_not_for_time() -> None:
+    got = found(ours((2.4, 2.3, 2.2, 2.101), 0.1, 0.1), replace(TASK, asks="bytes"))
+    assert got["nano_wall_blyan"].target is None
+    assert got["nano_wall_blyan"].met
+    assert not got["nano_fewer_relayed"].met
+    assert got["nano_above_hivemind"].met  # by 0.001 nats
 
 
 def test_without_hivemind_nothing_is_met(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from node import submission as module
 from node.client import ServerEvent
 from node.home import Home
 from node.learner_files import LearnerFiles
+from node.services.duty_context import InHand
 from node.submission import Submission, Watch
 from tests.kit.nano import TINY
 
@@ -153,3 +154,32 @@ def test_what_is_not_what_was_committed_to_is_kept_back(tmp_path: Path) -> None:
     assert all("not here, or damaged: this delta proves nothing" in line for line in learner.lines)
     learner.files.drop_pending()
     assert not list(tmp_path.glob("learner/*/*/training/*"))
+
+
+# --- what a juror sends together -----------------------------------------------------------------
+
+
+def test_votes_wait_for_the_others_in_hand_but_not_for_long() -> None:
+    async def run() -> None:
+        screens = InHand()
+        told: list[str] = []
+
+        async def one(name: str, judged: asyncio.Event) -> None:
+            with screens:
+                await judged.wait()
+            await screens.over(60)
+            told.append(name)
+
+        first, second = asyncio.Event(), asyncio.Event()
+        tasks = [asyncio.create_task(one(n, e)) for n, e in (("a", first), ("b", second))]
+        await asyncio.sleep(0)
+        first.set()
+        await asyncio.wait(tasks, timeout=0.01)
+        assert not told
+        await screens.over(0.0)  # whoever has waited long enough
+        second.set()
+        await asyncio.gather(*tasks)
+        assert sorted(told) == ["a", "b"]
+        await InHand().over(0.0)
+
+    asyncio.run(run())
