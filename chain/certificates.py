@@ -1,4 +1,4 @@
-"""Votes and certificates: what counts as more than two thirds of an epoch's stake (DESIGN 6).
+"""Votes and certificates: what counts as more than two thirds of an epoch's stake.
 
 Quorum is `3·w > 2·W` in integers, W the stake of the whole set, constant within an epoch.
 """

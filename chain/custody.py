@@ -1,4 +1,4 @@
-"""Proof of custody: who keeps a tile shows it when asked (DESIGN 6; docs/spec/custody.md).
+"""Proof of custody: who keeps a tile shows it when asked (docs/spec/custody.md).
 
     SEED     the anchor is fixed: model and custodians       seed_blocks blocks
     COMMIT   a seed has named subtiles; custodians commit    all have, or custody_commit

@@ -95,7 +95,7 @@ def all_datasets(state: State) -> list[r.DatasetRecord]:
 
 
 def draw_splits(state: State, params: Params) -> None:
-    """The seed that splits train from holdout is drawn after approval (DESIGN 8)."""
+    """The seed that splits train from holdout is drawn after approval."""
     for name in hosting.index(state).approved:
         record = state.dataset(name)
         if state.head.height >= record.decided + params.seed_blocks:
@@ -107,7 +107,7 @@ def draw_splits(state: State, params: Params) -> None:
 
 
 def event_seed(state: State, params: Params, event: bytes, closed: int) -> Hash32:
-    """H(event ‖ VRF outputs of the `seed_blocks` blocks after `closed`) (DESIGN 6, Seeds)."""
+    """H(event ‖ VRF outputs of the `seed_blocks` blocks after `closed`)."""
     head = state.head
     first = len(head.recent_vrf) - (head.height - closed)
     outputs = head.recent_vrf[first : first + params.seed_blocks]

@@ -1,4 +1,4 @@
-"""The state machine: one block on one state (DESIGN 5; docs/spec/state.md).
+"""The state machine: one block on one state (docs/spec/state.md).
 
 `execute` is pure and total: a refused transaction changes nothing but its own receipt, and only
 a block that breaks the header's rules raises (BlockError), before anything is executed.

@@ -1,5 +1,5 @@
 """The whole-round guard: a round that makes the model significantly worse is rolled back
-(DESIGN 7; docs/spec/rounds.md, "The guard"; ADR 26).
+(docs/spec/rounds.md, "The guard"; ADR 26).
 
 A validator finds a result worse by its own two losses, before and after on the same holdout, so
 what another machine measures never mixes in; and more than half of all stake must find it so, so

@@ -1,4 +1,4 @@
-"""How many datasets and bytes wait for an audit, and for whom (DESIGN 5, 8; docs/spec/datasets.md).
+"""How many datasets and bytes wait for an audit, and for whom (docs/spec/datasets.md).
 
 Hosts must keep what is submitted until it is decided, so room is scarce: in all, for new accounts
 together, and for each. An index keeps what each block asks, whatever the datasets themselves are.

@@ -1,4 +1,4 @@
-"""How a learning round moves on, once a block (DESIGN 7; docs/spec/rounds.md).
+"""How a learning round moves on, once a block (docs/spec/rounds.md).
 
 Each phase ends as soon as everything it waits for is on the chain, or at its deadline. A deadline
 passes at the first block whose height and time have both passed it. At most one transition a

@@ -1,4 +1,4 @@
-"""How many stamped transactions an account has a day, by merit (DESIGN 5).
+"""How many stamped transactions an account has a day, by merit.
 
 A day is a window of height and time; it begins with an account's first stamped transaction after
 the last one ended, and its record leaves the state when it is over.

@@ -1,4 +1,4 @@
-"""A learning round's transactions (DESIGN 7; docs/spec/rounds.md). Transitions: chain/phases.py."""
+"""A learning round's transactions (docs/spec/rounds.md). Transitions: chain/phases.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the state machine must check but may not import (DESIGN 2): `node/` assembles it from
+"""What the state machine must check but may not import: `node/` assembles it from
 `tiles/` and `consensus/`. Every method is pure and deterministic."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Proof of work in place of a fee: what it takes, and how that follows the load (DESIGN 5).
+"""Proof of work in place of a fee: what it takes, and how that follows the load.
 
 Each class has a difficulty, the expected number of tries for one unit of cost. Every
 `stamp_retarget_blocks` it moves towards what lets `stamp_target_units` of the class into each

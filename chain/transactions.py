@@ -102,7 +102,7 @@ class Announce:
 @wire(37)
 @dataclass(frozen=True, slots=True)
 class JoinRound:
-    """A learner declares what it holds, before the round's seed is known (DESIGN 7.1)."""
+    """A learner declares what it holds, before the round's seed is known."""
 
     round: U64
     held: Annotated[tuple[ShardIndex, ...], Seq(limits.MAX_SHARDS)]  # empty: every shard
@@ -163,7 +163,7 @@ class PolVote:
 @wire(44)
 @dataclass(frozen=True, slots=True)
 class PodlManifest:
-    """What a delta was trained on, and how: everything a replay needs (DESIGN 7.5).
+    """What a delta was trained on, and how: everything a replay needs.
 
     `proven` is 0 for a delta trained elsewhere; then the roots that cannot be shown are zero.
     """
@@ -211,7 +211,7 @@ class ChallengeResponse:
 @wire(47)
 @dataclass(frozen=True, slots=True)
 class TileChange:
-    """One tile's new version and the witness that lets each piece be proven wrong (DESIGN 7.7).
+    """One tile's new version and the witness that lets each piece be proven wrong.
 
     `gram` is the total Gram matrix, row-major, lower triangle, `GRAM_BYTES` an entry;
     `gram_root` the Merkle-sum root over subtiles; `weights` in units of 2**-20.
@@ -456,7 +456,7 @@ def stamp_digest(
 def delta_commitment(
     chain_id: ChainId, round_: int, sender: PubKey, base_root: Hash32, payload: Hash32, salt: bytes
 ) -> Hash32:
-    """Sender-bound commitment to a delta payload (DESIGN 7.3)."""
+    """Sender-bound commitment to a delta payload."""
     return DELTA_COMMIT.hash(chain_id, u64_be(round_), sender, base_root, payload, salt)
 
 

@@ -1,4 +1,4 @@
-"""Who has a slot in a round (DESIGN 5): a learner's delta is work for everyone, so slots are scarce
+"""Who has a slot in a round: a learner's delta is work for everyone, so slots are scarce
 whatever a stamp has cost. Bytes that wait for an audit: chain/hosting.py.
 """
 

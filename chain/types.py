@@ -150,7 +150,7 @@ class ProposalSeal:
 @wire(7)
 @dataclass(frozen=True, slots=True)
 class DoubleVote:
-    """Two votes of one signer that no honest validator signs together (DESIGN 6, evidence)."""
+    """Two votes of one signer that no honest validator signs together."""
 
     first: Vote
     second: Vote

@@ -1,5 +1,5 @@
 """Slashable evidence: always a pair of messages, signed by one validator, that no honest one signs
-together (DESIGN 6). It carries its own proof.
+together. It carries its own proof.
 
 The pairs: two notarizes or two finalizes of one view for different blocks, a finalize with a
 nullify of one view, two proposals of one view. A notarize with a nullify is honest (R5), and so is

@@ -1,4 +1,4 @@
-"""The screen's verdict on a delta: a paired test in integers (docs/spec/pol.md, DESIGN 7.4).
+"""The screen's verdict on a delta: a paired test in integers (docs/spec/pol.md).
 
 A juror evaluates the model with and without a fifth of the delta on the same hidden slices.
 Averages hide harm and luck alike, so the decision is Student's paired statistic

@@ -1,4 +1,4 @@
-"""One process, one node: assembles the services, runs them, and ends them in order (DESIGN 9)."""
+"""One process, one node: assembles the services, runs them, and ends them in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contributor's round through the HTTP API alone: it works against any node (DESIGN 7).
+"""A contributor's round through the HTTP API alone: it works against any node.
 
 What the learner trains on is not its choice: model, datasets, batches and hyper-parameters follow
 from the chain, and all of it is verified before it is used.

@@ -1,5 +1,5 @@
 """A delta's payload as it travels: encrypted under a key that only the revealed salt gives
-(DESIGN 7.3; docs/spec/rounds.md, "Blob").
+(docs/spec/rounds.md, "Blob").
 
     key  = DELTA_KEY(salt)          32 bytes
     blob = XChaCha20-Poly1305(key, nonce of 24 zero bytes, no associated data, payload)

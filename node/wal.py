@@ -1,5 +1,5 @@
 """The write-ahead log of consensus: what was signed and certified, on disk before it leaves
-(docs/spec/consensus.md, DESIGN 6).
+(docs/spec/consensus.md).
 
 File: the 12 bytes `BLYAN-WAL-2\\n`, then frames (`node.log_frames`). One append is one frame, so an
 append is there as a whole or not at all. Version 1 had no checksum of a frame's length; such a log

@@ -1,4 +1,4 @@
-"""The house style as tests: layers, names, sizes, purity (DESIGN 2; tigerbeetle `src/tidy.zig`)."""
+"""The house style as tests: layers, names, sizes, purity (tigerbeetle `src/tidy.zig`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 500, 80
 
-# What each package may import of ours (DESIGN 2: one way only, siblings never).
+# What each package may import of ours (one way only, siblings never).
 LAYERS = {
     "chain": set(),
     "tiles": {"chain"},

@@ -45,7 +45,7 @@ class Simplex(Witness):
     """One node's part in agreeing on blocks; without a signer, or outside the set, it follows.
 
     Quorum means `3·w > 2·W` of the epoch's stake. Messages name (epoch, view). Views start at 1 in
-    each epoch; view 0 is its root, the last block of the epoch before. The rules (DESIGN 6):
+    each epoch; view 0 is its root, the last block of the epoch before. The rules:
 
     R1  On entering view v start two timers: 2Δ for the leader's proposal, 3Δ to advance. Both are
         longer by the interval for which a leader without work may wait; once its proposal is

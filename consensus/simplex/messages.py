@@ -272,7 +272,7 @@ class Config:
 
     `is_last(height)`: whether the block at this height is its epoch's last.
     `body_matches(block)`: whether transactions and evidence are those the header commits to.
-    `delta_floor_ms`/`delta_cap_ms` bound Δ; the cap is the stated liveness assumption (DESIGN 6).
+    `delta_floor_ms`/`delta_cap_ms` bound Δ; the cap is the stated liveness assumption.
     `empty_interval_ms`: how long a leader without work waits; the timers of R1 allow for it.
     `on_rule`: told of each branch of a rule that is taken; it must not change anything.
     """

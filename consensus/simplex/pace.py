@@ -1,4 +1,4 @@
-"""Δ, and which leaders have fallen silent (DESIGN 6)."""
+"""Δ, and which leaders have fallen silent."""
 
 from __future__ import annotations
 

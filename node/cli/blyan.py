@@ -1,4 +1,4 @@
-"""`blyan`: what contributors and readers do (DESIGN 1)."""
+"""`blyan`: what contributors and readers do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`blyan-node`: what an operator does (DESIGN 1). Heavy imports wait until a command needs them."""
+"""`blyan-node`: what an operator does. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 

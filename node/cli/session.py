@@ -1,7 +1,7 @@
 """What every command of both programs shares: --home, --node, --json, and how a program ends.
 
 Options stand before or after a subcommand alike; the one nearest to the end of the line wins.
-Exit codes (DESIGN 9): 0 ok, 1 failed, 2 usage, 3 unreachable, 4 rejected, 5 timeout,
+Exit codes: 0 ok, 1 failed, 2 usage, 3 unreachable, 4 rejected, 5 timeout,
 65 corrupt data, 77 locked, 130 interrupted.
 """
 

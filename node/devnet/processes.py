@@ -18,7 +18,8 @@ from chain.errors import BlyanError, DeadlineError
 
 GRACE_S = 4.0  # between SIGTERM and SIGKILL, so that Ctrl-C is done within five seconds
 TAIL_BYTES = 2000
-# -P: the current directory must not shadow our packages. One thread: FINDINGS.md, torch speed.
+# -P: the current directory must not shadow our packages. One
+# thread: two of torch's spin against each other.
 PYTHON = (sys.executable, "-P", "-m")
 _KEPT = ("BLYAN_DEBUG",)
 

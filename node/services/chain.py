@@ -32,7 +32,7 @@ Finalized = Callable[[Block, Executed], None]
 
 def vrf_input(parent: Header, epoch: int, view: int) -> bytes:
     """What a leader's VRF is evaluated on: the output before, and the block's own epoch and view,
-    in which it was first proposed (DESIGN 6, docs/spec/vrf.md)."""
+    in which it was first proposed (docs/spec/vrf.md)."""
     return VRF_INPUT.hash(parent.vrf_output, u64_be(epoch), u64_be(view))
 
 

@@ -1,4 +1,4 @@
-"""The least Δ that this node's network and machine allow (DESIGN 6; docs/spec/consensus.md, DL).
+"""The least Δ that this node's network and machine allow (docs/spec/consensus.md, DL).
 
 Δ is twice the round trip within which two thirds of the stake answered, and what execution may
 take. A floor that follows what is measured keeps Δ from falling, at each finality, to where the

@@ -1,5 +1,5 @@
 """The duties of custodians: aggregate, recompute what others aggregated, hold the result
-(DESIGN 7.6 to 7.8; docs/spec/rounds.md, "Aggregation").
+(docs/spec/rounds.md, "Aggregation").
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The duties of an event of custody: commit in time, recompute what others committed to, show what
-is wrong or disputed (DESIGN 6; docs/spec/custody.md).
+is wrong or disputed (docs/spec/custody.md).
 
 Only what is held here counts: what would have to be fetched first is not kept, and that is what
 the chain asks.

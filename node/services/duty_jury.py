@@ -1,4 +1,4 @@
-"""The duties of jurors and auditors (DESIGN 7.4, 7.5; docs/spec/rounds.md, "Screen", "Replay")."""
+"""The duties of jurors and auditors (docs/spec/rounds.md, "Screen", "Replay")."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs
 SLICES = limits.MAX_SLICES  # windows of one verdict: the paired test is as sharp as a vote holds
 TOGETHER_S = 1.0  # for which a vote waits for our others: blocks that have one each cost most
 UPLOAD_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  # while a checkpoint may be on its way from its learner
-FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots (FINDINGS, PoL)
+FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots
 
 
 # --- before the screen -----------------------------------------------------------------

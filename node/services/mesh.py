@@ -1,6 +1,6 @@
 """Validators find and keep each other: every one has a connection with every other.
 
-Votes travel directly (DESIGN 6), and nobody else dials a validator for us. The chain names each
+Votes travel directly, and nobody else dials a validator for us. The chain names each
 member's peer id, and addresses if its account has announced any; the peer exchange and the DHT know
 the rest. Whoever cannot be reached is redialled for ever; what it must hear is flooded meanwhile
 (`node.services.flood`).

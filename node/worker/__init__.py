@@ -1,1 +1,1 @@
-"""The training process: torch lives here, and may die without harm to the node (DESIGN 9)."""
+"""The training process: torch lives here, and may die without harm to the node."""

@@ -32,7 +32,7 @@ from tests.sim.world import World
 
 LAST_VIEW = m.View(2**64 - 1)
 MEASURE_MS = 1000  # how often the floor of Δ follows the links, where it does
-DRIFT_MS = 2000  # a header's time is at most this far ahead of its voter's clock (DESIGN 5)
+DRIFT_MS = 2000  # a header's time is at most this far ahead of its voter's clock
 
 
 @dataclass(frozen=True)

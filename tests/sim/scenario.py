@@ -16,7 +16,7 @@ from tests.sim.storm import Fury, Storm, hold_back
 from tests.sim.world import Weather, World
 
 BLOCKS_AFTER_GST = 10
-LIVENESS_DELTAS = 20 * BLOCKS_AFTER_GST  # DESIGN 6: ten blocks within 20Δ·10, Δ at its cap
+LIVENESS_DELTAS = 20 * BLOCKS_AFTER_GST  # ten blocks within 20Δ·10, Δ at its cap
 EXILE_MS = 15_000  # of a good network: more blocks than are fetched one by one
 NEAR_VIEWS = 3  # apart, at most, that honest nodes are in a good network
 EPOCHS = 120  # more than a run has

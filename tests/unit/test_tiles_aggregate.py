@@ -163,7 +163,7 @@ def test_short_deltas_are_not_everyones_nearest() -> None:
 
 
 def test_flipped_signs_are_bounded() -> None:
-    """FINDINGS: 2 of 8 with signs flipped, ten times as long. A plain mean goes backwards."""
+    """2 of 8 with signs flipped, ten times as long. A plain mean goes backwards."""
     deltas = learners(8)
     honest_mean = sum(deltas[2:]) / 6
     deltas[0], deltas[1] = deltas[0] * -10, deltas[1] * -10

@@ -139,7 +139,7 @@ def test_precision_and_size() -> None:
     sparse, dense = spec(0, "sparse", 2**20), spec(1, "dense", 20_000)
     shards = {0: noisy(2**20, 1), 1: noisy(20_000, 2)}
     payload, decoded = encode_delta(bytes(32), shards, [sparse, dense], 64)
-    assert len(payload) < 20_900 + 2 * 20_000 + 200  # FINDINGS: 20 KiB a tile at 64 of 4096
+    assert len(payload) < 20_900 + 2 * 20_000 + 200  # 20 KiB a tile at 64 of 4096
     largest = np.abs(shards[1]).max()
     assert np.abs(decoded[1].floats() - shards[1]).max() <= largest / 2**15
     kept = decoded[0].units != 0

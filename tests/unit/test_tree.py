@@ -174,7 +174,7 @@ def test_leaves_of_no_subtree_are_refused() -> None:
 
 
 def test_proofs_stay_small() -> None:
-    """DESIGN 5: at most 2 KB in the honest case; depth grows with log2 of the number of keys."""
+    """At most 2 KB in the honest case; depth grows with log2 of the number of keys."""
     content = {i.to_bytes(4, "big"): b"v" for i in range(20_000)}
     tree = StateTree.empty().set_many(content)
     largest = max(len(encode(tree.prove(i.to_bytes(4, "big")))) for i in range(0, 21_000, 50))
