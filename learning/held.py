@@ -47,6 +47,11 @@ def held_experts(spec: ModelSpec, shards: Collection[int]) -> Held | None:
     return held
 
 
+def shards_of(spec: ModelSpec, held: Held | None) -> tuple[int, ...]:
+    """The inverse of `held_experts`: what a manifest lists."""
+    return () if held is None else tuple(shard.index for shard in layout_of(spec, held))
+
+
 def imbalance(loads: npt.NDArray[np.int64], held: Held | None = None) -> tuple[float, ...]:
     """Of each layer the busiest expert's load over the mean one, of the experts that are here; 1 is
     even. `loads`: int64 [layers, experts]."""

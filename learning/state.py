@@ -10,7 +10,7 @@ so any 256 KiB of a state can be opened. Router biases stand in the weights of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -65,9 +65,8 @@ class TrainState:
 
     def leaves(self) -> tuple[Hash32, ...]:
         """What the state hash is the list root of; open one with `tiles.merkle.merkle_proof`."""
-        counters = TRAIN_STATE.hash(u64_be(self.step), u64_be(self.updates), u64_be(self.draws))
         roots = (sections_root(part) for part in (self.weights, self.first, self.second))
-        return (*roots, counters)
+        return (*roots, counters_leaf(header_of(self)))
 
     def hash(self) -> Hash32:
         return merkle.merkle_root(self.leaves())
@@ -94,10 +93,23 @@ def residual_root(residual: Sequence[bytes] | None) -> Hash32:
 
 def serialize_state(state: TrainState) -> bytes:
     """header length (4 bytes big-endian), header, weights, first, second."""
+    return join_state(header_of(state), (*state.weights, *state.first, *state.second))
+
+
+def join_state(header: StateHeader, parts: Iterable[bytes]) -> bytes:
+    """A serialised state of whatever its sections were cut into."""
+    raw = encode(header)
+    return b"".join([len(raw).to_bytes(_LENGTH_BYTES, "big"), raw, *parts])
+
+
+def header_of(state: TrainState) -> StateHeader:
     sizes = tuple(len(section) for section in state.weights)
-    header = encode(StateHeader(state.step, state.updates, state.draws, sizes))
-    length = len(header).to_bytes(_LENGTH_BYTES, "big")
-    return b"".join([length, header, *state.weights, *state.first, *state.second])
+    return StateHeader(state.step, state.updates, state.draws, sizes)
+
+
+def counters_leaf(header: StateHeader) -> Hash32:
+    """The last of the leaves of a state hash."""
+    return TRAIN_STATE.hash(u64_be(header.step), u64_be(header.updates), u64_be(header.draws))
 
 
 def deserialize_state(spec: ModelSpec, data: bytes, held: Held | None = None) -> TrainState:
@@ -126,9 +138,9 @@ def deserialize_state(spec: ModelSpec, data: bytes, held: Held | None = None) ->
     return TrainState(weights, first, second, header.step, header.updates, header.draws)
 
 
-def is_state(spec: ModelSpec, data: bytes, state_hash: Hash32) -> bool:
-    """Whether these bytes are the training state of this model with this hash."""
+def is_state(spec: ModelSpec, data: bytes, state_hash: Hash32, held: Held | None = None) -> bool:
+    """Whether these bytes are the training state of this model, or part, with this hash."""
     try:
-        return deserialize_state(spec, data).hash() == state_hash
+        return deserialize_state(spec, data, held).hash() == state_hash
     except DecodeError:
         return False

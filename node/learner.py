@@ -13,16 +13,19 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from chain import records as r
-from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
+from chain.errors import DeadlineError, InputError, TxError, UnreachableError, WorkerError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import RoundPhase
 from chain.transactions import PodlManifest
 from chain.types import BlobId, PubKey, ShardIndex
 from corpus.batches import Assignment
+from learning.held import Held, held_experts, shards_of
 from learning.profile import Kind
 from learning.spec import ModelSpec, TrainingSpec
+from learning.state import sections_root
 from node.data import RoundData, fetch_round_data
 from node.learner_files import LearnerFiles, Memory, Prepared
+from node.round_specs import RoundSpecs
 from node.submission import Progress, Submission, Summary
 from node.verified import VerifiedReader
 from node.worker.client import TrainJob, TrainOutcome, Worker
@@ -57,9 +60,13 @@ class Learner:
         worker: Worker,
         progress: Progress,
         profile: Kind = "native",
+        experts: Sequence[int] = (),
     ) -> None:
+        """`experts`: of each layer, those that are held and trained beside the trunk; none stands
+        for all."""
         self._reader, self._files, self._worker = reader, files, worker
         self._profile: Kind = profile
+        self._experts = tuple(sorted(set(experts)))
         self._progress = progress
         self._submission = Submission(reader, keys, files, progress)
         self._text: tuple[Hash32, RoundData] | None = None  # by holdout id
@@ -85,7 +92,8 @@ class Learner:
         resumed = await self._submission.resume()
         if resumed is not None:
             return resumed
-        joined = await self._submission.join()
+        held = self._held(await self._reader.specs_now())
+        joined = await self._submission.join(shards=held)
         profile = asyncio.create_task(self._worker.profile(self._profile))  # while we wait
         try:
             watch = self._submission.watch
@@ -108,9 +116,25 @@ class Learner:
 
     # --- what to train on --------------------------------------------------------------------
 
+    def _held(self, specs: RoundSpecs) -> tuple[ShardIndex, ...]:
+        """The shards of what we hold, none for all. InputError if the model has no such part."""
+        if not self._experts:
+            return ()
+        if strange := [e for e in self._experts if not 0 <= e < specs.model.experts]:
+            raise InputError(
+                f"expert {strange[0]}: the model has {specs.model.experts} a layer, numbered from 0"
+            )
+        if len(self._experts) == specs.model.experts:
+            return ()
+        held = Held((self._experts,) * specs.model.layers)
+        return tuple(ShardIndex(i) for i in shards_of(specs.model, held))
+
     async def _base(self, record: r.RoundRecord) -> list[bytes]:
-        """The round's base model, every tile verified up to the root in the round's record."""
+        """The round's base model, as far as we hold it, every tile verified up to the root in the
+        round's record."""
         versions = await self._reader.model_roots(record.base_root)
+        if held := self._held(await self._reader.round_specs(record.number)):
+            versions = [version for version in versions if version.spec.index in held]
         shards = await self._reader.shards(versions)
         self._progress.say(
             f"fetched model {record.base_root.hex()[:16]}: {len(shards)} shards, "
@@ -136,14 +160,19 @@ class Learner:
             await asyncio.to_thread(self._files.save_blob, blob, held)
         return held
 
-    async def _memory(self, spec: ModelSpec, account: PubKey) -> Memory | None:
+    async def _memory(self, spec: ModelSpec, account: PubKey, held: Held | None) -> Memory | None:
         """Optimizer and residual as the chain chains them; None to start from zero."""
         last = await self._reader.read(r.LearnerRecord, r.learner_key(account))
         if last is None or last.residual == ZERO_HASH:
             return None
-        memory = await asyncio.to_thread(self._files.memory, spec, last.residual, last.optimizer)
+        memory = await asyncio.to_thread(
+            self._files.memory, spec, last.residual, last.optimizer, held
+        )
         if memory is None:
-            self._progress.say("the last round's optimizer state is not here; starting from zero")
+            self._progress.say(
+                "the last round's optimizer state is not here, or of another part of the model; "
+                "starting from zero"
+            )
         return memory
 
     # --- training ------------------------------------------------------------------------------
@@ -194,10 +223,13 @@ class Learner:
         assignment = Assignment(
             data.train, record.seed, account, record.number, batch=rule.batch, context=spec.context
         )
-        memory = await self._memory(spec, account)
+        shards = self._held(specs)
+        held = held_experts(spec, shards)
+        memory = await self._memory(spec, account, held)
         batches = await asyncio.to_thread(assignment.batches, 0, rule.steps)
         await self._begin(record, profile)
-        done = await asyncio.to_thread(self._files.training, spec, rule, record)
+        root = await asyncio.to_thread(sections_root, base)
+        done = await asyncio.to_thread(self._files.training, spec, rule, record, root, held)
         if done:
             at = (len(done) - 1) * rule.segment_steps
             self._progress.say(f"going on from the checkpoint after step {at} of {rule.steps}")
@@ -212,6 +244,7 @@ class Learner:
             residual=memory.residual if memory else None,
             profile=self._profile,
             done=done,
+            shards=shards,
         )
         outcome = await self._trained(record, job)
         self._progress.say(
@@ -220,7 +253,7 @@ class Learner:
             f"{max(outcome.imbalance):.2f} × the mean; payload {len(outcome.payload):,} bytes"
         )
         batch_root = await asyncio.to_thread(assignment.root, rule.steps)
-        return await self._prepare(record, rule, outcome, batch_root)
+        return await self._prepare(record, rule, outcome, batch_root, shards)
 
     async def _trained(self, record: r.RoundRecord, job: TrainJob) -> TrainOutcome:
         """The training's outcome, also if a worker dies on the way."""
@@ -229,7 +262,10 @@ class Learner:
                 return await self._try_training(record, job)
             except WorkerError as error:
                 self._progress.say(f"{error}; starting another")
-            done = await asyncio.to_thread(self._files.training, job.model, job.training, record)
+            root, held = sections_root(job.base), held_experts(job.model, job.shards)
+            done = await asyncio.to_thread(
+                self._files.training, job.model, job.training, record, root, held
+            )
             job = replace(job, done=done)
         return await self._try_training(record, job)
 
@@ -265,7 +301,12 @@ class Learner:
             index += 1
 
     async def _prepare(
-        self, record: r.RoundRecord, rule: TrainingSpec, outcome: TrainOutcome, batch_root: Hash32
+        self,
+        record: r.RoundRecord,
+        rule: TrainingSpec,
+        outcome: TrainOutcome,
+        batch_root: Hash32,
+        shards: tuple[ShardIndex, ...],
     ) -> Prepared:
         manifest = PodlManifest(
             round=record.number,
@@ -285,7 +326,7 @@ class Learner:
             optimizer_after=outcome.optimizer_after,
             payload_root=outcome.payload_root,
             density=rule.density(record.number),
-            shards=tuple[ShardIndex, ...](),
+            shards=shards,
         )
         salt, blob, size = await self._submission.upload(outcome.payload)
         prepared = Prepared(manifest, salt, blob, size)

@@ -30,6 +30,7 @@ from chain.hashes import BLOB, ZERO_HASH, Hash32
 from chain.records import RoundRecord
 from chain.transactions import PodlManifest
 from chain.types import BlobId, ChainId, PubKey
+from learning.held import Held, layout_of
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import deserialize_state, is_state, residual_root, sections_root
 from node.home import Home, exclusive, write_private
@@ -116,12 +117,15 @@ class LearnerFiles:
 
     # --- optimizer and residual ------------------------------------------------------------
 
-    def memory(self, spec: ModelSpec, residual: Hash32, optimizer: Hash32) -> Memory | None:
-        """What the last round left, if it is what the chain says (two roots); None if not."""
+    def memory(
+        self, spec: ModelSpec, residual: Hash32, optimizer: Hash32, held: Held | None = None
+    ) -> Memory | None:
+        """What the last round left, if it is what the chain says (two roots) and of the part of the
+        model that is `held`; None if not."""
         state, left = self._read("last.state"), self._read("last.residual")
         if state is None or left is None or residual == ZERO_HASH:
             return None
-        sizes = [shard.data_bytes for shard in spec.shards()]
+        sizes = [shard.data_bytes for shard in layout_of(spec, held)]
         if len(left) != sum(sizes):
             return None
         sections, start = [], 0
@@ -129,7 +133,7 @@ class LearnerFiles:
             sections.append(left[start : start + size])
             start += size
         try:
-            if deserialize_state(spec, state).optimizer_root() != optimizer:
+            if deserialize_state(spec, state, held).optimizer_root() != optimizer:
                 return None
         except BlyanError:
             return None
@@ -155,17 +159,25 @@ class LearnerFiles:
             return None
         return (self._read(f"{name}/profile") or b"").decode(errors="replace")
 
-    def training(self, spec: ModelSpec, training: TrainingSpec, round_: RoundRecord) -> list[bytes]:
-        """Checkpoints of a round's training that was interrupted, from its first on."""
+    def training(
+        self,
+        spec: ModelSpec,
+        training: TrainingSpec,
+        round_: RoundRecord,
+        base_root: Hash32,
+        held: Held | None = None,
+    ) -> list[bytes]:
+        """Checkpoints of a round's training that was interrupted, from its first on, which is of
+        weights with this root."""
         found: list[bytes] = []
         for index in range(training.segments + 1):
-            data = self.checkpoint(spec, round_, index)
+            data = self.checkpoint(spec, round_, index, held)
             if data is None:
                 break
-            state = deserialize_state(spec, data)
+            state = deserialize_state(spec, data, held)
             first = index == 0
             if state.step != index * training.segment_steps or (
-                first and sections_root(state.weights) != round_.base_root
+                first and sections_root(state.weights) != base_root
             ):
                 break
             found.append(data)
@@ -190,13 +202,15 @@ class LearnerFiles:
         self._write(f"{name}.hash", state_hash, sync=False)
         self._write(f"{name}.state", state, sync=False)
 
-    def checkpoint(self, spec: ModelSpec, round_: RoundRecord, index: int) -> bytes | None:
+    def checkpoint(
+        self, spec: ModelSpec, round_: RoundRecord, index: int, held: Held | None = None
+    ) -> bytes | None:
         """One of a round's checkpoints; None if it is not here, or not what was kept."""
         name = f"{_training_name(round_)}/{index}"
         state_hash, state = self._read(f"{name}.hash"), self._read(f"{name}.state")
-        if state_hash is None or state is None or not is_state(spec, state, Hash32(state_hash)):
+        if state_hash is None or state is None:
             return None
-        return state
+        return state if is_state(spec, state, Hash32(state_hash), held) else None
 
     def drop_training(self, but: RoundRecord | None = None) -> None:
         """Forget checkpoints: their round is over for us."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
 from chain import records as r
+from chain.codec import encode
 from chain.errors import BlyanError, DeadlineError, InputError, TxError, UnreachableError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import DeltaStatus, RoundPhase
@@ -28,8 +29,11 @@ from chain.transactions import (
     PodlManifest,
     delta_commitment,
 )
-from chain.types import BlobId, PubKey, TxId
-from learning.state import is_state
+from chain.types import BlobId, PubKey, ShardIndex, TxId
+from learning import state_parts
+from learning.held import held_experts
+from learning.state import deserialize_state, is_state
+from learning.state_parts import is_parted
 from node.learner_files import LearnerFiles, Prepared
 from node.patience import Patience, RunningClock
 from node.sealed import SALT_BYTES, seal
@@ -155,26 +159,27 @@ class Submission:
 
     # --- joining ---------------------------------------------------------------------------
 
-    async def join(self, *, late: bool = False) -> r.RoundRecord:
-        """Declare for the next round that can be declared for; the round. `late`: a round that
-        trains already will do (a delta that proves nothing needs no declaration)."""
+    async def join(self, *, late: bool = False, shards: Sequence[ShardIndex] = ()) -> r.RoundRecord:
+        """Declare for the next round that can be declared for, and what is held if that is a part;
+        the round. `late`: a round that trains already will do (a delta that proves nothing needs no
+        declaration)."""
         while True:
             record = await self.reader.current_round()
             training = record.phase in (RoundPhase.SEED, RoundPhase.TRAIN)
             if training and (late or self.account in record.joined):
                 return record
             if record.phase == RoundPhase.OPEN:
-                if self.account in record.joined or await self._declare(record.number):
+                if self.account in record.joined or await self._declare(record.number, shards):
                     self.progress.say(f"joined round {record.number}")
                     return record
                 continue
             self.progress.say(f"round {record.number} is past joining; waiting for the next one")
             await self.watch.round(record.number, lambda x: x.phase == RoundPhase.DONE)
 
-    async def _declare(self, number: int) -> bool:
+    async def _declare(self, number: int, shards: Sequence[ShardIndex] = ()) -> bool:
         """Whether the declaration was in time."""
         try:
-            await self._send(JoinRound(number, ()))
+            await self._send(JoinRound(number, tuple(shards)))
         except TxError as error:
             if error.code == "no_slot":
                 self.progress.say(f"{error}; waiting for the next round")
@@ -234,13 +239,21 @@ class Submission:
         segment = record.audit_segment
         expected = manifest.state_hashes[segment]
         spec = (await self.reader.round_specs(manifest.round)).model
-        state = await asyncio.to_thread(self.files.checkpoint, spec, record, segment)
-        if state is None or not await asyncio.to_thread(is_state, spec, state, expected):
+        held = held_experts(spec, manifest.shards)
+        state = await asyncio.to_thread(self.files.checkpoint, spec, record, segment, held)
+        if state is None or not await asyncio.to_thread(is_state, spec, state, expected, held):
             self.progress.say(
                 f"segment {segment} was drawn to be replayed, and the checkpoint that it begins "
                 "at is not here, or damaged: this delta proves nothing"
             )
             return
+        if is_parted(spec, held):
+            cut = await asyncio.to_thread(
+                lambda data: state_parts.cut(deserialize_state(spec, data, held)), state
+            )
+            for root, tile in cut.tiles.items():
+                await self._client.put_checkpoint(root, tile)
+            state = encode(cut.index)  # last: who finds it finds all
         await self._client.put_checkpoint(expected, state)
         self.progress.say(f"segment {segment} was drawn to be replayed: uploaded its checkpoint")
 

@@ -33,8 +33,16 @@ EXIT_REJECTED = 4
     help="Numeric profile: native; exact, which any machine can replay, at about three times the "
     "work; or bf16, on a GPU where there is one. [default: the configuration's]",
 )
+@click.option(
+    "--experts",
+    metavar="LIST",
+    help="Hold and train these experts of each layer and what is not an expert, as in 0,3. "
+    "[default: the whole model]",
+)
 @pass_session
-def train(session: Session, rounds: int, key: str | None, profile: str | None) -> int:
+def train(
+    session: Session, rounds: int, key: str | None, profile: str | None, experts: str | None
+) -> int:
     """Train rounds on the network's data, and submit what was learnt.
 
     Data, batches and hyper-parameters follow from the chain. Interrupted? Run it again: it goes
@@ -48,7 +56,9 @@ def train(session: Session, rounds: int, key: str | None, profile: str | None) -
     Examples:
       blyan train --rounds 3
       blyan train --key alice --node http://127.0.0.1:8646
+      blyan train --experts 0,3
     """
+    chosen = _experts(experts)
     keys = session.keys(key)
     kind = cast(Kind, profile or session.config.profile)
     progress = TerminalProgress()
@@ -59,7 +69,7 @@ def train(session: Session, rounds: int, key: str | None, profile: str | None) -
         worker = Worker()
         try:
             with files.lock(), pausable(worker, progress):
-                learner = Learner(reader, keys, files, worker, progress, kind)
+                learner = Learner(reader, keys, files, worker, progress, kind, chosen)
                 found = []
                 for _ in range(rounds):
                     summary = await learner.train_round()
@@ -95,6 +105,17 @@ def pausable(worker: Worker, progress: TerminalProgress) -> Iterator[None]:
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
+
+
+def _experts(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no list of numbers, as in 0,3", param_hint="'--experts'"
+        ) from None
 
 
 def headline(summary: Summary) -> str:

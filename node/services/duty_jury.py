@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from chain import limits
@@ -30,19 +30,23 @@ from chain.transactions import (
 )
 from consensus import pol
 from corpus.batches import Slices
+from learning.held import Held, held_experts, layout_of
 from learning.profile import kind_of
 from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, is_state, sections_root
+from learning.state_parts import is_index, is_parted, is_tile, join, read_index
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
 from node.worker.client import Worker
+from tiles import merkle
 from tiles.delta import delta_header, payload_root
 
 log = logging.getLogger("blyan.duties")
 WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs torch)
 SLICES = limits.MAX_SLICES  # windows of one verdict: the paired test is as sharp as a vote holds
 TOGETHER_S = 1.0  # for which a vote waits for our others: blocks that have one each cost most
+TILES_AT_ONCE = 4  # of a checkpoint that is asked for
 UPLOAD_PAUSES_S = (0.25, 0.5, 1.0, 2.0)  # while a checkpoint may be on its way from its learner
 FRACTION = (1, 5)  # of the delta that is evaluated: the whole one overshoots
 
@@ -146,7 +150,10 @@ def check_payload(
         raise VerifyError("the payload is a delta of another base")
     if header.density != manifest.density:
         raise VerifyError("the payload has another density than its manifest")
-    rule = context.specs(current.number).training
+    if manifest.shards and not {e.shard for e in header.shards} <= set(manifest.shards):
+        raise VerifyError("the payload has a shard that the manifest does not name")
+    specs = context.specs(current.number)
+    rule = specs.training
     if not rule.is_coded_by(header.density):
         raise VerifyError("the payload has another coding than the round's training rule")
     if manifest.proven:
@@ -155,6 +162,7 @@ def check_payload(
             raise VerifyError("the manifest's steps or density are not the protocol's")
         try:
             kind_of(manifest.profile)
+            held_experts(specs.model, manifest.shards)
         except InputError as error:
             raise VerifyError(str(error)) from None
 
@@ -192,17 +200,24 @@ async def _replayed(
     specs = context.specs(current.number)
     model, training = specs.model, specs.training
     first, last = training.segment_range(segment)
-    checkpoint = await _checkpoint(context, model, manifest.state_hashes[segment])
-    state = deserialize_state(model, checkpoint)
+    try:
+        held = held_experts(model, manifest.shards)
+    except InputError:
+        return Verdict.NO, ZERO_HASH  # no training is of that part
+    base_root = _base_root(context, current, model, held)
+    checkpoint = await _checkpoint(context, model, manifest.state_hashes[segment], held)
+    state = await asyncio.to_thread(deserialize_state, model, checkpoint, held)
     drawn = first * training.batch * WORDS_PER_WINDOW
     sound = (state.step, state.draws) == (first, drawn)
     if segment == 0:
-        sound &= await asyncio.to_thread(starts_at_base, state, current.base_root, manifest)
+        sound &= await asyncio.to_thread(starts_at_base, state, base_root, manifest)
     if not sound:
         return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
     batches = await asyncio.to_thread(assignment.batches, first, last)
     try:
-        found = await context.worker.replay(model, training, checkpoint, batches, manifest.profile)
+        found = await context.worker.replay(
+            model, training, checkpoint, batches, manifest.profile, manifest.shards
+        )
     except (ConfigError, InputError) as error:  # a profile that is unknown, or not had here
         log.warning("the audit of a delta of round %d is left out: %s", current.number, error)
         return Verdict.UNAVAILABLE, ZERO_HASH
@@ -212,26 +227,61 @@ async def _replayed(
     return (Verdict.YES if same else Verdict.NO), found.after
 
 
-async def _checkpoint(context: DutyContext, model: ModelSpec, state_hash: Hash32) -> bytes:
+def _base_root(
+    context: DutyContext, current: r.RoundRecord, model: ModelSpec, held: Held | None
+) -> Hash32:
+    """The root over the shards of a part of the round's base: the newest model's, until the round
+    is aggregated."""
+    if held is None:
+        return current.base_root
+    state = context.state()
+    shards = [state.need(r.ShardRecord, r.shard_key(s.index)) for s in layout_of(model, held)]
+    return merkle.model_root([shard.root for shard in shards])
+
+
+async def _checkpoint(
+    context: DutyContext, model: ModelSpec, state_hash: Hash32, held: Held | None
+) -> bytes:
     """A training state by its hash, recomputed here. Its learner uploads it as soon as it is drawn,
     as we ask for it: UnreachableError if nobody has it after a few tries."""
-    matches = partial(is_state, model, state_hash=state_hash)
-    pauses = iter(UPLOAD_PAUSES_S)
-    while True:
+    if not is_parted(model, held):
+        return await _uploaded(context, state_hash, partial(is_state, model, held=held))
+    raw = await _uploaded(context, state_hash, partial(is_index, model, held=held))
+    index = read_index(model, raw, state_hash, held)
+    room = asyncio.Semaphore(TILES_AT_ONCE)
+
+    async def tile(root: Hash32) -> bytes:
+        async with room:
+            return await _part(context, root, limits.TILE_BYTES, partial(is_tile, root=root))
+
+    roots = list(set(index.tile_roots))
+    tiles = await asyncio.gather(*map(tile, roots))
+    return await asyncio.to_thread(join, index, dict(zip(roots, tiles, strict=True)))
+
+
+async def _uploaded(context: DutyContext, state_hash: Hash32, is_of: Callable[..., bool]) -> bytes:
+    """What a learner has uploaded under a state hash, or uploads by and by."""
+    matches = partial(is_of, state_hash=state_hash)
+    for pause in UPLOAD_PAUSES_S:
         try:
-            data = await context.node.blobs.get_checkpoint(state_hash, check=matches)
+            return await _part(context, state_hash, limits.MAX_BLOB_BYTES, matches)
         except UnreachableError:
-            if (pause := next(pauses, None)) is None:
-                raise
             await asyncio.sleep(pause)
-            continue
-        if not await asyncio.to_thread(matches, data):  # another asker's fetch, less strict
-            raise UnreachableError(f"no checkpoint of state {state_hash.hex()} that holds")
-        return data
+    return await _part(context, state_hash, limits.MAX_BLOB_BYTES, matches)
+
+
+async def _part(
+    context: DutyContext, name: Hash32, most: int, matches: Callable[[bytes], bool]
+) -> bytes:
+    data = await context.node.blobs.get_checkpoint(name, most=most, check=matches)
+    if not await asyncio.to_thread(matches, data):  # another asker's fetch, less strict
+        raise UnreachableError(f"no checkpoint {name.hex()} that holds")
+    return data
 
 
 def starts_at_base(state: TrainState, base_root: Hash32, manifest: PodlManifest) -> bool:
-    """Whether a round's first state is its base, with the optimizer that the manifest chains."""
+    """Whether a round's first state is its base, or the part with this root, with the optimizer
+    that the manifest chains."""
     moments = (*state.first, *state.second)
     fresh = all(part.count(0) == len(part) for part in moments)
     return (

@@ -42,8 +42,7 @@ MAX_WAITING = 64  # jobs in line
 _ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our packages
 _DEATH_S = 5.0  # for a process whose pipe has ended to say how it ended
 _LOG_LINES = 20  # kept to explain a death
-_LOG_LINE_BYTES = 64 * 1024
-_LEFT_BYTES = 1 << 20
+_PIPE_BYTES = 64 * 1024  # read at a time
 
 Windows = npt.NDArray[np.uint8]
 
@@ -71,7 +70,8 @@ class TrainJob:
 
     `previous`: the last checkpoint of this learner's last round, for its optimizer, or None.
     `batches`: uint8 [steps, batch, context + 1]. `done`: checkpoints of this very round from its
-    first on, if its training was interrupted: it goes on after the last of them.
+    first on, if its training was interrupted: it goes on after the last of them. `shards`: of the
+    part of the model that all of it is of, as a manifest lists them; none stands for all.
     """
 
     model: ModelSpec
@@ -84,6 +84,7 @@ class TrainJob:
     residual: Sequence[bytes] | None = None
     profile: Kind = "native"
     done: Sequence[bytes] = ()
+    shards: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +271,7 @@ class Worker:
             "residual": None if job.residual is None else list(job.residual),
             "profile": job.profile,
             "done": list(job.done),
+            "held": list(job.shards),
         }
         began = self.clock.seconds()
         result = await self._call(request, on_event)
@@ -290,9 +292,10 @@ class Worker:
         state: bytes,
         batches: Windows,
         profile: str,
+        shards: Sequence[int] = (),
     ) -> Replay:
         """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint,
-        under a manifest's profile.
+        under a manifest's profile and of its shards.
 
         Raises DecodeError if `state` is no training state of this model, InputError for a profile
         that this version does not know.
@@ -304,6 +307,7 @@ class Worker:
             "state": state,
             "batches": batches.tobytes(),
             "profile": profile,
+            "held": list(shards),
         }
         result = await self._call(request, lambda _: None)
         return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
@@ -451,7 +455,7 @@ class Worker:
         return self._process
 
     async def _drain(self, stderr: asyncio.StreamReader) -> None:
-        while chunk := await stderr.read(_LOG_LINE_BYTES):
+        while chunk := await stderr.read(_PIPE_BYTES):
             for line in chunk.decode(errors="replace").splitlines():
                 if line.strip():
                     self._log.append(line)
@@ -475,14 +479,12 @@ class Worker:
         if process is None:
             return
         if process.returncode is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now
                 process.kill()
-            except ProcessLookupError:
-                log.debug("the worker had ended already")
         if process.stdout is not None:
             # A pipe with unread bytes is never at its end, and `wait` waits for the pipes, too.
             with contextlib.suppress(RuntimeError):  # a job still reads, and reads to the end
-                while await process.stdout.read(_LEFT_BYTES):
+                while await process.stdout.read(_PIPE_BYTES):
                     pass
         await process.wait()
 

@@ -16,7 +16,7 @@ from learning.conformance import ops_of, profile_of
 from learning.evaluate import holdout_loss, holdout_windows, measure, to_nano, window_losses
 from learning.exact_math import DivergedError
 from learning.generate import generate
-from learning.held import imbalance
+from learning.held import held_experts, imbalance
 from learning.profile import KINDS, Kind, kind_of
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import TrainState, deserialize_state, serialize_state
@@ -79,13 +79,14 @@ def _train(request: Message, emit: Emit) -> Message:
     training = TrainingSpec.from_json(request["training"])
     shape = (training.steps, training.batch, spec.context + 1)
     batches = _bytes_array(request["batches"], shape)
+    held = held_experts(spec, request["held"])
     base, previous, done = request["shards"], request["previous"], request["done"]
     if done:
-        states = [deserialize_state(spec, data) for data in done]
+        states = [deserialize_state(spec, data, held) for data in done]
     elif previous is None:
         states = [TrainState.fresh(base)]
     else:
-        states = [deserialize_state(spec, previous).next_round(base)]
+        states = [deserialize_state(spec, previous, held).next_round(base)]
     hashes: list[Hash32] = []
     losses: list[float] = []
 
@@ -106,7 +107,9 @@ def _train(request: Message, emit: Emit) -> Message:
 
     for segment in range(len(states) - 1, training.segments):
         last = training.segment_range(segment)[1]
-        state = train_segment(spec, training, state, batches.__getitem__, last, step_done, ops)
+        state = train_segment(
+            spec, training, state, batches.__getitem__, last, step_done, ops, held
+        )
         reached(state)
     out = compress(
         spec,
@@ -116,6 +119,7 @@ def _train(request: Message, emit: Emit) -> Message:
         base,
         state.weights,
         request["residual"],
+        held,
     )
     return {
         "payload": out.payload,
@@ -129,7 +133,7 @@ def _train(request: Message, emit: Emit) -> Message:
         "profile": profile,
         "first_loss": losses[0] if losses else 0.0,
         "last_loss": losses[-1] if losses else 0.0,
-        "imbalance": imbalance(loads),
+        "imbalance": imbalance(loads, held),
     }
 
 
@@ -141,7 +145,8 @@ def _replay(request: Message, emit: Emit) -> Message:
     spec = ModelSpec.from_json(request["model"])
     training = TrainingSpec.from_json(request["training"])
     batches = _bytes_array(request["batches"], (-1, training.batch, spec.context + 1))
-    state = deserialize_state(spec, request["state"])
+    held = held_experts(spec, request["held"])
+    state = deserialize_state(spec, request["state"], held)
     before, first = state.hash(), state.step
     last = first + len(batches)
 
@@ -151,7 +156,7 @@ def _replay(request: Message, emit: Emit) -> Message:
         return found
 
     try:
-        state = train_segment(spec, training, state, batch, last, ops=ops_of(kind))
+        state = train_segment(spec, training, state, batch, last, ops=ops_of(kind), held=held)
     except DivergedError:  # no state comes after this one, whatever a manifest says
         return {"before": before, "after": ZERO_HASH, "profile": profile}
     return {"before": before, "after": state.hash(), "profile": profile}

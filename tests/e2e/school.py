@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from chain.address import format_address
 from chain.types import TxId
 from corpus.dataset import build
@@ -180,11 +182,15 @@ class School:
             states.add((await _answer(machine, machine.client.block(height)))["state_root"])
             models.add((await _answer(machine, machine.client.model(height)))["root"])
         found = (await self.ask(lambda c: c.validators()))["validators"]
+        bundles = sum(
+            [await _figure(machine, "blyan_bundles_fetched") for machine in self.machines]
+        )
         poorer = [v["account"] for v in found if int(v["stake"]) != FOUNDER_STAKE or v["jailed"]]
         return [
             Check("all nodes have one state root", tuple(states if len(states) > 1 else ()), 4),
             Check("all nodes have one model root", tuple(models if len(models) > 1 else ()), 4),
             Check("no validator was slashed or jailed", tuple(poorer), len(found)),
+            Check("payloads come in bundles", () if bundles else ("none did",), int(bundles)),
         ]
 
 
@@ -193,6 +199,14 @@ async def _answer(machine: Machine, asked: Awaitable[Json]) -> Json:
     if found is None:
         raise Failure(f"{machine.name} does not answer")
     return found
+
+
+async def _figure(machine: Machine, name: str) -> float:
+    """One of a node's metrics."""
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"{machine.founded.config.api_url}/metrics")
+    (line,) = [x for x in answer.text.splitlines() if x.startswith(f"{name} ")]
+    return float(line.split()[1])
 
 
 @asynccontextmanager

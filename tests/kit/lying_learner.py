@@ -16,7 +16,7 @@ from chain.errors import TxError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.rounds import manifest_root
 from chain.transactions import DeltaCommit, DeltaReveal
-from chain.types import TxId
+from chain.types import ShardIndex, TxId
 from learning.compress import LARGEST
 from learning.spec import TrainingSpec
 from node.learner import Learner
@@ -139,10 +139,15 @@ class LyingLearner(Learner):
         self.lies: dict[int, Lie] = {}
 
     async def _prepare(
-        self, record: r.RoundRecord, rule: TrainingSpec, outcome: TrainOutcome, batch_root: Hash32
+        self,
+        record: r.RoundRecord,
+        rule: TrainingSpec,
+        outcome: TrainOutcome,
+        batch_root: Hash32,
+        shards: tuple[ShardIndex, ...],
     ) -> Prepared:
         lie = self.lies[record.number] = self._lying.lie = self._choose(record.number)
         payload = forged(lie, outcome.payload, self._reader.specs, record.number)
         root = Hash32(bytes(31) + b"g") if lie is Lie.GARBAGE else payload_root(payload)
         outcome = replace(outcome, payload=payload, payload_root=root)
-        return await super()._prepare(record, rule, outcome, batch_root)
+        return await super()._prepare(record, rule, outcome, batch_root, shards)

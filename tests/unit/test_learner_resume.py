@@ -44,24 +44,28 @@ def keep(kept: LearnerFiles, round_: RoundRecord, index: int, data: bytes) -> No
     kept.save_checkpoint(round_, index, deserialize_state(TINY, data).hash(), data)
 
 
+def gone_on_from(kept: LearnerFiles, round_: RoundRecord) -> list[bytes]:
+    return kept.training(TINY, TINY_TRAINING, round_, round_.base_root)
+
+
 # --- checkpoints of a training in hand ---------------------------------------------------------
 
 
 def test_checkpoints_are_kept_until_their_round_is_over(tmp_path: Path) -> None:
     kept = files(tmp_path)
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    assert gone_on_from(kept, ROUND) == []
     states = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
     kept.begin_training(ROUND, "native/a")
     for i, data in enumerate(states):
         keep(kept, ROUND, i, data)
-    assert files(tmp_path).training(TINY, TINY_TRAINING, ROUND) == states
+    assert gone_on_from(files(tmp_path), ROUND) == states
     other = replace(ROUND, seed=Hash32(b"t" * 32))
-    assert kept.training(TINY, TINY_TRAINING, other) == []
+    assert gone_on_from(kept, other) == []
     kept.begin_training(other, "native/a")
     keep(kept, other, 0, states[0])
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    assert gone_on_from(kept, ROUND) == []
     kept.drop_training()
-    assert kept.training(TINY, TINY_TRAINING, other) == []
+    assert gone_on_from(kept, other) == []
 
 
 def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> None:
@@ -73,12 +77,12 @@ def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> 
     (path,) = tmp_path.glob("learner/*/*/training/*/1.state")
     for damaged in (good[1][:-1], good[1][:-1] + b"!", bytes(len(good[1])), b""):
         path.write_bytes(damaged)  # as a machine that loses its power may leave it
-        assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
+        assert gone_on_from(kept, ROUND) == good[:1]
         assert kept.checkpoint(TINY, ROUND, 1) is None
     keep(kept, ROUND, 1, good[2])  # of another step
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == good[:1]
+    assert gone_on_from(kept, ROUND) == good[:1]
     stranger = replace(ROUND, base_root=Hash32(b"x" * 32))
-    assert kept.training(TINY, TINY_TRAINING, stranger) == []
+    assert gone_on_from(kept, stranger) == []
 
 
 def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
@@ -94,16 +98,16 @@ def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
     assert begin(native) == ""
     keep(kept, ROUND, 0, state(0))
     assert begin(native) == ""
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == [state(0)]
+    assert gone_on_from(kept, ROUND) == [state(0)]
     assert "made in the numeric profile native/torch-2" in begin(exact)
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    assert gone_on_from(kept, ROUND) == []
     assert kept.training_profile(ROUND) is None
     keep(kept, ROUND, 0, state(0))
     assert kept.training_profile(ROUND) == exact
     (path,) = tmp_path.glob("learner/*/*/training/*/profile")
     path.unlink()  # as an earlier version kept them
     assert "profile of an earlier version" in begin(exact)
-    assert kept.training(TINY, TINY_TRAINING, ROUND) == []
+    assert gone_on_from(kept, ROUND) == []
 
 
 NONE = Hash32(bytes(32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from chain.records import DeltaStatus
 from chain.types import TxId
 from corpus.dataset import build
 from corpus.ingest import Document
+from learning import state_parts
 from learning.spec import ModelSpec
 from node import submission as module
 from node.api.app import create_app
@@ -69,10 +71,12 @@ class Run:
         account = self.keys[who].account.public
         return LearnerFiles(home, self.reader.genesis.chain_id, account)
 
-    async def train(self, who: int) -> Summary:
-        files = self.files(who)
+    async def train(self, who: int, experts: Sequence[int] = ()) -> Summary:
+        files, keys = self.files(who), self.keys[who]
         with files.lock():
-            learner = Learner(self.reader, self.keys[who], files, self.net.worker, self.progress)
+            learner = Learner(
+                self.reader, keys, files, self.net.worker, self.progress, experts=experts
+            )
             return await learner.train_round()
 
     async def garbage(self, who: int) -> Summary:
@@ -109,6 +113,35 @@ async def _round(directory: Path) -> None:
             _check_round(net, summaries)
             await _check_exports(run, dataset.id, first)
             await _check_tiles(run)
+            await _check_part(run)
+
+
+async def _check_part(run: Run) -> None:
+    """A learner that holds one expert of each layer: only what it holds moves, and its training is
+    replayed as any other is."""
+    net, before = run.net, _shards(run.net)
+    net.learners = 1
+    spec = ModelSpec.from_json(run.reader.genesis.model)
+    with pytest.raises(InputError, match=f"expert {spec.experts}: the model has"):
+        await run.train(0, [0, spec.experts])
+    run.net.local.blobs.held.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_parts, "PARTED_BYTES", 0)  # as if it were of a large model
+        summary = await run.train(0, [1])
+    uploaded = [name for name in net.local.blobs.held if name.startswith(b"checkpoint")]
+    assert len(uploaded) > 3 * spec.layers  # its tiles, and their index
+    assert (summary.status, summary.proven) == ("merged", True)
+    assert any(
+        "or of another part of the model; starting from zero" in x for x in run.progress.lines
+    )
+    record = net.state.round(1)
+    manifest = net.state.delta(record.deltas[0]).manifest
+    assert manifest is not None
+    absent = [s.index for s in run.reader.specs if ".experts.0" in s.name]
+    assert sorted({*manifest.shards, *absent}) == list(range(len(before)))
+    assert [v.verdict for v in record.audit_votes] == [1, 1, 1]
+    for old, new in zip(before, _shards(net), strict=True):
+        assert (old.root == new.root) == (old.index in absent)
 
 
 def _check_round(net: DutyNet, summaries: list[Summary]) -> None:

@@ -101,7 +101,7 @@ class Learner:
         self._round = round_
 
     def open(self, *hashes: Hash32) -> None:
-        manifest: Any = SimpleNamespace(round=0, state_hashes=hashes)
+        manifest: Any = SimpleNamespace(round=0, state_hashes=hashes, shards=())
         made: Any = object.__new__(Submission)
         made.files, made._client, made.progress = self.files, self, self
         made.reader = made.watch = self

@@ -7,21 +7,25 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from chain.errors import ConfigError, InputError, VerifyError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.transactions import PodlManifest, Verdict
-from chain.types import PubKey
+from chain.types import PubKey, ShardIndex
 from corpus.batches import Assignment
 from learning.compress import compress
+from learning.held import held_experts
 from learning.init import initial_shards
 from learning.profile import EXACT, kind_of
+from learning.spec import expert_name
 from learning.state import TrainState, sections_root, serialize_state
 from node.services.duty_jury import _replayed, check_payload
 from node.worker.client import Replay
 from tests.kit.nano import TINY, TINY_TRAINING, library
 from tiles.codings import CODECS, LOW_RANK
+from tiles.delta import encode_delta, payload_root
 
 BASE = initial_shards(TINY)
 ROOT, START = sections_root(BASE), TrainState.fresh(BASE)
@@ -61,13 +65,13 @@ def context(answer: Replay | Exception) -> Any:
     async def worker(*args: object) -> Replay:
         if isinstance(answer, Exception):
             raise answer
-        assert args[-1] == answer.profile
+        assert args[-2:] == (answer.profile, ())
         return answer
 
     async def assignment(current: object, learner: PubKey) -> Assignment:
         return GIVEN
 
-    async def checkpoint(state_hash: Hash32, *, check: Any) -> bytes:
+    async def checkpoint(state_hash: Hash32, *, most: int, check: Any) -> bytes:
         data = serialize_state(START)
         assert state_hash == START.hash()
         assert check(data)
@@ -124,6 +128,35 @@ def test_the_screen_refuses_a_proof_in_a_profile_that_nobody_knows() -> None:
             check(replace(MANIFEST, profile=profile))
         with pytest.raises(InputError):
             kind_of(profile)
+
+
+def test_the_screen_refuses_what_its_manifest_does_not_hold() -> None:
+    node = context(InputError(""))
+    every = tuple(ShardIndex(shard.index) for shard in TINY.shards())
+    absent = ShardIndex(next(s.index for s in TINY.shards() if s.name == expert_name(0, 1)))
+    part = tuple(index for index in every if index != absent)
+
+    def check(payload: bytes, root: Hash32, **changes: Any) -> None:
+        manifest = replace(MANIFEST, payload_root=root, **changes)
+        check_payload(node, ROUND, cast(Any, SimpleNamespace(manifest=manifest)), payload)
+
+    held = held_experts(TINY, part)
+    base = [BASE[index] for index in part]
+    moved = [(np.frombuffer(b, "<f4") + np.float32(0.01)).tobytes() for b in base]
+    out = compress(TINY, TINY_TRAINING, 0, ROOT, base, moved, None, held)
+    for shards in ((), every, part):
+        check(out.payload, out.payload_root, shards=shards)
+    moved = [(np.frombuffer(b, "<f4") + np.float32(0.01)).tobytes() for b in BASE]
+    whole = compress(TINY, TINY_TRAINING, 0, ROOT, BASE, moved, None)
+    with pytest.raises(VerifyError, match="a shard that the manifest does not name"):
+        check(whole.payload, whole.payload_root, shards=part)
+    check(out.payload, out.payload_root, shards=part[1:] + part[:1])  # as a set
+    ones = np.full(TINY.shards()[0].elements, 0.5, np.float32)
+    density = TINY_TRAINING.density(0)
+    embed, _ = encode_delta(ROOT, {0: ones}, TINY.shards(), density)
+    with pytest.raises(VerifyError, match="layer 0: a part of the model has an expert"):
+        check(embed, payload_root(embed), shards=part[:1])
+    check(embed, payload_root(embed), shards=part[:1], proven=0)
 
 
 @pytest.mark.parametrize("codec", CODECS)
