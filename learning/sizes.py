@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from learning.spec import HASHED, NANO_MODEL, NANO_TRAINING, ModelSpec, TrainingSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What `model` and `training` of a genesis say."""
+    """What `model` and `training` of a genesis say, and the windows of a round that need more than
+    the usual time: (blocks, milliseconds) by parameter. A phase ends early if all are done."""
 
     model: ModelSpec
     training: TrainingSpec
+    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 TINY_MODEL = replace(
@@ -44,8 +47,16 @@ SMALL_TRAINING = replace(
     densities=(512, 256, 128, 64),
 )
 
+# A step takes 3 s of a core, a holdout's loss 100 s.
+SMALL_WINDOWS = {
+    "train": (60, 1_200_000),
+    "screen": (20, 600_000),
+    "aggregate": (15, 240_000),
+    "settle": (3, 60_000),
+}
+
 SIZES = {
     "nano": Size(NANO_MODEL, NANO_TRAINING),
     "tiny": Size(TINY_MODEL, replace(NANO_TRAINING, learning_rate_nano=3_000_000)),
-    "small": Size(SMALL_MODEL, SMALL_TRAINING),
+    "small": Size(SMALL_MODEL, SMALL_TRAINING, SMALL_WINDOWS),
 }

@@ -71,8 +71,8 @@ def set_bootstrap(founded: Founded, addresses: Sequence[str]) -> Founded:
 
 
 def template(model: str | None = None) -> dict[str, Any]:
-    """The local network's genesis without founders, as the package carries it; with the model and
-    the training rule that have this name, if one is given."""
+    """The local network's genesis without founders, as the package carries it; with the model, the
+    training rule and the windows that have this name, if one is given."""
     document = json.loads(resources.files("node").joinpath("genesis.json").read_text())
     if not isinstance(document, dict):
         raise GenesisError("genesis.json of the package: expected an object")
@@ -81,6 +81,7 @@ def template(model: str | None = None) -> dict[str, Any]:
 
         size = SIZES[model]
         document |= {"model": size.model.to_json(), "training": size.training.to_json()}
+        document["params"] |= {n: {"blocks": b, "ms": ms} for n, (b, ms) in size.windows.items()}
     return document
 
 

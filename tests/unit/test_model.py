@@ -190,6 +190,10 @@ def test_sizes_can_found_a_network() -> None:
         document = template(name)
         assert ModelSpec.from_json(document["model"]) == size.model
         assert TrainingSpec.from_json(document["training"]) == size.training
+    usual, longer = template()["params"], template("small")["params"]
+    changed = {name for name in usual if usual[name] != longer[name]}
+    assert changed == set(SIZES["small"].windows)
+    assert longer["train"] == {"blocks": 60, "ms": 1_200_000}
     assert ModelSpec.from_json(template()["model"]) == SIZES["nano"].model
     assert TrainingSpec.from_json(template()["training"]) == SIZES["nano"].training
 
