@@ -126,7 +126,7 @@ class _Rounds:
             start = b"".join(await _model(readers[0], await readers[0].round(task.warm - 1)))
             self._bytes.start()
             used = self._cpu_s()
-            rounds = [await self._over(task.warm + n) for n in range(task.rounds)]
+            rounds = [await self._over(task.warm + n) for n in range(task.our_rounds)]
             cpu_s = [now - before for now, before in zip(self._cpu_s(), used, strict=True)]
             return await self._found(states, start, rounds, cpu_s, readers)
         finally:
@@ -179,14 +179,14 @@ class _Rounds:
         readers: Sequence[VerifiedReader],
     ) -> Ours:
         task, reader = self._task, readers[0]
-        records = [await reader.round(task.warm + n) for n in range(task.rounds)]
+        records = [await reader.round(task.warm + n) for n in range(task.our_rounds)]
         data = await fetch_round_data(
             [await reader.dataset(d) for d in records[0].datasets], reader.blob
         )
         deltas = [await reader.delta(d) for record in records for d in record.deltas]
         models = [b"".join(await _model(each, records[-1])) for each in readers]
         differing = max(_differing(model, models[0]) for model in models)
-        share = task.learners * task.rounds
+        share = task.learners * task.our_rounds
         times = [_times(found) for found in rounds]
         began = times[0]["open"]
         side = Side(
@@ -203,7 +203,7 @@ class _Rounds:
             start,
             states,
             {record.number: record.seed for record in records},
-            (cpu_s[0] / task.rounds, cpu_s[1] / task.rounds),
+            (cpu_s[0] / task.our_rounds, cpu_s[1] / task.our_rounds),
             {phase: median(_lasted(each, phase) for each in times) for phase in PHASES},
             payload=sum(d.blob_bytes for d in deltas) / share,
             relayed=sum(d.blob_bytes * self._relays(d.blob.hex()) for d in deltas) / share,

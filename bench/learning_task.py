@@ -16,7 +16,8 @@ from learning.spec import ModelSpec, TrainingSpec
 class Task:
     """So many learners train so many rounds of a model, after `warm` ones that are not counted: in
     them everybody loads what it needs, and leaves the steep beginning behind. `asks`: which target
-    this task is for, `wall` time or `bytes` of all copies; the other is shown without one."""
+    this task is for, `wall` time to a given loss or `bytes` of all copies to the others' last one;
+    the other is shown without one. Ours may take `more` rounds to get there."""
 
     name: str
     model: ModelSpec
@@ -25,7 +26,12 @@ class Task:
     rounds: int
     text_bytes: int
     asks: str
+    more: int = 0
     learners: int = 4
+
+    @property
+    def our_rounds(self) -> int:
+        return self.rounds + self.more
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +52,14 @@ class Side:
         """A round in the mean."""
         return self.at_s[-1] / len(self.at_s)
 
+    def rounds_to(self, loss: float) -> int | None:
+        """Rounds until one ends at this loss or below; None if none does."""
+        return next((n + 1 for n, found in enumerate(self.losses) if found <= loss), None)
+
     def reaches(self, loss: float) -> float | None:
-        """Seconds to the first round that ends at this loss or below; None if none does."""
-        pairs = zip(self.at_s, self.losses, strict=True)
-        return next((at for at, found in pairs if found <= loss), None)
+        """Seconds until then."""
+        rounds = self.rounds_to(loss)
+        return None if rounds is None else self.at_s[rounds - 1]
 
 
 def sources(most: int) -> Sequence[Document]:

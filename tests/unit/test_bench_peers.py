@@ -85,11 +85,19 @@ def test_a_side_that_never_gets_there_has_not_met_its_target() -> None:
 
 
 def test_a_task_of_bytes_asks_for_those_of_all_copies_and_not_for_time() -> None:
-    got = found(ours((2.4, 2.3, 2.2, 2.101), 0.1, 0.1), replace(TASK, asks="bytes"))
+    task = replace(TASK, asks="bytes", more=2)
+    losses = (2.4, 2.3, 2.2, 2.15, 2.05, 2.0)
+    got = found(ours(losses, 0.1, 0.03), task)
     assert got["nano_wall_blyan"].target is None
     assert got["nano_wall_blyan"].met
-    assert not got["nano_fewer_relayed"].met
-    assert got["nano_above_hivemind"].met  # by 0.001 nats
+    assert got["nano_loss_blyan"].value == 2.15  # after as many rounds as the others
+    assert got["nano_rounds_to_equal_loss"].value == 5
+    assert got["nano_fewer_to_equal_loss"].value == pytest.approx(1.8 * 4 / (0.09 * 5))
+    assert got["nano_fewer_to_equal_loss"].met
+    more = found(ours(losses, 0.1, 0.1), task)
+    assert not more["nano_fewer_to_equal_loss"].met
+    never = found(ours((2.4, 2.3, 2.2, 2.15, 2.15, 2.15), 0.1, 0.001), task)
+    assert not never["nano_fewer_to_equal_loss"].met
 
 
 def test_without_hivemind_nothing_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
