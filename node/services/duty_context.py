@@ -131,6 +131,7 @@ class InHand:
 
     def __init__(self) -> None:
         self._count, self._none = 0, asyncio.Event()
+        self._none.set()
 
     def __enter__(self) -> None:
         self._count += 1

@@ -180,6 +180,6 @@ def test_votes_wait_for_the_others_in_hand_but_not_for_long() -> None:
         second.set()
         await asyncio.gather(*tasks)
         assert sorted(told) == ["a", "b"]
-        await InHand().over(0.0)
+        await asyncio.wait_for(InHand().over(60), 10)  # nothing is in hand
 
     asyncio.run(run())
