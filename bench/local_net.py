@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -113,8 +114,10 @@ def found(
 
 def _free_ports(count: int) -> int:
     """The first of so many ports that nobody uses, nor those `P2P_OFFSET` above: two benchmarks
-    on one machine must not talk to each other's nodes."""
-    for base in range(FIRST_PORT, LAST_PORT, 2 * count):
+    on one machine must not talk to each other's nodes. Where it looks first is left to chance,
+    since two that start together both find the same ones free: their nodes do not listen yet."""
+    bases = range(FIRST_PORT, LAST_PORT, 2 * count)
+    for base in random.sample(bases, len(bases)):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(base, base + count):
                 for one in (port, port + P2P_OFFSET):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from node.cli.reference import reference
 from node.cli.session import Command, Group, Session, pass_session, run_program
 from node.cli.wallet import parse_bly
 from node.founding import template
+from tests.e2e.fleet import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers
@@ -41,7 +43,11 @@ def run_node(*arguments: str) -> int:
 
 
 def test_a_node_is_made_and_examined(home: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Not 8645: the doctor would find it taken by a node that its developer runs.
+    ports = free_ports(3, random.Random(home))
     named = ["--model", "tiny", "--generate-passphrase"]
+    for kind in ("api", "p2p", "link"):
+        named += [f"--{kind}-port", str(next(ports))]
     assert run_node("init", "--home", home, *named, "--json") == 0
     made = json.loads(capsys.readouterr().out)
     assert made["home"] == home
