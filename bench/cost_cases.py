@@ -242,6 +242,7 @@ def _deltas(run: RoundRun, others: tuple[PubKey, ...]) -> Iterator[Case]:
         record = r.DeltaRecord(
             delta, run.round.number, others[i], state.head.height, manifest.base_root, ZERO_HASH,
             manifest_root(manifest), BlobId(ZERO_HASH), 1, manifest, SALT, DeltaStatus.REVEALED, (),
+            Grains(0),
         )  # fmt: skip
         state.put(r.delta_key(delta), record)
         fillers.append(delta)
@@ -275,7 +276,7 @@ def _judging(run: RoundRun, delta: TxId) -> Iterator[Case]:
     committed = pol_commitment(run.m.genesis.chain_id, juror.account.public, shown)
     state, record = run.m.state, run.m.state.delta(delta)
     votes = tuple(
-        r.JurorVote(a, committed if a == juror.account.public else ZERO_HASH, 0, 0, 0)
+        r.JurorVote(a, committed if a == juror.account.public else ZERO_HASH, 0, 0, 0, 0)
         for a in drawn
     )
     state.put(r.delta_key(delta), replace(record, votes=votes))

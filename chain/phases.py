@@ -7,10 +7,12 @@ block, so that every phase is seen in some block's state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from chain import datasets, guard, model_versions, momentum, rounds, trigger_slots
+from chain import datasets, guard, model_versions, momentum, rewards, rounds, trigger_slots
 from chain import records as r
+from chain import round_records as rr
 from chain.guard_records import GuardVerdict
 from chain.hashes import ZERO_HASH, Hash32
 from chain.limits import MAX_DELTAS, WATCHERS
@@ -18,11 +20,12 @@ from chain.params import Params, Window
 from chain.records import DeltaStatus, RoundPhase
 from chain.rules import Rules
 from chain.shards import write_model, write_shard
-from chain.state import REWARD_POOL, State
+from chain.state import State
 from chain.transactions import Verdict
-from chain.types import Height, TimeMs, TxId, u64_be
+from chain.types import Height, PubKey, TimeMs, TxId, u64_be
 
 LOSS_PATIENCE = 10  # settle windows for which a round waits for its holdout loss
+NEWCOMER_PATIENCE = 4  # times what learners with merit took, in blocks, are others waited for
 UNPROVEN_SHARE = 4  # an unproven delta gains at least 1/4 of what the round's proven ones do
 
 
@@ -180,9 +183,27 @@ def _seed(state: State, params: Params, current: r.RoundRecord) -> None:
 
 def _train(state: State, params: Params, current: r.RoundRecord) -> None:
     committed = {state.delta(d).sender for d in current.deltas}
-    full = len(current.deltas) >= MAX_DELTAS or all(j in committed for j in current.joined)
-    if full or _passed(state, current):
-        _enter(state, current, RoundPhase.REVEAL, params.reveal)
+    absent = [j for j in current.joined if j not in committed]
+    full = len(current.deltas) >= MAX_DELTAS or not absent
+    if not (full or _passed(state, current) or _waited_enough(state, current, absent)):
+        return
+    for account in absent:
+        rewards.lose_merit(state, account)
+    _enter(state, current, RoundPhase.REVEAL, params.reveal)
+
+
+def _waited_enough(state: State, current: r.RoundRecord, absent: Sequence[PubKey]) -> bool:
+    """Whether only accounts without merit are missing, and had several times as long as the slowest
+    with merit took: declaring costs little, so else one account could hold every round to its
+    deadline."""
+    if any(state.account(a).merit for a in absent):
+        return False
+    made = [state.delta(d) for d in current.deltas]
+    known = [d.height for d in made if d.sender in current.joined and state.account(d.sender).merit]
+    if not known:
+        return False
+    begun = current.phase_height
+    return state.head.height - begun >= NEWCOMER_PATIENCE * (max(known) - begun)
 
 
 def _reveal(state: State, current: r.RoundRecord) -> None:
@@ -191,6 +212,7 @@ def _reveal(state: State, current: r.RoundRecord) -> None:
         return
     for delta in hidden:
         _mark(state, delta, DeltaStatus.UNAVAILABLE)
+        rewards.lose_merit(state, state.delta(delta).sender)
     _enter(state, current, RoundPhase.JURY, None)
 
 
@@ -247,6 +269,8 @@ def _screen_reveal(state: State, params: Params, current: r.RoundRecord) -> None
         verdicts[delta] = DeltaStatus.UNHELPFUL
     for delta, status in verdicts.items():
         _mark(state, delta, status)
+        if status == DeltaStatus.MISMATCH:
+            rewards.lose_merit(state, state.delta(delta).sender, rewards.MISMATCH_MERIT)
     accepted = tuple(_with_status(state, current, DeltaStatus.ACCEPTED))
     if not accepted:
         _finish(state, params, replace(current, result_root=state.model.root))
@@ -268,16 +292,13 @@ def _judge(state: State, current: r.RoundRecord, delta: TxId) -> DeltaStatus:
     jurors = [j for j in current.jurors if j != record.sender]
     said = [v.verdict for v in record.votes if v.revealed]
     if 2 * sum(v == Verdict.YES for v in said) > len(jurors):
+        proven = record.manifest is not None and record.manifest.proven
+        if proven and not _stands(current, delta) and not rewards.helps(record, len(jurors)):
+            return DeltaStatus.UNHELPFUL  # its jurors asked what a proven one is asked
         return DeltaStatus.ACCEPTED
     if 2 * sum(v == Verdict.NO for v in said) > len(jurors):
-        return DeltaStatus.HARMFUL if _gain(record) < 0 else DeltaStatus.UNHELPFUL
+        return DeltaStatus.HARMFUL if rewards.gain(record) < 0 else DeltaStatus.UNHELPFUL
     return DeltaStatus.UNAVAILABLE
-
-
-def _gain(record: r.DeltaRecord) -> int:
-    """The median of the gains that jurors measured; half of them would have to lie to move it."""
-    gains = sorted(v.gain for v in record.votes if v.revealed and v.verdict != Verdict.UNAVAILABLE)
-    return gains[len(gains) // 2] if gains else 0
 
 
 def _unhelpful(
@@ -289,9 +310,9 @@ def _unhelpful(
     proven = [d for d in accepted if d.manifest and d.manifest.proven and _stands(current, d.id)]
     if not proven:
         return []
-    gains = sorted(map(_gain, proven))
+    gains = sorted(map(rewards.gain, proven))
     usual = gains[len(gains) // 2]
-    return [d.id for d in accepted if d not in proven and UNPROVEN_SHARE * _gain(d) < usual]
+    return [d.id for d in accepted if d not in proven and UNPROVEN_SHARE * rewards.gain(d) < usual]
 
 
 def _stands(current: r.RoundRecord, delta: TxId) -> bool:
@@ -375,17 +396,13 @@ def _lacks_loss(state: State, current: r.RoundRecord) -> bool:
 
 def _finish(state: State, params: Params, current: r.RoundRecord) -> None:
     current = _enter(state, current, RoundPhase.DONE, None)
-    if current.accepted:
-        share = min(params.round_reward_grains, state.account(REWARD_POOL).balance)
-        share //= len(current.accepted)
-        for delta in current.accepted:
-            record = state.delta(delta)
-            if record.status == DeltaStatus.MERGED:
-                state.move(REWARD_POOL, record.sender, share)
-                merit = state.account(record.sender).merit + 1
-                state.put_account(record.sender, merit=merit)
+    rewards.pay_learners(state, params, current.accepted)
+    rewards.credit_primaries(state, current.number)
     for shard, tile, _ in rounds.slots(state, current.number):
         state.delete(r.slot_key(current.number, shard, tile))
+    for prefix in (rr.places_of(current.number), rr.declarations_of(current.number)):
+        for key in [key for key, _ in state.items(prefix)]:
+            state.delete(key)
     model = state.model
     opened = _opened(current.number + 1, model.root, model.version, state.head.height)
     rounds.put_round(state, opened)

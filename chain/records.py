@@ -239,6 +239,7 @@ class JurorVote:
     verdict: U8
     revealed: U8
     gain: I64  # mean nano-nats per byte by which the delta lowers the loss
+    lower: I64  # what it lowers it by at least (one-sided 99 %)
 
 
 @wire(139)
@@ -257,6 +258,7 @@ class DeltaRecord:
     salt: Hash32  # zero until revealed
     status: U8
     votes: Annotated[tuple[JurorVote, ...], Seq(limits.MAX_COMMITTEE)]
+    reward: Grains  # paid when the round settled
 
 
 @wire(140)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from chain import datasets, trigger_slots
 from chain import records as r
+from chain import round_records as rr
 from chain.codec import decode, encode
 from chain.errors import TxError
 from chain.hashes import MANIFEST, ZERO_HASH, Hash32
@@ -30,7 +32,7 @@ from chain.transactions import (
     delta_commitment,
     pol_commitment,
 )
-from chain.types import ChainId, PubKey, TxId, Validator
+from chain.types import ChainId, Grains, PubKey, TxId, Validator
 
 UNDECLARED_DELTAS = MAX_DELTAS // 4  # slots of a round for those who have not joined it
 
@@ -67,6 +69,9 @@ def join(state: State, params: Params, sender: PubKey, tx: JoinRound) -> None:
     trigger_slots.check_join(state, params, current, sender)
     if not datasets.active(state):
         raise TxError("no_dataset", "no dataset is approved yet; submit one first")
+    _check_shards(state, "bad_declaration", tx.held)
+    if tx.held:
+        state.put(rr.declaration_key(tx.round, sender), rr.Declaration(tx.held))
     put_round(state, replace(current, joined=(*current.joined, sender)))
 
 
@@ -107,6 +112,7 @@ def commit(state: State, tx_id: TxId, sender: PubKey, tx: DeltaCommit) -> None:
         ZERO_HASH,
         DeltaStatus.COMMITTED,
         (),
+        Grains(0),
     )
     state.put(r.delta_key(tx_id), record)
     put_round(state, replace(current, deltas=(*current.deltas, tx_id)))
@@ -125,16 +131,26 @@ def manifest(state: State, sender: PubKey, tx: PodlManifest) -> None:
         raise TxError("wrong_manifest", "the manifest is not the one that the commit named")
     if tx.base_root != record.base_root:
         raise TxError("stale_base", "the manifest names another base than its commit")
-    if any(a >= b for a, b in pairwise((*tx.shards, state.model.shards))):
-        raise TxError("bad_manifest", "shards of the model in ascending order, each once")
+    _check_shards(state, "bad_manifest", tx.shards)
     if tx.proven:
         _check_proven(state, current, sender, tx)
     state.put(r.delta_key(record.id), replace(record, manifest=tx))
 
 
+def _check_shards(state: State, code: str, shards: Sequence[int]) -> None:
+    if any(a >= b for a, b in pairwise((*shards, state.model.shards))):
+        raise TxError(code, "shards of the model in ascending order, each once")
+
+
 def _check_proven(state: State, current: r.RoundRecord, sender: PubKey, tx: PodlManifest) -> None:
     if sender not in current.joined:
         raise TxError("not_joined", "a proven delta needs a declaration before the seed was known")
+    declared = state.get(rr.Declaration, rr.declaration_key(tx.round, sender))
+    if tx.shards != (declared.held if declared is not None else ()):
+        raise TxError(
+            "wrong_part",
+            "the manifest's shards are not those declared with join_round; train what was declared",
+        )
     if tx.seed != current.seed:
         raise TxError("wrong_seed", "the manifest's seed is not the round's")
     if tx.datasets != current.datasets:
@@ -190,31 +206,32 @@ def pol_vote(state: State, chain_id: ChainId, rules: Rules, sender: PubKey, tx: 
     if commits:
         if mine is not None:
             raise TxError("duplicate", "this juror has committed already")
-        votes = (*record.votes, r.JurorVote(sender, tx.commitment, 0, 0, 0))
+        votes = (*record.votes, r.JurorVote(sender, tx.commitment, 0, 0, 0, 0))
     else:
         if mine is None or mine.revealed:
             raise TxError("no_commit", "there is no commitment left to open")
         if pol_commitment(chain_id, sender, tx) != mine.commitment:
             raise TxError("bad_opening", "the vote does not open the juror's commitment")
-        gain = _check_vote(rules, record, tx)
-        opened = replace(mine, verdict=tx.verdict, revealed=1, gain=gain)
+        gain, lower = _check_vote(rules, record, tx)
+        opened = replace(mine, verdict=tx.verdict, revealed=1, gain=gain, lower=lower)
         votes = tuple(opened if v.juror == sender else v for v in record.votes)
     state.put(r.delta_key(record.id), replace(record, votes=votes))
 
 
-def _check_vote(rules: Rules, record: r.DeltaRecord, tx: PolVote) -> int:
-    """A verdict must follow from the losses shown with it; without losses it is 'unavailable'."""
+def _check_vote(rules: Rules, record: r.DeltaRecord, tx: PolVote) -> tuple[int, int]:
+    """The mean gain and its lower bound. A verdict must follow from the losses shown with it;
+    without losses it is 'unavailable'."""
     if tx.verdict == Verdict.UNAVAILABLE:
         if tx.slices:
             raise TxError("bad_verdict", "an unavailable delta has no losses")
-        return 0
+        return 0, 0
     if len({s.slice for s in tx.slices}) != len(tx.slices) or len(tx.slices) < 2:
         raise TxError("bad_slices", "a verdict needs at least two different slices")
     proven = bool(record.manifest and record.manifest.proven)
-    verdict, gain = rules.pol_verdict(tx.slices, proven)
+    verdict, gain, lower = rules.pol_verdict(tx.slices, proven)
     if verdict != tx.verdict:
         raise TxError("bad_verdict", "the verdict does not follow from the losses")
-    return gain
+    return gain, lower
 
 
 # --- aggregation --------------------------------------------------------------------------
@@ -239,6 +256,8 @@ def tile_update(state: State, rules: Rules, tx_id: TxId, sender: PubKey, tx: Til
         tx_id, tx.round, tx.rank, sender, state.head.height, len(tx.changes), (), (), 0
     )
     state.put(r.update_key(tx_id), record)
+    places = tuple(c.shard << 32 | c.tile for c in tx.changes)
+    state.put(rr.places_key(tx.round, tx_id), rr.UpdatePlaces(places))
     state.emit("update", tx_id, round=tx.round, rank=tx.rank, primary=sender.hex())
     if not _committee(state, sender):  # a network of one: nobody else can attest
         _make_provisional(state, record)
@@ -324,17 +343,18 @@ def slots(state: State, number: int) -> list[tuple[int, int, r.TileSlot]]:
 
 
 def _make_provisional(state: State, record: r.UpdateRecord) -> None:
-    count = 0
-    for shard, tile, slot in slots(state, record.round):
+    """The tiles of an update stand, but for those that a later rank has replaced meanwhile."""
+    count, listed = 0, rr.places_key(record.round, record.id)
+    for place in state.need(rr.UpdatePlaces, listed).places:
+        key = r.slot_key(record.round, place >> 32, place & 0xFFFFFFFF)
+        slot = state.need(r.TileSlot, key)
         if slot.update == record.id:
-            key = r.slot_key(record.round, shard, tile)
             state.put(key, replace(slot, provisional=1))
             count += 1
+    state.delete(listed)
     state.put(r.update_key(record.id), replace(record, provisional=1))
     current = state.round()
     put_round(state, replace(current, tiles_open=current.tiles_open - count))
-    if count:  # else a later rank has replaced all of it meanwhile
-        state.put_account(record.primary, merit=state.account(record.primary).merit + 1)
 
 
 # --- attestations -----------------------------------------------------------------------------

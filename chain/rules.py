@@ -35,8 +35,9 @@ class Rules(Protocol):
         """The cutoffs of the members that are full when each tile of the model has `depth`
         custodians; `tiles`: how many each shard has."""
 
-    def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
-        """(verdict, mean gain in nano-nats per byte) of the screen's paired test."""
+    def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int, int]:
+        """(verdict, mean gain, its lower bound) of the screen's paired test, gains in nano-nats per
+        byte. A lower bound of 0 or more is what one that is not proven must have."""
 
     def check_change(self, change: TileChange, deltas: int) -> str | None:
         """Why a tile change cannot be right by itself (weights that do not follow), or None."""

@@ -54,11 +54,11 @@ class ProtocolRules:
         room = tuple(standing.capacity_tiles for standing in epoch.standings)
         return _cutoffs(epoch.seed, custodians(epoch), room, tuple(tiles), depth)
 
-    def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int]:
+    def pol_verdict(self, slices: Sequence[LossSlice], proven: bool) -> tuple[int, int, int]:
         decision = pol.verdict(
             [s.base_loss for s in slices], [s.delta_loss for s in slices], proven
         )
-        return int(decision.verdict), decision.mean
+        return int(decision.verdict), decision.mean, decision.lower
 
     def check_change(self, change: TileChange, deltas: int) -> str | None:
         if len(change.gram) != GRAM_BYTES * deltas * (deltas + 1) // 2:

@@ -368,10 +368,7 @@ class Submission:
         round_ = await self.reader.round(record.round)
         votes = [v for v in record.votes if v.revealed]
         gains = [v.gain for v in votes if v.verdict != 2]
-        merged = record.status == DeltaStatus.MERGED
         undone = record.status == DeltaStatus.ROLLED_BACK
-        params = await self.reader.params()
-        reward = params.round_reward_grains // len(round_.accepted) if merged else 0
         return Summary(
             round=record.round,
             delta=delta.hex(),
@@ -380,7 +377,7 @@ class Submission:
             gain=_nats(sum(gains) // len(gains)) if gains else None,
             jurors_for=sum(v.verdict == 1 for v in votes),
             jurors_against=sum(v.verdict != 1 for v in votes),
-            reward=reward,
+            reward=record.reward,
             model_root=(round_.base_root if undone else round_.result_root).hex(),
             loss_before=_nats(round_.loss_before) if round_.loss_before else None,
             loss_after=_nats(round_.loss_after) if round_.loss_after else None,

@@ -347,6 +347,7 @@ class JurorVote(Resource):
     verdict: str | None
     gain: int | None
     gain_nats: float | None
+    lower: int | None
 
 
 class Audit(Resource):
@@ -363,6 +364,7 @@ class Delta(DeltaRow):
     salt: str
     manifest: dict[str, Any] | None
     votes: list[JurorVote]
+    reward: int
     jurors: list[str]
     audit: Audit | None
     updates: list[UpdateRow]

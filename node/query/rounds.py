@@ -140,6 +140,7 @@ class RoundQueries(Reader):
             "salt": record.salt.hex(),
             "manifest": plain(record.manifest) if record.manifest else None,
             "votes": [_juror_vote(v) for v in record.votes],
+            "reward": record.reward,
             "jurors": [address(j) for j in current.jurors if j != record.sender],
             "audit": audit,
             "updates": merged_into,
@@ -403,6 +404,7 @@ def _juror_vote(vote: r.JurorVote) -> Json:
         "verdict": verdict_name(vote.verdict) if vote.revealed else None,
         "gain": vote.gain if vote.revealed else None,
         "gain_nats": vote.gain / 1e9 if vote.revealed else None,
+        "lower": vote.lower if vote.revealed else None,
     }
 
 

@@ -106,7 +106,7 @@ async def _judge(
     except (DecodeError, VerifyError) as error:
         log.info("delta %s is refused: %s", record.id.hex()[:16], error)
         return Verdict.UNAVAILABLE, ()
-    verdict, gain = context.rules.pol_verdict(found, proven)
+    verdict, gain, _ = context.rules.pol_verdict(found, proven)
     log.info("delta %s: verdict %d, gain %d nano-nats", record.id.hex()[:16], verdict, gain)
     return Verdict(verdict), found
 

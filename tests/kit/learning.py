@@ -247,7 +247,7 @@ def _vote(chain: LocalChain, number: int, delta: _Delta, juror: Keys) -> PolVote
         )
         for i, extra in enumerate(noise.integers(0, 4_000_000, SLICES))
     )
-    verdict, _ = chain.rules.pol_verdict(slices, True)
+    verdict, *_ = chain.rules.pol_verdict(slices, True)
     salt = Hash32(hashlib.sha256(delta.id + juror.account.public).digest())
     return PolVote(number, delta.id, Phase.REVEAL, ZERO_HASH, salt, verdict, slices)
 

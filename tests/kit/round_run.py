@@ -80,9 +80,12 @@ class RoundRun:
         while self.m.state.dataset(DATASET_ID).status != DatasetStatus.ACTIVE:
             self.m.block()
 
-    def join(self, *names: str) -> None:
+    def join(self, *names: str, held: tuple[ShardIndex, ...] = ()) -> None:
         for name in names:
-            assert self.send(name, JoinRound(self.round.number, ())) == "ok"
+            assert self.send(name, JoinRound(self.round.number, held)) == "ok"
+
+    def merit(self, name: str) -> int:
+        return self.m.state.account(key(name).public).merit
 
     def manifest(self, name: str, *, proven: bool = True) -> PodlManifest:
         current = self.round

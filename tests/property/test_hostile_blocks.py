@@ -273,7 +273,7 @@ class Chaos(RoundRun):
         if shown is None or self.round.phase != RoundPhase.SCREEN_REVEAL:
             verdict = 2
             if len(slices) > 1:
-                verdict, _ = self.m.rules.pol_verdict(slices, self.pick(True, False))
+                verdict, *_ = self.m.rules.pol_verdict(slices, self.pick(True, False))
             shown = PolVote(number, delta, Phase.REVEAL, ZERO_HASH, SALT, verdict, slices)
         if self.round.phase == RoundPhase.SCREEN_REVEAL:
             return shown

@@ -38,6 +38,7 @@ PAGES = {
     "chain.custody_records": "custody.md",
     "chain.guard_records": "rounds.md",
     "chain.momentum": "aggregation.md",
+    "chain.round_records": "state.md",
     "chain.light": "light-client.md",
     "chain.light_proofs": "light-client.md",
     "chain.governance_records": "governance.md",

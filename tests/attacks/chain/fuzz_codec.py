@@ -36,7 +36,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "proof": ("chain.tree", "chain.light"),
     "record": (
         *("chain.records", "chain.custody_records", "chain.guard_records"),
-        *("chain.price_records", "chain.latency", "chain.momentum"),
+        *("chain.price_records", "chain.latency", "chain.momentum", "chain.round_records"),
     ),
     "tile": ("tiles.",),
     "data": ("corpus.", "learning."),
