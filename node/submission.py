@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
 from chain import records as r
+from chain import round_records as rr
 from chain.codec import encode
 from chain.errors import BlyanError, DeadlineError, InputError, TxError, UnreachableError
 from chain.hashes import ZERO_HASH, Hash32
@@ -166,15 +167,30 @@ class Submission:
         while True:
             record = await self.reader.current_round()
             training = record.phase in (RoundPhase.SEED, RoundPhase.TRAIN)
-            if training and (late or self.account in record.joined):
+            joined = self.account in record.joined
+            if joined and not late and not await self._declared(record, shards):
+                self.progress.say(
+                    f"round {record.number} was joined with another part of the model; waiting for "
+                    "the next one (--experts as before would go on with it)"
+                )
+                await self.watch.round(record.number, lambda x: x.phase == RoundPhase.DONE)
+                continue
+            if training and (late or joined):
                 return record
             if record.phase == RoundPhase.OPEN:
-                if self.account in record.joined or await self._declare(record.number, shards):
+                if joined or await self._declare(record.number, shards):
                     self.progress.say(f"joined round {record.number}")
                     return record
                 continue
             self.progress.say(f"round {record.number} is past joining; waiting for the next one")
             await self.watch.round(record.number, lambda x: x.phase == RoundPhase.DONE)
+
+    async def _declared(self, record: r.RoundRecord, shards: Sequence[ShardIndex]) -> bool:
+        """Whether these are what we have declared for a round that lasts: another part proves
+        nothing."""
+        key = rr.declaration_key(record.number, self.account)
+        found = await self.reader.read(rr.Declaration, key)
+        return tuple(shards) == (found.held if found is not None else ())
 
     async def _declare(self, number: int, shards: Sequence[ShardIndex] = ()) -> bool:
         """Whether the declaration was in time."""

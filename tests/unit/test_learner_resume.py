@@ -14,7 +14,7 @@ from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
 from chain.hashes import Hash32
 from chain.phases import first_round
 from chain.records import DeltaStatus, RoundPhase, RoundRecord
-from chain.types import ChainId, PubKey
+from chain.types import ChainId, PubKey, ShardIndex
 from learning.init import initial_shards
 from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from node import learner as module
@@ -25,6 +25,7 @@ from node.patience import RunningClock
 from node.submission import Submission, Summary
 from node.worker.client import TrainJob, TrainOutcome
 from tests.kit.nano import TINY, TINY_TRAINING, tiny_batches
+from tests.kit.waiting import reached
 from tests.unit.test_learner_inputs import Play, mined, play
 
 BASE = initial_shards(TINY)
@@ -276,5 +277,27 @@ def test_a_round_without_a_place_is_waited_out(
         monkeypatch.setattr(second, "_send", refused("no_slot"))
         assert not await second._declare(play.chain.state.round().number)
         assert "waiting for the next round" in play.progress.lines[-1]
+
+    play(tmp_path, monkeypatch, body)
+
+
+def test_a_round_declared_with_another_part_is_left_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain takes no proof of another part than the one declared before the seed was known."""
+
+    async def body(play: Play) -> None:
+        joined = await play.submission().join()
+        assert joined.number == 0
+        second = play.submission()
+        waits = asyncio.create_task(second.join(shards=[ShardIndex(0)]))
+        lines = play.progress.lines
+        await reached(lambda: "another part" in "".join(lines) or None, 30, "a word")
+        play.until(RoundPhase.OPEN)
+        assert (await mined(play.chain, waits)).number == 1
+        declared = play.chain.state.round(1)
+        assert declared.joined == (second.account,)
+        assert await second._declared(declared, [ShardIndex(0)])
+        assert not await second._declared(declared, [])
 
     play(tmp_path, monkeypatch, body)
