@@ -298,6 +298,8 @@ def _judge(state: State, current: r.RoundRecord, delta: TxId) -> DeltaStatus:
         return DeltaStatus.ACCEPTED
     if 2 * sum(v == Verdict.NO for v in said) > len(jurors):
         return DeltaStatus.HARMFUL if rewards.gain(record) < 0 else DeltaStatus.UNHELPFUL
+    if 2 * sum(v == Verdict.COPY for v in said) > len(jurors):
+        return DeltaStatus.COPY
     return DeltaStatus.UNAVAILABLE
 
 

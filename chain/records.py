@@ -61,6 +61,7 @@ class DeltaStatus(IntEnum):
     MERGED = 6  # part of a provisional or settled update
     UNHELPFUL = 7  # not proven, and not clearly useful either
     ROLLED_BACK = 8  # merged, but the whole round was taken back (docs/spec/rounds.md, "The guard")
+    COPY = 9  # of another delta of the round
 
 
 @wire(128)

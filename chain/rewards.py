@@ -57,7 +57,7 @@ def lose_merit(state: State, account: PubKey, much: int = 1) -> None:
 
 
 def _has_losses(vote: r.JurorVote) -> bool:
-    return bool(vote.revealed) and vote.verdict != Verdict.UNAVAILABLE
+    return bool(vote.revealed) and vote.verdict in (Verdict.NO, Verdict.YES)
 
 
 def _median(values: Sequence[int]) -> int:

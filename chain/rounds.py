@@ -220,10 +220,10 @@ def pol_vote(state: State, chain_id: ChainId, rules: Rules, sender: PubKey, tx: 
 
 def _check_vote(rules: Rules, record: r.DeltaRecord, tx: PolVote) -> tuple[int, int]:
     """The mean gain and its lower bound. A verdict must follow from the losses shown with it;
-    without losses it is 'unavailable'."""
-    if tx.verdict == Verdict.UNAVAILABLE:
+    without losses it is 'unavailable' or a copy."""
+    if tx.verdict in (Verdict.UNAVAILABLE, Verdict.COPY):
         if tx.slices:
-            raise TxError("bad_verdict", "an unavailable delta has no losses")
+            raise TxError("bad_verdict", "an unavailable delta and a copy have no losses")
         return 0, 0
     if len({s.slice for s in tx.slices}) != len(tx.slices) or len(tx.slices) < 2:
         raise TxError("bad_slices", "a verdict needs at least two different slices")

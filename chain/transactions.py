@@ -46,6 +46,7 @@ class Verdict(IntEnum):
     NO = 0
     YES = 1
     UNAVAILABLE = 2
+    COPY = 3  # of another delta of the round; a juror's alone
 
 
 class Phase(IntEnum):

@@ -28,6 +28,7 @@ from chain.transactions import (
     DeltaReveal,
     JoinRound,
     PodlManifest,
+    Verdict,
     delta_commitment,
 )
 from chain.types import BlobId, PubKey, ShardIndex, TxId
@@ -383,7 +384,7 @@ class Submission:
         record = await self.reader.delta(delta)
         round_ = await self.reader.round(record.round)
         votes = [v for v in record.votes if v.revealed]
-        gains = [v.gain for v in votes if v.verdict != 2]
+        gains = [v.gain for v in votes if v.verdict in (Verdict.NO, Verdict.YES)]
         undone = record.status == DeltaStatus.ROLLED_BACK
         return Summary(
             round=record.round,

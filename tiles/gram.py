@@ -91,14 +91,23 @@ def gram(deltas: Sequence[TileDelta | Integers]) -> Gram:
     sums: list[list[int]] = [[] for _ in _cells(len(found))]
     for subtile in subtiles(found):
         size = min(SUBTILE_ELEMENTS, found[0].elements - subtile * SUBTILE_ELEMENTS)
-        parts = [delta.part(subtile) for delta in found]
-        table = room[: len(found) * size].reshape(len(found), size)
-        for row, part in zip(table, parts, strict=True):
-            part.fill(row)
-        products = _products(table, is_single=_fits(parts, size))
+        products = inner_products([delta.part(subtile) for delta in found], size, room)
         for entry, (i, j) in zip(sums, _cells(len(found)), strict=True):
             entry.append(products[i][j])
     return Gram(len(found), tuple(tuple(entry) for entry in sums))
+
+
+def inner_products(
+    parts: Sequence[Part], elements: int, room: Doubles | None = None
+) -> list[list[int]]:
+    """The exact inner products, in units of 2**-56, of deltas' parts of one subtile, which has so
+    many elements. `room`: a buffer for at least len(parts) * elements of them."""
+    if room is None:
+        room = np.empty(len(parts) * elements)
+    table = room[: len(parts) * elements].reshape(len(parts), elements)
+    for row, part in zip(table, parts, strict=True):
+        part.fill(row)
+    return _products(table, is_single=_fits(parts, elements))
 
 
 def _fits(parts: Sequence[Part], elements: int) -> bool:

@@ -45,7 +45,7 @@ PHASE_TEXTS: dict[str, str] = {
 STATUS_TONES: dict[str, str] = {
     **dict.fromkeys(("merged", "accepted", "active", "approved", "final", "ok", "yes"), "good"),
     **dict.fromkeys(
-        ("harmful", "unhelpful", "mismatch", "rejected", "dropped", "failed", "no"), "bad"
+        ("harmful", "unhelpful", "mismatch", "copy", "rejected", "dropped", "failed", "no"), "bad"
     ),
     **dict.fromkeys(("unavailable", "pending", "missed", "disputed"), "warn"),
     **dict.fromkeys(("revealed", "committed", "open", "passed"), "info"),
@@ -72,7 +72,7 @@ MEANINGS: dict[tuple[str, str], dict[int, str]] = {
         4: "measured the loss",
     },
     ("pol_vote", "phase"): {1: "commit", 2: "reveal"},
-    ("", "verdict"): {0: "no", 1: "yes", 2: "unavailable"},
+    ("", "verdict"): {0: "no", 1: "yes", 2: "unavailable", 3: "copy"},
     ("", "proven"): {0: "no: trained elsewhere", 1: "yes: can be replayed"},
 }
 

@@ -138,7 +138,7 @@ class RoundRun:
         gain = {Verdict.YES: 10**7, Verdict.NO: -(10**7)}.get(verdict, 0)
         gain = self.gains.get(name, gain)
         slices = tuple(LossSlice(i, 10**9, 10**9 - gain + i * 1000) for i in range(8))
-        shown = () if verdict == Verdict.UNAVAILABLE else slices
+        shown = () if verdict in (Verdict.UNAVAILABLE, Verdict.COPY) else slices
         opened = PolVote(
             self.round.number, self.deltas[name], Phase.REVEAL, ZERO_HASH, SALT, verdict, shown
         )

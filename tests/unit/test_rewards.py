@@ -11,7 +11,18 @@ from chain.phases import NEWCOMER_PATIENCE
 from chain.records import DeltaStatus, RoundPhase
 from chain.rewards import MISMATCH_MERIT
 from chain.rounds import tile_ranks
-from chain.transactions import Attest, AttestKind, DeltaReveal, JoinRound, TileUpdate, Verdict
+from chain.transactions import (
+    Attest,
+    AttestKind,
+    DeltaReveal,
+    JoinRound,
+    LossSlice,
+    Phase,
+    PolVote,
+    TileUpdate,
+    Verdict,
+    pol_commitment,
+)
 from chain.types import ShardIndex
 from tests.kit.machine import key
 from tests.kit.round_run import SALT, RoundRun
@@ -77,6 +88,30 @@ def test_who_is_alone_and_serves_no_state_has_to_help(gain: int) -> None:
     run = played({"eve": gain}, Verdict.UNAVAILABLE)
     assert run.m.state.delta(run.deltas["eve"]).status == DeltaStatus.UNHELPFUL
     assert rewards(run) == {"eve": 0}
+
+
+def test_a_copy_is_left_out() -> None:
+    run = RoundRun(round_reward_grains=REWARD)
+    run.to_reveal(ann=True, ben=True, eve=False)
+    run.screen({"ann": Verdict.YES, "ben": Verdict.YES, "eve": Verdict.COPY})
+    finish(run)
+    assert run.m.state.delta(run.deltas["eve"]).status == DeltaStatus.COPY
+    assert rewards(run) == {"ann": REWARD // 2, "ben": REWARD // 2, "eve": 0}
+
+
+def test_who_calls_a_copy_shows_no_losses() -> None:
+    run = RoundRun()
+    run.to_reveal(ann=True)
+    run.until(RoundPhase.SCREEN_COMMIT)
+    juror = next(v for v in run.m.validators if v.account.public in run.round.jurors)
+    slices = tuple(LossSlice(i, 2, 1) for i in range(8))
+    delta = run.deltas["ann"]
+    opened = PolVote(0, delta, Phase.REVEAL, ZERO_HASH, SALT, Verdict.COPY, slices)
+    commitment = pol_commitment(run.m.genesis.chain_id, juror.account.public, opened)
+    sealed = PolVote(0, delta, Phase.COMMIT, commitment, ZERO_HASH, 0, ())
+    assert run.send_duty(juror, sealed) == "ok"
+    run.until(RoundPhase.SCREEN_REVEAL)
+    assert run.send_duty(juror, opened) == "bad_verdict"
 
 
 def test_a_false_training_costs_merit() -> None:
