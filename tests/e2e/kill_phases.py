@@ -12,9 +12,9 @@ is over. Each time:
 - the tiles of a primary that is gone are aggregated by the next rank;
 - a learner that is killed before its reveal and started again at once is in the round all the same;
 - the next round ends, and merges what both learners have learnt. Where the victim came back only
-  after its round, a learner beside it may be late for the next one: then the one after that. (Twenty
-  steps of one learner alone can make this model worse by more than the guard allows: then that
-  round is rolled back.)
+  after its round, a learner beside it may be late for the next one: then the one after that. (Now
+  and then twenty steps of one learner alone make this model worse by more than the guard allows,
+  and that round is rolled back.)
 
 In the end all nodes have one state and one model, and nobody was slashed. A phase may be over
 before its victim is dead: the line then says in which it died. Exit code 0: all held.
