@@ -4,6 +4,7 @@
                              [--hivemind PYTHON]
 
 The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many deltas of a tile),
+`payloads` (memory of a validator that aggregates many large ones, four duties at once),
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
 numeric profile), `memory` (of a step: whole batches, pieces of them, layers computed again) and
 `replay` (N replays in each profile, in other processes, threads and instruction sets).
@@ -57,13 +58,14 @@ class Amount:
     width: int = 256  # of a mixture of experts
     shapes: tuple[str, ...] = ("nano", "wide")  # of learning_profiles
     trained: tuple[str, int, int] = ("small", 32, 2)  # model, batch and steps of learning_memory
+    payloads: tuple[int, int] = (32, 16)  # of learning_payloads: how many, and their tiles
     tries: int = 20  # replays in each profile; a claim wants 1,000
     is_small: bool = False
     plots: Path | None = None
     hivemind: str | None = None  # an interpreter that has it
 
 
-SMALL = Amount(10_000, 3, 2, 16, ("nano",), ("nano", 8, 1), 2, is_small=True)
+SMALL = Amount(10_000, 3, 2, 16, ("nano",), ("nano", 8, 1), (3, 1), 2, is_small=True)
 
 
 def _values(amount: Amount, count: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -147,6 +149,13 @@ def _aggregate(base: bytes, payloads: list[bytes], spec: ShardSpec) -> None:
     aggregate_tile(base, [PayloadTile(payload, [spec], 0, 0) for payload in payloads])
 
 
+def payloads(amount: Amount) -> Iterator[Row]:
+    """Peaks of processes that aggregate."""
+    from bench.learning_payloads import payload_rows
+
+    return payload_rows(*amount.payloads)
+
+
 def moe(amount: Amount) -> Iterator[Row]:
     """A layer's mixture of experts; torch is imported for this group alone."""
     from bench.learning_moe import moe_rows
@@ -199,6 +208,7 @@ def _ms(samples: list[float]) -> float:
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "codec": codec,
     "aggregate": aggregate,
+    "payloads": payloads,
     "moe": moe,
     "profiles": profiles,
     "memory": memory,

@@ -42,7 +42,7 @@ from node.services.consensus import ConsensusService
 from node.services.delta_floor import round_trips
 from node.services.duties import Duties
 from node.services.mesh import Mesh
-from node.services.new_versions import NewVersions, NoTiles, local_payloads
+from node.services.new_versions import NewVersions, NoTiles
 from node.services.placement import Placement
 from node.services.pruning import Pruner, check_history
 from node.services.rebuild import Rebuild
@@ -169,9 +169,7 @@ class Node:
                 start.specs,
                 self.history,
                 NoTiles(),
-                lambda round_: local_payloads(
-                    self.chain.state(), start.genesis.params, self.blobs, round_
-                ),
+                lambda round_: self._duties.local_payloads(round_),
             ).record
         )
         self.retention.keeps = self.placement.keeps

@@ -16,13 +16,14 @@ import numpy as np
 
 from chain.hashes import EVENT_SEED, Hash32
 from chain.types import u64_be
-from tiles.delta import PayloadTile, delta_header
+from tiles.delta import PayloadTile, SectionSource
 from tiles.gram import inner_products
 from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE, ShardSpec
 from tiles.parts import Part
 
 SUBTILES = 5  # looked at of a round's deltas, or all where there are fewer
 ALIKE = (16, 25)  # the square of a cosine of 0.8, above which a subtile is alike
+Sample = tuple[Part, ...]  # a delta at the places that are drawn
 _DRAWS = 64  # at most, until so many different ones are found
 
 
@@ -56,25 +57,27 @@ def drawn(seed: Hash32, specs: Sequence[ShardSpec]) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def is_copy(
-    payload: bytes, others: Sequence[bytes], places: Sequence[Place], specs: Sequence[ShardSpec]
-) -> bool:
-    """Whether a payload is alike one of the others at more than half of the places at which either
-    has anything. DecodeError if a payload cannot be decoded."""
+def sample(payload: SectionSource, places: Sequence[Place], specs: Sequence[ShardSpec]) -> Sample:
+    """A delta at the places, nothing where it lacks the shard. DecodeError if a section cannot be
+    decoded, StorageError if one cannot be read."""
+    none = np.zeros(0, np.int64)
+    return tuple(
+        PayloadTile(payload, specs, place.shard, place.tile).part(place.subtile)
+        if payload.has(place.shard)
+        else Part(none, none)
+        for place in places
+    )
+
+
+def is_copy(own: Sample, others: Sequence[Sample], places: Sequence[Place]) -> bool:
+    """Whether a delta is alike one of the others at more than half of the places at which either
+    has anything."""
     alike, told = [0] * len(others), [0] * len(others)
-    for place in places:
-        parts = [_part(p, place, specs) for p in (payload, *others)]
+    for place, *parts in zip(places, own, *others, strict=True):
         products = inner_products(parts, place.elements)
-        own = products[0][0]
+        size = products[0][0]
         for i in range(len(others)):
             other, both = products[i + 1][i + 1], products[0][i + 1]
-            told[i] += own > 0 or other > 0
-            alike[i] += both > 0 and ALIKE[1] * both * both > ALIKE[0] * own * other
+            told[i] += size > 0 or other > 0
+            alike[i] += both > 0 and ALIKE[1] * both * both > ALIKE[0] * size * other
     return any(2 * a > t for a, t in zip(alike, told, strict=True))
-
-
-def _part(payload: bytes, place: Place, specs: Sequence[ShardSpec]) -> Part:
-    if place.shard in {entry.shard for entry in delta_header(payload).shards}:
-        return PayloadTile(payload, specs, place.shard, place.tile).part(place.subtile)
-    none = np.zeros(0, np.int64)
-    return Part(none, none)

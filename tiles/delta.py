@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -205,6 +205,32 @@ def decode_tile(
     return np.concatenate(parts).astype(np.int64)
 
 
+class SectionSource(Protocol):
+    """A payload whose sections are had one by one, wherever they lie."""
+
+    @property
+    def header(self) -> DeltaHeader: ...
+
+    def has(self, shard: int) -> bool: ...
+
+    def section(self, shard: int, subtile: int) -> Buffer:
+        """Of a shard that it has; `subtile` counts from the start of the shard."""
+
+
+class CutPayload:
+    """The sections of a payload that is in memory, without a copy. Raises DecodeError unless
+    header, lengths and model agree."""
+
+    def __init__(self, payload: bytes, specs: Sequence[ShardSpec]) -> None:
+        self.header, self._shards = payload_sections(payload, specs)
+
+    def has(self, shard: int) -> bool:
+        return shard in self._shards
+
+    def section(self, shard: int, subtile: int) -> Buffer:
+        return self._shards[shard][subtile]
+
+
 class PayloadTile:
     """One tile of a delta in its payload, decoded subtile by subtile as it is asked for. What is
     sparse stays decoded, up to a part of `most_bytes` for each of MAX_DELTAS deltas.
@@ -214,21 +240,18 @@ class PayloadTile:
 
     def __init__(
         self,
-        payload: bytes,
+        payload: bytes | SectionSource,
         specs: Sequence[ShardSpec],
         shard: int,
         tile: int,
         most_bytes: int = limits.MAX_DELTAS * (limits.TILE_BYTES // 8),
     ) -> None:
-        header, body = _split(payload)
-        spec = next((s for e, s in _matched(header, specs) if e.shard == shard), None)
-        if spec is None:
+        self._source = CutPayload(payload, specs) if isinstance(payload, bytes) else payload
+        if not self._source.has(shard):
             raise InputError(f"the delta has no shard {shard}")
+        spec = next(s for s in specs if s.index == shard)
         self.elements = spec.tile_bytes(tile) // 4
-        self._spec, self._density = spec, header.density
-        first = tile * SUBTILES_PER_TILE
-        last = first + -(-self.elements // SUBTILE_ELEMENTS)
-        self._sections = [s for i, at, s in _cut(header, body) if i == shard and first <= at < last]
+        self._spec, self._first = spec, tile * SUBTILES_PER_TILE
         self._kept: dict[int, Part] = {}
         self._room = most_bytes // limits.MAX_DELTAS
 
@@ -237,9 +260,9 @@ class PayloadTile:
         known = self._kept.get(subtile)
         if known is not None:
             return known
-        section = self._sections[subtile]
+        section = self._source.section(self._spec.index, self._first + subtile)
         size = min(SUBTILE_ELEMENTS, self.elements - subtile * SUBTILE_ELEMENTS)
-        part = _decode_part(self._spec, size, self._density, section)
+        part = _decode_part(self._spec, size, self._source.header.density, section)
         if part.at is None:
             return part
         part = Part(part.values, part.at.astype(np.int32))

@@ -25,7 +25,7 @@ from chain.types import ShardIndex, TileIndex
 from tiles import merkle
 from tiles.aggregate import apply
 from tiles.codings import codec_of
-from tiles.delta import decode_section, payload_sections
+from tiles.delta import CutPayload, SectionSource, decode_section
 from tiles.layout import ELEMENT_BYTES, SUBTILES_PER_TILE, ShardSpec, subtile_count
 from tiles.weights import WEIGHT_BITS
 
@@ -55,16 +55,18 @@ class TileStep:
 class DeltaSections:
     """A delta's payload cut into its sections, once for all of its tiles."""
 
-    def __init__(self, payload: bytes, specs: Sequence[ShardSpec]) -> None:
+    def __init__(self, payload: bytes | SectionSource, specs: Sequence[ShardSpec]) -> None:
         """Raises DecodeError unless header, lengths and model agree."""
-        header, self._shards = payload_sections(payload, specs)
+        self._source = CutPayload(payload, specs) if isinstance(payload, bytes) else payload
+        header = self._source.header
         self.density = header.density
+        self._counts = {entry.shard: len(entry.lengths) for entry in header.shards}
 
     def tile(self, shard: int, tile: int) -> tuple[bytes, ...]:
         """The sections of one tile, one a subtile; none if the delta has not that shard."""
         first = tile * SUBTILES_PER_TILE
-        parts = self._shards.get(shard, ())[first : first + SUBTILES_PER_TILE]
-        return tuple(bytes(part) for part in parts)
+        last = min(first + SUBTILES_PER_TILE, self._counts.get(ShardIndex(shard), 0))
+        return tuple(bytes(self._source.section(shard, i)) for i in range(first, last))
 
 
 def make_step(

@@ -33,6 +33,7 @@ from node.services.duty_plan import (
     plan,
 )
 from node.worker.client import Worker
+from tiles.stored import StoredPayload
 
 log = logging.getLogger("blyan.duties")
 
@@ -86,6 +87,10 @@ class Duties:
     def worker(self) -> Worker:
         return self._context.worker
 
+    def local_payloads(self, round_: int) -> list[StoredPayload] | None:
+        """Payloads of the deltas that a round accepted, if all are here; for a thread."""
+        return self._context.local_payloads(round_)
+
     async def run(self) -> None:
         self._wake.set()
         while True:
@@ -135,6 +140,7 @@ class Duties:
         if state.head.round != self._round:
             self._round = state.head.round
             self._context.files.forget_before(self._round - 1)
+            self._context.payloads.forget_before(self._round)
         wanted, loop = set(owed), asyncio.get_running_loop()
         for duty, task in self._tasks.items():
             if duty not in wanted:

@@ -21,9 +21,10 @@ from node.services.duty_plan import Aggregate, CheckUpdate, HoldModel
 from node.services.duty_plan import tiles_to_update as due_tiles
 from node.services.new_versions import NewVersions
 from tiles.aggregate import TileResult, aggregate_tile
-from tiles.delta import PayloadTile, delta_header
+from tiles.delta import PayloadTile, SectionSource
 from tiles.momentum import share_of
 from tiles.parts import NoDelta, TileDelta
+from tiles.stored import StoredPayload
 
 log = logging.getLogger("blyan.duties")
 UPDATE_BYTES = limits.MAX_TX_BYTES - 1024  # room for the transaction around the changes
@@ -86,10 +87,10 @@ async def hold_model(context: DutyContext, duty: HoldModel) -> None:
 
 async def _payloads(
     context: DutyContext, state: State, current: r.RoundRecord
-) -> tuple[bytes, ...]:
+) -> list[StoredPayload]:
     """Payloads of the accepted deltas in the state's order: the aggregation's whole input."""
     records = [state.delta(delta) for delta in current.accepted]
-    return tuple([await context.payload(record) for record in records])
+    return await asyncio.gather(*map(context.payloads.get, records))
 
 
 class _Round:
@@ -100,7 +101,7 @@ class _Round:
         context: DutyContext,
         state: State,
         current: r.RoundRecord,
-        payloads: Sequence[bytes],
+        payloads: Sequence[SectionSource],
     ) -> None:
         self._context, self._payloads, self._number = context, payloads, current.number
         self._roots = {
@@ -111,7 +112,6 @@ class _Round:
         numbers = self._roots if self._share else ()
         found = {i: momentum.past(state, current.number, i) for i in numbers}
         self._past = {i: past for i, past in found.items() if past is not None}
-        self._held = [{entry.shard for entry in delta_header(p).shards} for p in payloads]
 
     async def change(self, shard: int, tile: int) -> TileChange:
         """One tile's change; the new tile is on disk before anyone hears of it. A base tile that is
@@ -143,8 +143,8 @@ class _Round:
     def _deltas(self, elements: int, shard: int, tile: int) -> Iterator[TileDelta]:
         """Each delta's share of the tile; nothing where it has not trained the shard."""
         specs = self._context.node.tiles.specs
-        for payload, held in zip(self._payloads, self._held, strict=True):
-            if shard in held:
+        for payload in self._payloads:
+            if payload.has(shard):
                 yield PayloadTile(payload, specs, shard, tile)
             else:
                 yield NoDelta(elements)

@@ -29,10 +29,12 @@ from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
 from node.services.new_versions import local_payloads
 from node.services.placement import Make
+from node.services.round_payloads import RoundPayloads
 from node.services.versions import VersionHistory
 from node.worker.client import Worker
 from tiles.layout import ShardSpec
 from tiles.store import TileStore
+from tiles.stored import StoredPayload
 
 log = logging.getLogger("blyan.duties")
 
@@ -156,6 +158,9 @@ class DutyContext:
         self.node, self.worker = node, worker
         self.account = node.account
         self.files = DutyFiles(node.home.path / "duties")
+        self.payloads = RoundPayloads(
+            node.home.path / "duties" / "payloads", node.tiles.specs, node.blobs
+        )
         self.custody = CustodyChecks()
         self.screens = InHand()
         self._sending: set[asyncio.Future[Receipt]] = set()
@@ -204,8 +209,8 @@ class DutyContext:
         return [await self.node.tiles.shard(s.index, s.root) for s in records]
 
     async def payload(self, record: r.DeltaRecord) -> bytes:
-        """A revealed delta's payload. UnreachableError if nobody has its blob, VerifyError if the
-        blob does not open with the salt."""
+        """A revealed delta's payload, in memory: for one duty, and not for all of a round's.
+        UnreachableError if nobody has its blob, VerifyError if it does not open with the salt."""
         blob = await self.node.blobs.get(record.blob, most=piece_of(record).size)
         return await asyncio.to_thread(unseal, blob, record.salt)
 
@@ -226,9 +231,9 @@ class DutyContext:
                 raise found
         self._prepared = (current.number, len(current.deltas))
 
-    def local_payloads(self, round_: int) -> list[bytes] | None:
+    def local_payloads(self, round_: int) -> list[StoredPayload] | None:
         """Payloads of the deltas that a round accepted, if all are here; for a thread."""
-        return local_payloads(self.state(), self.params(), self.node.blobs, round_)
+        return local_payloads(self.state(), self.params(), self.payloads, self.node.blobs, round_)
 
     async def round_data(self, record: r.RoundRecord) -> RoundData:
         """Text of the round's datasets, fetched and split once however many ask."""
@@ -261,6 +266,7 @@ class DutyContext:
         for sending in list(self._sending):
             sending.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
+        await self.payloads.close()
         if self._data is not None:
             self._data[1].cancel()
         await self.worker.close()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from chain import limits
@@ -39,7 +40,7 @@ from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
 from node.worker.client import Worker
-from tiles import merkle
+from tiles import copies, merkle
 from tiles.delta import delta_header, payload_root
 
 log = logging.getLogger("blyan.duties")
@@ -92,6 +93,9 @@ async def _judge(
     try:
         payload = await context.payload(record)
         await asyncio.to_thread(check_payload, context, current, record, payload)
+        if await _is_copy(context, current, record):
+            log.info("delta %s is a copy", record.id.hex()[:16])
+            return Verdict.COPY, ()
         assignment = await context.assignment(current, record.sender)
         slices = assignment.jury_slices(current.jury_seed, SLICES)
         if len(slices.starts) < 2:
@@ -109,6 +113,34 @@ async def _judge(
     verdict, gain, _ = context.rules.pol_verdict(found, proven)
     log.info("delta %s: verdict %d, gain %d nano-nats", record.id.hex()[:16], verdict, gain)
     return Verdict(verdict), found
+
+
+async def _is_copy(context: DutyContext, current: r.RoundRecord, record: r.DeltaRecord) -> bool:
+    """Whether it is one of an earlier delta: those that claim a proof are first, then the order of
+    the commits decides. Only of what is here, so that nobody waits for a blob that is withheld."""
+    state = context.state()
+    revealed = [d for d in map(state.delta, current.deltas) if d.status == r.DeltaStatus.REVEALED]
+    ranked = sorted(revealed, key=lambda d: not (d.manifest and d.manifest.proven))
+    earlier = ranked[: [d.id for d in ranked].index(record.id)]
+    return await asyncio.to_thread(_copies_one_of, context, current, record, earlier)
+
+
+def _copies_one_of(
+    context: DutyContext,
+    current: r.RoundRecord,
+    record: r.DeltaRecord,
+    earlier: Sequence[r.DeltaRecord],
+) -> bool:
+    specs = context.node.tiles.specs
+    places = copies.drawn(current.jury_seed, specs)
+    others = []
+    for other in earlier:
+        with suppress(DecodeError, VerifyError):  # what does not open is nobody's original
+            found = context.payloads.local(other)
+            if found is not None and found.header.base_root == current.base_root:
+                others.append(copies.sample(found, places, specs))
+    own = context.payloads.local(record) if others else None
+    return own is not None and copies.is_copy(copies.sample(own, places, specs), others, places)
 
 
 async def _look(

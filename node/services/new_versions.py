@@ -21,29 +21,34 @@ from chain.errors import (
 )
 from chain.hashes import Hash32
 from chain.params import Params
+from chain.records import DeltaRecord
 from chain.state import State
 from chain.transactions import TileChange
 from chain.types import BlobId
-from node.sealed import unseal
 from node.services.versions import ShardVersion, VersionHistory
+from tiles.delta import SectionSource
 from tiles.layout import ShardSpec
 from tiles.steps import DeltaSections, TileStep, apply_step, make_step
 from tiles.store import TileStore
+from tiles.stored import StoredPayload
 
 log = logging.getLogger("blyan.versions")
 
-Payloads = Callable[[int], Sequence[bytes] | None]  # of a round's accepted deltas, if all are here
+# Of a round's accepted deltas, if all are here.
+Payloads = Callable[[int], Sequence[bytes | SectionSource] | None]
 
 
 class LocalBlobs(Protocol):
     def has(self, blob_id: BlobId) -> bool: ...
 
-    def local(self, blob_id: BlobId) -> bytes | None: ...
+
+class LocalPayloads(Protocol):
+    def local(self, record: DeltaRecord) -> StoredPayload | None: ...
 
 
 def local_payloads(
-    state: State, params: Params, blobs: LocalBlobs, round_: int
-) -> list[bytes] | None:
+    state: State, params: Params, payloads: LocalPayloads, blobs: LocalBlobs, round_: int
+) -> list[StoredPayload] | None:
     """Payloads of the deltas that a round accepted, if all are here and new tiles follow from them
     and the last ones, which with momentum they do not; for a thread."""
     if params.momentum_ppm:
@@ -53,10 +58,14 @@ def local_payloads(
         return None
     found = []
     for record in records:
-        blob = blobs.local(record.blob)
-        if blob is None:  # damaged
+        try:
+            payload = payloads.local(record)
+        except StorageError as error:  # tiles come without steps, too
+            log.warning("no steps of round %d: %s", round_, error)
             return None
-        found.append(unseal(blob, record.salt))
+        if payload is None:  # damaged
+            return None
+        found.append(payload)
     return found
 
 
@@ -160,7 +169,11 @@ class NewVersions:
             changes = self._history.changes(version)
             try:
                 self._round = _RoundSteps(self._specs, version.round, changes, self._payloads)
-            except (DecodeError, VerifyError) as error:  # tiles come without steps, too
+            except (
+                DecodeError,
+                VerifyError,
+                StorageError,
+            ) as error:  # tiles come without steps, too
                 log.warning("no steps of round %d: %s", version.round, error)
                 self._round = _RoundSteps(self._specs, version.round, changes, lambda _: None)
         found = {}

@@ -34,8 +34,8 @@ from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame,
 log = logging.getLogger("blyan.worker")
 
 NICE = 10  # consensus comes first
-# Of one job, its process's start included; of a training or a replay, until its next step. Time in
-# which we were stopped or paused does not count.
+# Without a word from a job, its process's start included: it tells of its steps or windows. Time
+# in which we were stopped or paused does not count.
 TIMEOUT_S = 300.0
 IDLE_S = 60.0  # then the process ends and its memory is free
 MAX_WAITING = 64  # jobs in line
@@ -143,7 +143,7 @@ class Worker:
         return self._process.pid if self._process else None
 
     def pause(self) -> None:
-        """Hold jobs at their next step until `go_on`; those without steps before they begin."""
+        """Hold jobs at their next event until `go_on`."""
         self._hold(True)
 
     def go_on(self) -> None:
@@ -309,7 +309,7 @@ class Worker:
             "profile": profile,
             "held": list(shards),
         }
-        result = await self._call(request, lambda _: None)
+        result = await self._call(request)
         return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
 
     async def close(self) -> None:
@@ -327,8 +327,7 @@ class Worker:
     async def _call(
         self, request: Message, on_event: Callable[[Message], None] | None = None
     ) -> Message:
-        """The result of a job. `on_event`: of one that tells of its steps; each gives it more
-        time."""
+        """The result of a job. Each event, of which `on_event` is told, gives it more time."""
         if self._waiting >= MAX_WAITING:
             raise WorkerError(f"{MAX_WAITING} jobs wait for the worker already; try again later")
         frame = pack_frame(request)
@@ -353,11 +352,10 @@ class Worker:
                     if on_event is not None:
                         on_event(message)
 
-                answer = await self._answer(frame, got_on if on_event is not None else None)
+                answer = await self._answer(frame, got_on)
             finished = True
         except TimeoutError:
-            steps = " for a step" if on_event is not None else ""
-            raise WorkerError(f"the worker took more than {self._timeout_s:g} s{steps}") from None
+            raise WorkerError(f"the worker said nothing for {self._timeout_s:g} s") from None
         except (asyncio.IncompleteReadError, OSError, DecodeError) as error:
             words = await self._last_words(error)
             raise WorkerError(f"the worker died ({words})") from None
@@ -372,7 +370,7 @@ class Worker:
             return result
         raise _error_of(answer)
 
-    async def _answer(self, frame: bytes, on_event: Callable[[Message], None] | None) -> Message:
+    async def _answer(self, frame: bytes, on_event: Callable[[Message], None]) -> Message:
         """Of the process that there is, or of a fresh one if that has died before it took up the
         job: nobody may have noticed yet."""
         used = self._process
@@ -407,11 +405,10 @@ class Worker:
     async def _exchange(
         self,
         process: asyncio.subprocess.Process,
-        on_event: Callable[[Message], None] | None,
+        on_event: Callable[[Message], None],
     ) -> Message:
         while "event" in (message := await self._message(process)):
-            if on_event is not None:
-                on_event(message)
+            on_event(message)
         return message
 
     async def _last_words(self, error: Exception) -> str:

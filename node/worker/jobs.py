@@ -13,7 +13,14 @@ from chain.errors import InputError
 from chain.hashes import ZERO_HASH, Hash32
 from learning.compress import add_delta, compress
 from learning.conformance import ops_of, profile_of
-from learning.evaluate import holdout_loss, holdout_windows, measure, to_nano, window_losses
+from learning.evaluate import (
+    GotOn,
+    holdout_loss,
+    holdout_windows,
+    measure,
+    to_nano,
+    window_losses,
+)
 from learning.exact_math import DivergedError
 from learning.generate import generate
 from learning.held import held_experts, imbalance
@@ -27,19 +34,25 @@ Emit = Callable[[Message], None]
 
 
 def run_job(request: Message, emit: Emit) -> Message:
-    """The result of one request. Raises BlyanError for what the caller got wrong."""
+    """The result of one request. Raises BlyanError for what the caller got wrong.
+
+    Whatever may take long emits an event now and then: who waits for it gives up on silence."""
+
+    def got_on(done: int) -> None:
+        emit({"event": "windows", "done": done})
+
     job = request.get("job")
     if job == "ping":
         return {"profile": profile_of(_kind(request))}
     if job == "evaluate":
-        return _evaluate(request)
+        return _evaluate(request, got_on)
     if job == "holdout":
         spec = ModelSpec.from_json(request["model"])
-        return {"loss": holdout_loss(spec, request["shards"], request["holdout"])}
+        return {"loss": holdout_loss(spec, request["shards"], request["holdout"], got_on)}
     if job == "measure":
         spec = ModelSpec.from_json(request["model"])
         windows = holdout_windows(request["text"], spec.context)
-        found = measure(spec, request["shards"], windows)
+        found = measure(spec, request["shards"], windows, got_on=got_on)
         return {"losses": to_nano(found.losses), "imbalance": found.imbalance}
     if job == "generate":
         return _generate(request, emit)
@@ -50,17 +63,18 @@ def run_job(request: Message, emit: Emit) -> Message:
     raise InputError(f"a worker has no job {job!r}")
 
 
-def _evaluate(request: Message) -> Message:
+def _evaluate(request: Message, got_on: GotOn) -> Message:
     spec = ModelSpec.from_json(request["model"])
     windows = _bytes_array(request["windows"], (-1, spec.context + 1))
     shards = request["shards"]
-    base = to_nano(window_losses(spec, shards, windows))
+    base = to_nano(window_losses(spec, shards, windows, got_on=got_on))
     if request["payload"] is None:
         return {"base": base, "delta": ()}
     moved = add_delta(
         spec, shards, request["payload"], request["numerator"], request["denominator"]
     )
-    return {"base": base, "delta": to_nano(window_losses(spec, moved, windows))}
+    got_on(0)  # decoding a large payload took a while
+    return {"base": base, "delta": to_nano(window_losses(spec, moved, windows, got_on=got_on))}
 
 
 def _generate(request: Message, emit: Emit) -> Message:

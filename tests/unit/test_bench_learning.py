@@ -1,10 +1,12 @@
-"""The benchmark of replays in small: other threads and instruction sets, the same bits."""
+"""Benchmarks of learning in small: replays with other threads and instruction sets give the same
+bits, and duties that aggregate share their payloads."""
 
 from __future__ import annotations
 
 import pytest
 
 from bench import learning_replay
+from bench.learning_payloads import payload_rows
 from bench.learning_replay import INSTRUCTION_SETS, Tally, tally
 
 
@@ -30,3 +32,15 @@ def test_another_state_hash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally("exact", 5) == Tally(tries=5, wrong=2, processes=3, seen=2)
     free, first, second, third = INSTRUCTION_SETS[:4]
     assert asked == [(free, 0, 0), (first, 0, 2), (second, 2, 2), (third, 4, 1)]
+
+
+def test_memory_of_payloads_is_measured_in_processes_of_their_own() -> None:
+    rows = list(payload_rows(6, 2))
+    values = {row.name: row.value for row in rows}
+    assert list(values) == [
+        "payloads_6_memory",
+        "payloads_6_memory_each",
+        "payloads_6_seconds",
+        "payloads_6_seconds_each",
+    ]
+    assert values["payloads_6_memory_each"] - values["payloads_6_memory"] > 10.0  # MB

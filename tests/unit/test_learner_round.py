@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -17,8 +18,9 @@ from chain import records as r
 from chain.errors import InputError, TxError, VerifyError
 from chain.hashes import Hash32
 from chain.records import DeltaStatus
+from chain.transactions import Verdict
 from chain.types import TxId
-from corpus.dataset import build
+from corpus.dataset import Dataset, build
 from corpus.ingest import Document
 from learning import state_parts
 from learning.spec import ModelSpec
@@ -79,6 +81,12 @@ class Run:
             )
             return await learner.train_round()
 
+    async def add_dataset(self) -> Dataset:
+        dataset = build([Document("chain.py", TEXT)], "MIT", "sources")
+        found = await submit_dataset(self.reader, self.keys[2], dataset, self.progress, wait=True)
+        assert (found["status"], found["score"]) == ("active", 100)
+        return dataset
+
     async def garbage(self, who: int) -> Summary:
         noise = np.random.default_rng(7)
         path = self.directory / "garbage.safetensors"
@@ -93,27 +101,43 @@ class Run:
         return await submit_delta(submission, files, read_delta(path, self.reader.specs), None)
 
 
+@asynccontextmanager
+async def connected(net: DutyNet, directory: Path) -> AsyncIterator[Run]:
+    """Learners of a network that runs."""
+    transport = httpx.ASGITransport(create_app(net.local))
+    async with Client("http://127.0.0.1:8645", "kit-token", transport) as client:
+        yield Run(net, await VerifiedReader.connect(client), directory)
+
+
 def test_a_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_S", 0.05)  # an in-process transport streams no events
     asyncio.run(_round(tmp_path))
 
 
 async def _round(directory: Path) -> None:
-    async with DutyNet(directory, learners=3) as net:
-        transport = httpx.ASGITransport(create_app(net.local))
-        async with Client("http://127.0.0.1:8645", "kit-token", transport) as client:
-            run = Run(net, await VerifiedReader.connect(client), directory)
-            dataset = build([Document("chain.py", TEXT)], "MIT", "sources")
-            found = await submit_dataset(run.reader, run.keys[2], dataset, run.progress, wait=True)
-            assert (found["status"], found["score"]) == ("active", 100)
-            with pytest.raises(TxError, match="on the chain already"):
-                await submit_dataset(run.reader, run.keys[1], dataset, run.progress, wait=True)
-            first = net.state.model.root
-            summaries = await asyncio.gather(run.train(0), run.train(1), run.garbage(2))
-            _check_round(net, summaries)
-            await _check_exports(run, dataset.id, first)
-            await _check_tiles(run)
-            await _check_part(run)
+    async with DutyNet(directory, learners=3) as net, connected(net, directory) as run:
+        dataset = await run.add_dataset()
+        with pytest.raises(TxError, match="on the chain already"):
+            await submit_dataset(run.reader, run.keys[1], dataset, run.progress, wait=True)
+        first = net.state.model.root
+        summaries = await asyncio.gather(run.train(0), run.train(1), run.garbage(2))
+        _check_round(net, summaries)
+        await _check_exports(run, dataset.id, first)
+        await _check_tiles(run)
+        await _check_part(run)
+        await _check_copies(run)
+
+
+async def _check_copies(run: Run) -> None:
+    """One delta under two names: the jury looks at the first."""
+    run.net.learners = 3
+    honest, *copies = await asyncio.gather(run.train(0), run.garbage(1), run.garbage(2))
+    assert honest.status == "merged"
+    assert {s.status for s in copies} == {"harmful", "copy"}
+    deltas = [run.net.state.delta(d) for d in run.net.state.round(2).deltas]
+    first, second = (d for d in deltas if not (d.manifest and d.manifest.proven))
+    assert (first.status, second.status) == (DeltaStatus.HARMFUL, DeltaStatus.COPY)
+    assert {v.verdict for v in second.votes} == {Verdict.COPY}
 
 
 async def _check_part(run: Run) -> None:

@@ -18,10 +18,18 @@ from chain.types import PubKey
 from corpus.batches import Assignment
 from learning.compress import LARGEST, Compressed, add_delta, compress
 from learning.conformance import ops_of
-from learning.evaluate import MAX_LOSS, holdout_loss, holdout_windows, to_nano, window_losses
+from learning.evaluate import (
+    MAX_LOSS,
+    holdout_loss,
+    holdout_windows,
+    to_nano,
+    window_losses,
+    windows_at_a_time,
+)
 from learning.init import initial_shards
 from learning.memory import ACTIVATION_BYTES, recomputes
 from learning.profile import Kind
+from learning.sizes import SIZES
 from learning.spec import NANO_MODEL, NANO_TRAINING
 from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from learning.train import Progress, train_segment
@@ -221,6 +229,22 @@ def test_losses_that_are_no_numbers_are_as_bad_as_can_be() -> None:
         window_losses(TINY, [*BASE[:-1], b"\0" * 4], BATCHES[0])
     with pytest.raises(InputError, match="shards, but this model has"):
         window_losses(TINY, BASE[:-1], BATCHES[0])
+
+
+def test_windows_are_told_of_before_anybody_loses_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By 64, and by fewer of a model that takes longer; which changes no loss."""
+    assert [windows_at_a_time(size.model) for size in SIZES.values()] == [64] * len(SIZES)
+    larger = replace(SIZES["small"].model, layers=12, context=1024)
+    assert windows_at_a_time(larger) == 3
+    assert windows_at_a_time(replace(larger, width=8192, context=8192)) == 1
+    windows = holdout_windows(library(20_000), TINY.context)[:10]
+    done: list[int] = []
+    whole = window_losses(TINY, BASE, windows, got_on=done.append)
+    monkeypatch.setattr("learning.evaluate._BATCH_PRODUCTS", 4 * 300_000)
+    pieces = window_losses(TINY, BASE, windows, got_on=done.append)
+    assert done == [10, *range(windows_at_a_time(TINY), 10, windows_at_a_time(TINY)), 10]
+    assert 1 < windows_at_a_time(TINY) < 10
+    np.testing.assert_allclose(pieces, whole, rtol=1e-6)
 
 
 def test_plain_torch_finds_the_same_loss(tmp_path: Path) -> None:

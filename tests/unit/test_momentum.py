@@ -19,9 +19,10 @@ from chain.records import RoundPhase
 from chain.transactions import TileChange
 from node.services.duty_aggregate import _Round
 from node.services.new_versions import local_payloads
+from node.services.round_payloads import RoundPayloads
 from tests.kit.local_chain import LocalChain
 from tests.reference.aggregate_ref import new_value
-from tiles.delta import decode_delta
+from tiles.delta import CutPayload, decode_delta
 from tiles.merkle import tile_root
 
 PPM = 300_000
@@ -46,7 +47,8 @@ class Aggregating:
             files=SimpleNamespace(save_tile=lambda _, root, data: self.made.update({root: data})),
         )
         self.specs = chain.specs
-        self._round = _Round(context, self.state, self.current, self.payloads)
+        cut = [CutPayload(payload, self.specs) for payload in self.payloads]
+        self._round = _Round(context, self.state, self.current, cut)
 
     async def tile(self, shard: int, root: Hash32, tile: int) -> bytes:
         self.asked.append(root)
@@ -83,7 +85,9 @@ def test_a_tile_goes_on_from_what_it_was(tmp_path: Path) -> None:
         with pytest.raises(AssertionError):
             second.check(SHARD, change, None)
         assert second.asked[1] == past.root
-        assert local_payloads(chain.state, chain.genesis.params, chain.blobs, 0) is None
+        blobs = chain.blobs
+        payloads = RoundPayloads(tmp_path / "payloads", chain.tiles.specs, blobs)
+        assert local_payloads(chain.state, chain.genesis.params, payloads, blobs, 0) is None
 
 
 def test_it_stands_still_after_a_rollback_and_after_a_pause(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
 from chain.records import RoundPhase
+from learning.evaluate import MAX_WINDOWS, holdout_loss, holdout_windows, windows_at_a_time
 from learning.init import initial_shards
 from learning.state import sections_root
 from node import submission as module
@@ -21,7 +22,8 @@ from node.learner import Learner
 from node.patience import MOST_BETWEEN_TICKS_S, Patience, RunningClock
 from node.submission import Watch
 from node.worker.client import TrainJob, TrainOutcome, Worker
-from tests.kit.nano import TINY, TINY_TRAINING, tiny_batches
+from node.worker.protocol import Message
+from tests.kit.nano import TINY, TINY_TRAINING, library, tiny_batches
 from tests.unit.test_learner_resume import ROUND
 from tests.unit.test_worker_client import with_worker
 
@@ -147,7 +149,7 @@ def test_a_training_is_paused_and_takes_its_time(
         while not stuck.done():
             time.at += 1.0
             await asyncio.wait([stuck], timeout=0.01)
-        with pytest.raises(WorkerError, match="the worker took more than 5 s for a step"):
+        with pytest.raises(WorkerError, match="the worker said nothing for 5 s"):
             await stuck
 
     monkeypatch.setattr("node.patience.TICK_S", 0.005)
@@ -155,6 +157,48 @@ def test_a_training_is_paused_and_takes_its_time(
     told = capsys.readouterr().err
     assert "training is paused" in told
     assert "training goes on" in told
+
+
+def test_losses_take_their_time_as_long_as_windows_get_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each word of the process comes 2.9 s after the one before, and 5 s of silence end a job."""
+    time = Time()
+    heard: list[str] = []
+
+    async def body(worker: Worker) -> None:
+        worker.clock, plain = RunningClock(time), worker._message
+
+        async def slow(process: asyncio.subprocess.Process) -> Message:
+            message = await plain(process)
+            time.at += 2.9
+            worker.clock.seconds()
+            heard.append(message.get("event", "result"))
+            return message
+
+        monkeypatch.setattr(worker, "_message", slow)
+        text = library(20_000)
+        assert await worker.holdout(TINY, BASE, text) == holdout_loss(TINY, BASE, text)
+        pieces = MAX_WINDOWS // windows_at_a_time(TINY)
+        assert told() == ["begun", *["windows"] * pieces, "result"]
+        measured = await worker.measure(TINY, BASE, text)
+        assert len(measured.losses) == MAX_WINDOWS
+        assert told() == ["begun", *["windows"] * pieces, "result"]
+        windows = holdout_windows(text, TINY.context)[:128]
+        payload = (await worker.train(JOB)).payload
+        told()
+        found = await worker.evaluate(TINY, BASE, payload, windows)
+        assert found.base != found.delta
+        assert told() == ["begun", *["windows"] * (2 + 1 + 2), "result"]  # base, payload, delta
+
+    def told() -> list[str]:
+        said = heard.copy()
+        heard.clear()
+        return said
+
+    monkeypatch.setattr("node.patience.TICK_S", 0.005)
+    with_worker(body, timeout_s=5.0)
+    assert time.at > 60.0
 
 
 # --- what is shown -------------------------------------------------------------------------------

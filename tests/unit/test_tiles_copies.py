@@ -10,8 +10,8 @@ import pytest
 
 from chain.hashes import Hash32
 from tiles.codings import INT8_NUMBER, low_rank_number
-from tiles.copies import SUBTILES, Place, drawn, is_copy
-from tiles.delta import encode_delta
+from tiles.copies import SUBTILES, Place, Sample, drawn, is_copy, sample
+from tiles.delta import CutPayload, encode_delta
 from tiles.layout import SUBTILE_ELEMENTS, ShardSpec, TensorSpec
 
 Floats = npt.NDArray[np.float32]
@@ -38,17 +38,18 @@ def mixed(own: dict[int, Floats], common: dict[int, Floats], share: float) -> di
     return {i: np.float32(share) * common[i] + rest * own[i] for i in own}
 
 
-def sent(shards: dict[int, Floats], density: int = 512) -> bytes:
-    return encode_delta(ROOT, shards, SPECS, density)[0]
+def sent(shards: dict[int, Floats], density: int = 512) -> Sample:
+    payload, _ = encode_delta(ROOT, shards, SPECS, density)
+    return sample(CutPayload(payload, SPECS), PLACES, SPECS)
 
 
 @pytest.mark.parametrize("density", [512, INT8_NUMBER, low_rank_number(8)])
 def test_the_same_delta_twice_is_a_copy_and_another_is_none(density: int) -> None:
     first, other = sent(noise(1), density), sent(noise(2), density)
-    assert is_copy(first, [first], PLACES, SPECS)
-    assert is_copy(first, [other, first], PLACES, SPECS)
-    assert not is_copy(first, [other], PLACES, SPECS)
-    assert not is_copy(first, [], PLACES, SPECS)
+    assert is_copy(first, [first], PLACES)
+    assert is_copy(first, [other, first], PLACES)
+    assert not is_copy(first, [other], PLACES)
+    assert not is_copy(first, [], PLACES)
 
 
 def test_a_copy_is_told_through_noise_length_and_density() -> None:
@@ -56,8 +57,8 @@ def test_a_copy_is_told_through_noise_length_and_density() -> None:
     first = sent(shards)
     shorter = {i: v * np.float32(0.3) for i, v in shards.items()}
     for other in (mixed(noise(2), shards, 0.98), shorter):
-        assert is_copy(sent(other), [first], PLACES, SPECS)
-    assert is_copy(sent(shards, 400), [first], PLACES, SPECS)
+        assert is_copy(sent(other), [first], PLACES)
+    assert is_copy(sent(shards, 400), [first], PLACES)
 
 
 @pytest.mark.parametrize("density", [512, INT8_NUMBER])
@@ -66,23 +67,23 @@ def test_deltas_with_much_in_common_are_none(density: int) -> None:
     common = noise(0)
     made = [sent(mixed(noise(i), common, 0.7**0.5), density) for i in (1, 2, 3)]
     for a, b in itertools.permutations(made, 2):
-        assert not is_copy(a, [b], PLACES, SPECS)
+        assert not is_copy(a, [b], PLACES)
 
 
 def test_the_opposite_is_no_copy() -> None:
     shards = noise(1)
     flipped = {i: -v for i, v in shards.items()}
-    assert not is_copy(sent(flipped), [sent(shards)], PLACES, SPECS)
+    assert not is_copy(sent(flipped), [sent(shards)], PLACES)
 
 
 def test_parts_that_both_hold_decide() -> None:
     """Who holds other experts has the trunk in common at most; what nobody has tells nothing."""
     one, other = noise(1), noise(2)
     first = sent({i: one[i] for i in (0, 1, 4)})
-    assert is_copy(sent({i: one[i] for i in (0, 1, 4)}), [first], PLACES, SPECS)
-    assert not is_copy(sent({0: one[0], 2: other[2], 3: other[3]}), [first], PLACES, SPECS)
+    assert is_copy(sent({i: one[i] for i in (0, 1, 4)}), [first], PLACES)
+    assert not is_copy(sent({0: one[0], 2: other[2], 3: other[3]}), [first], PLACES)
     nothing = sent({})
-    assert not is_copy(nothing, [first, nothing], PLACES, SPECS)
+    assert not is_copy(nothing, [first, nothing], PLACES)
 
 
 def test_places_are_drawn_by_the_seed_among_sparse_shards() -> None:
