@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from node.services import blobs as store
 from node.services.blobs import BlobService
 
 log = logging.getLogger("blyan.blobs")
+BEHIND_S = 3600.0  # a node so far behind drops nothing: it has not yet seen what names its blobs
 FREED_AT_ONCE = 16  # a sixteenth of the store, so that not each blob has all the others looked at
 
 
@@ -38,10 +40,16 @@ class ChainPort(Protocol):
 
 
 class BlobKeeping:
-    """Drops what no one needs. `run` until cancelled."""
+    """Drops what no one needs. `run` until cancelled. `clock` gives the Unix time in seconds."""
 
-    def __init__(self, blobs: BlobService, chain: ChainPort, retention_rounds: int) -> None:
-        self._blobs, self._chain = blobs, chain
+    def __init__(
+        self,
+        blobs: BlobService,
+        chain: ChainPort,
+        retention_rounds: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._blobs, self._chain, self._clock = blobs, chain, clock
         self._rounds = max(1, retention_rounds)  # what the last round made is still to be written
         self._payloads: dict[int, frozenset[BlobId]] = {}  # of rounds that are over
         self._chunks: dict[Hash32, frozenset[BlobId]] = {}  # of datasets whose manifest was here
@@ -72,7 +80,10 @@ class BlobKeeping:
         """Drop what is not kept; how many. For a thread."""
         with self._looking:
             before, held = self.dropped, self._blobs.held()  # before the state: what comes is kept
-            needed, rounds = self.kept(self._chain.state())
+            state = self._chain.state()
+            if self._is_behind(state):
+                return 0
+            needed, rounds = self.kept(state)
             needed = needed.union(*rounds.values())
             self._drop((name for name in held if name not in needed), None)
         if self.dropped > before:
@@ -84,7 +95,7 @@ class BlobKeeping:
         with self._looking:
             state = self._chain.state()
             now = state.head.round, int(state.round().phase)
-            if self._full == now:
+            if self._full == now or self._is_behind(state):
                 return
             held = self._blobs.held()
             needed, rounds = self.kept(state)
@@ -99,6 +110,9 @@ class BlobKeeping:
             if free < size:
                 self._full = now
             log.warning("the blob store is full: %d bytes were freed", free)
+
+    def _is_behind(self, state: State) -> bool:
+        return self._clock() > state.head.time_ms / 1000 + BEHIND_S
 
     def kept(self, state: State) -> tuple[frozenset[BlobId], dict[int, frozenset[BlobId]]]:
         """Blobs of datasets, and payloads by round, that the chain names. For a thread."""

@@ -26,13 +26,14 @@ from node.api.app import create_app
 from node.data import fetch_dataset
 from node.net.requests import parts_of
 from node.services import blobs as store
-from node.services.blob_keeping import BlobKeeping
+from node.services.blob_keeping import BEHIND_S, BlobKeeping
 from node.services.blobs import GRACE_S, BlobService
 from node.services.bundles import BundlePiece, BundleService, pieces_of
 from node.services.duty_context import DutyContext
 from node.services.payload_bound import PayloadBound
 from tests.kit.http import ask
 from tests.kit.local_chain import LocalChain
+from tests.kit.net import exchange, stations
 from tests.kit.wire import Wire
 
 HONEST = b"h" * 70_000
@@ -134,6 +135,29 @@ def test_whoever_expects_little_lets_the_others_have_it(tmp_path: Path) -> None:
     assert validator.blobs._rates["the learner's host"].paused_until == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"link_port": 0}], ids=["libp2p", "links"])
+def test_an_honest_host_stays_connected(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Over the real network, with a blob that is more than was expected by far."""
+    data = HONEST * 50
+
+    async def scenario() -> None:
+        async with stations("a", "b", **options) as (a, b):
+            near = BlobService(tmp_path / "near", a.net)
+            far = BlobService(tmp_path / "far", b.net)
+            if options:
+                await a.until_linked(b)
+            far.put(data)
+            for most in (1, len(data) - 1):
+                with pytest.raises(UnreachableError, match=f"more than {most} bytes"):
+                    await near.get(name(data), most=most)
+            assert await near.get(name(data), most=len(data)) == data
+            assert [p.violations for p in a.net.peers()] == [0]
+            assert [p.violations for p in b.net.peers()] == [0]
+            await exchange(a, b)
+
+    asyncio.run(scenario())
+
+
 # --- filling the store ----------------------------------------------------------------------
 
 
@@ -208,7 +232,7 @@ def test_what_nothing_names_any_more_is_dropped(tmp_path: Path, chain: LocalChai
     """The payloads of a round go with the window, whatever was handed in has its grace."""
     now = [1e9]
     node = Node(tmp_path / "node", now=now)
-    keeping = BlobKeeping(node.blobs, chain.chain, retention_rounds=2)
+    keeping = BlobKeeping(node.blobs, chain.chain, retention_rounds=2, clock=lambda: 0.0)
     payloads = [[chain.blobs.held[d.blob] for d in _deltas(chain, n)] for n in range(3)]
     assert chain.state.head.round == 3
     for data in (*payloads[0], *payloads[1], *payloads[2]):
@@ -235,7 +259,7 @@ def test_a_full_store_makes_room_oldest_round_first(
     tmp_path: Path, chain: LocalChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = Node(tmp_path / "node")
-    keeping = BlobKeeping(node.blobs, chain.chain, retention_rounds=32)
+    keeping = BlobKeeping(node.blobs, chain.chain, retention_rounds=32, clock=lambda: 0.0)
     payloads = [[chain.blobs.held[d.blob] for d in _deltas(chain, n)] for n in range(3)]
     dataset = chain.state.dataset(chain.state.round(2).datasets[0])
     manifest = chain.blobs.held[dataset.manifest]
@@ -254,13 +278,23 @@ def test_a_full_store_makes_room_oldest_round_first(
     assert list(node.blobs.held()) == [dataset.manifest]
 
 
+def test_a_node_that_is_catching_up_drops_nothing(tmp_path: Path, chain: LocalChain) -> None:
+    """Later blocks, which it has not yet, may name what it hosts."""
+    head_s = chain.state.head.time_ms / 1000
+    node = Node(tmp_path / "node")
+    node.blobs.keep(b"stray")
+    for behind_s, dropped in ((2 * BEHIND_S, 0), (BEHIND_S - 1, 1)):
+        keeping = BlobKeeping(node.blobs, chain.chain, 2, lambda s=behind_s: head_s + s)
+        assert keeping.tidy() == dropped
+
+
 def test_a_restart_knows_what_was_handed_in_of_late(tmp_path: Path, chain: LocalChain) -> None:
     node = Node(tmp_path / "node", b"mine")
     (tmp_path / "node" / "tmp-cut-short").write_bytes(b"half")
     written = (tmp_path / "node" / "blob" / name(b"mine").hex()).stat().st_mtime
     for age, dropped in ((GRACE_S - 60, 0), (GRACE_S + 60, 1)):
         again = Node(tmp_path / "node", now=[written + age])
-        keeping = BlobKeeping(again.blobs, chain.chain, retention_rounds=2)
+        keeping = BlobKeeping(again.blobs, chain.chain, retention_rounds=2, clock=lambda: 0.0)
         assert keeping.tidy() == dropped
     assert sorted(p.name for p in (tmp_path / "node").iterdir()) == ["blob", "checkpoint"]
     assert not node.blobs.has(name(b"mine"))
