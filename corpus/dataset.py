@@ -17,6 +17,10 @@ from chain.types import BlobId
 from corpus.ingest import MIN_DATASET_BYTES, Document
 from corpus.licenses import check_license
 
+# One encoded manifest: 65,536 documents with names of 70 bytes fit. Reading one takes seconds for
+# each 64 MiB, and whoever submits a dataset chooses what every validator reads.
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024
+
 
 @wire(112)
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,11 @@ def build(documents: Sequence[Document], license: str, title: str) -> Dataset:
     ids = tuple(BlobId(BLOB.hash(chunk)) for chunk in chunks)
     manifest = DatasetManifest(title, license, len(text), tuple(entries), ids)
     data = encode(manifest)
-    if len(data) > limits.MAX_BLOB_BYTES:
-        raise InputError(f"a manifest of {len(data)} bytes; use shorter names or fewer documents")
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InputError(
+            f"a manifest of {len(data)} bytes, expected at most {MAX_MANIFEST_BYTES}; use shorter "
+            "names or fewer documents"
+        )
     return Dataset(DATASET.hash(data), manifest, data, chunks)
 
 
@@ -87,7 +94,7 @@ def decode_manifest(data: bytes) -> DatasetManifest:
 
     Raises DecodeError.
     """
-    manifest: DatasetManifest = decode(DatasetManifest, data, most=limits.MAX_BLOB_BYTES)
+    manifest: DatasetManifest = decode(DatasetManifest, data, most=MAX_MANIFEST_BYTES)
     offset = 0
     for entry in manifest.documents:
         if entry.offset != offset or entry.size == 0:

@@ -221,7 +221,7 @@ class Client:
 
     async def start_scrub(self) -> None:
         """Have the node read and mend its tiles; needs the node's token."""
-        await self._send("POST", "tiles/scrub", write=True)
+        await self._send("POST", "tiles/scrub", token=True)
 
     async def scrub(self) -> Json:
         """How far the node's scrub is, and its last report."""
@@ -229,19 +229,23 @@ class Client:
 
     async def put_blob(self, data: bytes) -> BlobId:
         """Have the node host bytes; needs the node's token."""
-        answer = await self._send("POST", "blobs", content=data, write=True)
+        answer = await self._send("POST", "blobs", content=data, token=True)
         return BlobId(_hex(_parsed(answer), "id"))
 
     async def blob(self, blob: BlobId) -> bytes:
-        """A blob's bytes. Not verified here: the caller compares the hash it knows."""
-        return await self._bytes(f"blobs/{blob.hex()}", limits.MAX_BLOB_BYTES)
+        """A blob's bytes. Not verified here: the caller compares the hash it knows. The node asks
+        its peers only for whoever has its token."""
+        return await self._hosted(f"blobs/{blob.hex()}")
 
     async def put_checkpoint(self, state_hash: Hash32, data: bytes) -> None:
         """Have the node serve a training state by its hash until the round settles."""
-        await self._send("POST", f"checkpoints/{state_hash.hex()}", content=data, write=True)
+        await self._send("POST", f"checkpoints/{state_hash.hex()}", content=data, token=True)
 
     async def checkpoint(self, state_hash: Hash32) -> bytes:
-        return await self._bytes(f"checkpoints/{state_hash.hex()}", limits.MAX_BLOB_BYTES)
+        return await self._hosted(f"checkpoints/{state_hash.hex()}")
+
+    async def _hosted(self, path: str) -> bytes:
+        return (await self._send("GET", path, token=True, most=limits.MAX_BLOB_BYTES)).body
 
     # --- transactions ------------------------------------------------------------------
 
@@ -378,12 +382,12 @@ class Client:
         *,
         query: dict[str, int | str | None] | None = None,
         content: bytes | None = None,
-        write: bool = False,
+        token: bool = False,
         refused: type[TxError] | None = None,
         most: int = MAX_ANSWER_BYTES,
     ) -> _Answer:
         headers = {"Content-Type": "application/octet-stream"} if content is not None else {}
-        if write and self._token:
+        if token and self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         params = {k: v for k, v in (query or {}).items() if v is not None}
         request = self._http.build_request(

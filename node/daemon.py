@@ -35,6 +35,7 @@ from node.mempool import Mempool
 from node.net.port import Network
 from node.pool_journal import PoolJournal
 from node.rules import ProtocolRules
+from node.services.blob_keeping import BlobKeeping
 from node.services.blobs import BlobService
 from node.services.bundles import BundleService, Relay
 from node.services.chain import ChainService
@@ -43,6 +44,7 @@ from node.services.delta_floor import round_trips
 from node.services.duties import Duties
 from node.services.mesh import Mesh
 from node.services.new_versions import NewVersions, NoTiles
+from node.services.payload_bound import PayloadBound
 from node.services.placement import Placement
 from node.services.pruning import Pruner, check_history
 from node.services.rebuild import Rebuild
@@ -98,6 +100,7 @@ class Node:
         )
         self.blobs = BlobService(home.blobs, self.net)
         self.bundles = BundleService(self.blobs, self.net)
+        self._keeping = BlobKeeping(self.blobs, self.chain, config.retention_rounds)
         self.tiles = TileService(
             TileStore(home.tiles, start.specs, quota_bytes=config.store_quota or None),
             start.specs,
@@ -250,6 +253,7 @@ class Node:
             "mempool_journal_syncs": self._journal.syncs,
             "blobs_fetched": self.blobs.fetched,
             "blobs_lies": self.blobs.lies,
+            "blobs_dropped": self._keeping.dropped,
             "bundles_served": self.bundles.served,
             "bundles_fetched": self.bundles.fetched,
             **self.tiles.metrics(),
@@ -290,8 +294,9 @@ class Node:
             tasks.append(asyncio.create_task(self.placement.run()))
             tasks.append(asyncio.create_task(self._duties.run()))
             tasks.append(asyncio.create_task(self.retention.run()))
+            tasks.append(asyncio.create_task(self._keeping.run()))
             if self.config.relay:
-                relay = Relay(self.bundles, self.chain.state())
+                relay = Relay(self.bundles, PayloadBound(self.genesis), self.chain.state())
                 self.chain.finalized(lambda *_: relay.committed(self.chain.state()))
                 tasks.append(asyncio.create_task(relay.run()))
             tasks.append(asyncio.create_task(self.scrub.run()))

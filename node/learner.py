@@ -153,10 +153,10 @@ class Learner:
         self._progress.say(f"{len(data.train):,} bytes of {len(records)} dataset(s) to train on")
         return data
 
-    async def _chunk(self, blob: BlobId) -> bytes:
+    async def _chunk(self, blob: BlobId, most: int) -> bytes:
         held = await asyncio.to_thread(self._files.blob, blob)
         if held is None:
-            held = await self._reader.blob(blob)
+            held = await self._reader.blob(blob, most)
             await asyncio.to_thread(self._files.save_blob, blob, held)
         return held
 

@@ -238,10 +238,10 @@ class VerifiedReader:
 
     # --- blobs -----------------------------------------------------------------------------
 
-    async def blob(self, blob: BlobId) -> bytes:
+    async def blob(self, blob: BlobId, most: int = limits.MAX_BLOB_BYTES) -> bytes:
         """A blob's bytes, verified. UnreachableError if what came is something else."""
         data = await self.client.blob(blob)
-        if len(data) > limits.MAX_BLOB_BYTES or BlobId(BLOB.hash(data)) != blob:
+        if len(data) > most or BlobId(BLOB.hash(data)) != blob:
             raise UnreachableError(f"the node serves other bytes as blob {blob.hex()}")
         return data
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from chain import limits
-from chain.errors import InputError
+from chain.errors import InputError, UnreachableError
 from chain.hashes import Hash32
 from chain.types import BlobId
 from node.api import resources as res
@@ -57,14 +57,27 @@ async def body_of(request: Request, most: int) -> bytes:
 
 
 def needs_token(request: Request, node: Node) -> None:
-    """Refuse a call without the token of the home directory. The comparison takes constant time."""
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    right = hmac.compare_digest(given.strip().encode(), node.api_token.encode())
-    if scheme.lower() != "bearer" or not right or not node.api_token:
+    """Refuse a call without the token of the home directory."""
+    if not _has_token(request, node):
         raise TokenError(
             "this call needs the header `Authorization: Bearer TOKEN`; "
             "the token stands in the file api-token of the node's home"
         )
+
+
+def _has_token(request: Request, node: NodeSeam) -> bool:
+    """Whether a call carries the token. The comparison takes constant time."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), node.api_token.encode())
+    return scheme.lower() == "bearer" and right and bool(node.api_token)
+
+
+def _not_here(what: str, name: str) -> UnreachableError:
+    """A stranger does not choose what this node fetches: it may come from a peer of theirs."""
+    return UnreachableError(
+        f"{what} {name} is not here; connected peers are asked for it if the call has the header "
+        "`Authorization: Bearer TOKEN` with the token in the file api-token of the node's home"
+    )
 
 
 @router.post("/txs", status_code=202, response_model=res.Id, tags=["chain"], openapi_extra=_BODY)
@@ -117,9 +130,16 @@ async def put_blob(request: Request, node: Node) -> Response:
 
 
 @router.get("/blobs/{blob}", tags=["blobs"], response_class=Response)
-async def blob(node: Node, blob: Name) -> Response:
-    """A blob, from here or from a peer, verified."""
-    return Response(await node.blobs.get(BlobId(unhex(blob, "blob id"))), media_type=BYTES)
+async def blob(request: Request, node: Node, blob: Name) -> Response:
+    """A blob, verified: from here, and with the token from a peer, if none is here. What a peer
+    gives is passed on and not kept."""
+    name = BlobId(unhex(blob, "blob id"))
+    if _has_token(request, node):
+        return Response(await node.blobs.get(name, keep=False), media_type=BYTES)
+    data = await asyncio.to_thread(node.blobs.local, name)
+    if data is None:
+        raise _not_here("blob", blob)
+    return Response(data, media_type=BYTES)
 
 
 @router.post(
@@ -139,7 +159,13 @@ async def put_checkpoint(request: Request, node: Node, state_hash: Name) -> Resp
 
 
 @router.get("/checkpoints/{state_hash}", tags=["blobs"], response_class=Response)
-async def checkpoint(node: Node, state_hash: Name) -> Response:
-    """A training state by its hash; the caller recomputes the hash."""
+async def checkpoint(request: Request, node: Node, state_hash: Name) -> Response:
+    """A training state by its hash, which the caller recomputes: from here, and with the token
+    from a peer, if none is here."""
     name = Hash32(unhex(state_hash, "state hash"))
-    return Response(await node.blobs.get_checkpoint(name), media_type=BYTES)
+    if _has_token(request, node):
+        return Response(await node.blobs.get_checkpoint(name), media_type=BYTES)
+    data = await asyncio.to_thread(node.blobs.local_checkpoint, name)
+    if data is None:
+        raise _not_here("the state", state_hash)
+    return Response(data, media_type=BYTES)

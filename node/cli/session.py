@@ -61,9 +61,11 @@ class Session:
         return asyncio.run(self._converse(conversation))
 
     def read(self, conversation: Callable[[Client], Awaitable[T]]) -> T:
-        """As `ask`, for what only reads: a home whose node is stopped answers from its disk."""
+        """As `ask`, for what only reads: a home whose node is stopped answers from its disk, and
+        a node that is somebody else's is not told the home's token."""
         if self.node_url or os.environ.get("BLYAN_NODE"):
-            return self.ask(conversation)
+            is_own = self.url == self.config.api_url.rstrip("/")
+            return asyncio.run(self._converse(conversation, with_token=is_own))
         from node import offline
 
         if not offline.is_readable(self.home):
@@ -77,11 +79,13 @@ class Session:
         click.echo("no node runs on this home: answering from its disk", err=True)
         return asyncio.run(converse())
 
-    async def _converse(self, conversation: Callable[[Client], Awaitable[T]]) -> T:
+    async def _converse(
+        self, conversation: Callable[[Client], Awaitable[T]], *, with_token: bool = True
+    ) -> T:
         from node.client import Client
 
         home = self.home
-        token = home.token() if home.token_file.exists() else None
+        token = home.token() if with_token and home.token_file.exists() else None
         async with Client(self.url, token) as client:
             if home.initialized and not (self.node_url or os.environ.get("BLYAN_NODE")):
                 await self._check_network(client)

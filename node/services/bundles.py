@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,6 +22,7 @@ from chain.state import State
 from chain.types import BlobId
 from node.net.priority import Priority
 from node.services.blobs import BlobService
+from node.services.payload_bound import PayloadBound
 from node.services.peers import Peers
 from node.services.threads import Workers
 from tiles.merkle import merkle_root
@@ -33,6 +34,7 @@ MAX_HEADER_BYTES = 512  # 64 sizes and a root take 361
 LENGTH_BYTES = 2  # of the header's length, before it
 PEERS = 3  # asked for bundles before the rest is asked for piece by piece
 CONCURRENT = 2  # answers at a time: each may have 64 MiB
+SINGLE = 8  # blobs asked for at a time one by one
 
 
 @wire(121)
@@ -107,13 +109,15 @@ def bodies_of(
     return found
 
 
-def pieces_of(state: State) -> list[BundlePiece]:
-    """The payloads of the deltas that the round in progress has, in the chain's order."""
-    return [piece_of(state.delta(delta)) for delta in state.round().deltas]
-
-
-def piece_of(record: DeltaRecord) -> BundlePiece:
-    return BundlePiece(record.blob, min(record.blob_bytes, limits.MAX_BLOB_BYTES))
+def pieces_of(records: Iterable[DeltaRecord], most: int) -> list[BundlePiece]:
+    """The payloads of deltas, each once, in their order. What has nothing or more than `most` bytes
+    cannot be one. Of several sizes that are said of a blob the greatest counts, or whoever names
+    another's blob with a smaller one would keep it from everybody."""
+    sizes: dict[BlobId, int] = {}
+    for record in records:
+        if 0 < record.blob_bytes <= most:
+            sizes[record.blob] = max(record.blob_bytes, sizes.get(record.blob, 0))
+    return [BundlePiece(blob, size) for blob, size in sizes.items()]
 
 
 class BundleService:
@@ -133,16 +137,23 @@ class BundleService:
             priority=Priority.BULK,
         )
 
-    async def have(self, pieces: Sequence[BundlePiece]) -> None:
-        """Have what can be had of these blobs here: in bundles, and what is left one by one."""
+    async def have(self, pieces: Sequence[BundlePiece], most: int = limits.MAX_BLOB_BYTES) -> None:
+        """Have what can be had of these blobs here: in bundles, and what is left one by one, then
+        of up to `most` bytes each: its size is only what somebody said of it."""
         async with self._fetching:
             try:
                 left = await self.fetch(pieces)
             except StorageError as error:
                 log.warning("payloads cannot be kept: %s", error)
                 return
-        single = [self._blobs.get(piece.blob, most=piece.size) for piece in left]
-        for found in await asyncio.gather(*single, return_exceptions=True):
+        room = asyncio.Semaphore(SINGLE)
+
+        async def single(blob: BlobId) -> None:
+            async with room:
+                await self._blobs.get(blob, most=most)
+
+        tasks = [single(piece.blob) for piece in left]
+        for found in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(found, BlyanError):
                 log.debug("a payload cannot be had: %s", found)
             elif isinstance(found, BaseException):
@@ -153,8 +164,9 @@ class BundleService:
         returned. Raises StorageError if there is no room for it."""
         lacking: dict[BlobId, BundlePiece] = {}
         for piece in pieces:
-            if piece.size and not self._blobs.has(piece.blob):
-                lacking.setdefault(piece.blob, piece)
+            known = lacking.get(piece.blob)
+            if piece.size > (known.size if known else 0) and not self._blobs.has(piece.blob):
+                lacking[piece.blob] = piece
         left = list(lacking.values())
         ranked = self._blobs.ranked(banned=False)
         self._good &= set(ranked)
@@ -200,7 +212,7 @@ class BundleService:
         right = True
         for piece, body in bodies:
             if BlobId(BLOB.hash(body)) == piece.blob:
-                self._blobs.put(bytes(body))
+                self._blobs.keep(bytes(body))
             else:
                 right = False
         return right
@@ -235,15 +247,18 @@ class BundleService:
 class Relay:
     """Has each payload of a round as soon as the chain has its commit, for whoever asks then."""
 
-    def __init__(self, bundles: BundleService, state: State) -> None:
-        self._bundles = bundles
+    def __init__(self, bundles: BundleService, bound: PayloadBound, state: State) -> None:
+        self._bundles, self._bound = bundles, bound
+        self._most = 0
         self._wanted: list[BundlePiece] = []
         self._woken = asyncio.Event()
         self.committed(state)
 
     def committed(self, state: State) -> None:
         """Another block is final."""
-        wanted = pieces_of(state)
+        current = state.round()
+        self._most = self._bound.of_round(state, current.number)
+        wanted = pieces_of(map(state.delta, current.deltas), self._most)
         if wanted != self._wanted:  # so what nobody has is asked for once with each new commit
             self._wanted = wanted
             self._woken.set()
@@ -252,4 +267,4 @@ class Relay:
         while True:
             await self._woken.wait()
             self._woken.clear()
-            await self._bundles.have(self._wanted)
+            await self._bundles.have(self._wanted, self._most)

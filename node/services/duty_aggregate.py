@@ -90,7 +90,8 @@ async def _payloads(
 ) -> list[StoredPayload]:
     """Payloads of the accepted deltas in the state's order: the aggregation's whole input."""
     records = [state.delta(delta) for delta in current.accepted]
-    return await asyncio.gather(*map(context.payloads.get, records))
+    most = context.bound.of_round(state, current.number)
+    return await asyncio.gather(*(context.payloads.get(record, most) for record in records))
 
 
 class _Round:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chain import records as r
-from chain.errors import BlyanError, TxError
+from chain.errors import BlyanError, TxError, VerifyError
 from chain.hashes import Hash32
 from chain.params import Genesis, Params
 from chain.receipts import Receipt
@@ -24,10 +24,11 @@ from node import round_specs
 from node.data import RoundData, fetch_round_data
 from node.round_specs import RoundSpecs
 from node.sealed import unseal
-from node.services.bundles import BundlePiece, piece_of
+from node.services.bundles import BundlePiece, pieces_of
 from node.services.custody_plan import CustodyChecks
 from node.services.duty_files import DutyFiles
 from node.services.new_versions import local_payloads
+from node.services.payload_bound import PayloadBound
 from node.services.placement import Make
 from node.services.round_payloads import RoundPayloads
 from node.services.versions import VersionHistory
@@ -53,7 +54,9 @@ class BlobPort(Protocol):
 
     def local(self, blob_id: BlobId) -> bytes | None: ...
 
-    async def get(self, blob_id: BlobId, most: int = ...) -> bytes: ...
+    async def get(self, blob_id: BlobId, most: int = ..., *, keep: bool = ...) -> bytes: ...
+
+    async def host(self, data: bytes) -> None: ...
 
     async def get_checkpoint(
         self, state_hash: Hash32, most: int = ..., check: Callable[[bytes], bool] = ...
@@ -61,7 +64,7 @@ class BlobPort(Protocol):
 
 
 class BundlePort(Protocol):
-    async def have(self, pieces: Sequence[BundlePiece]) -> None: ...
+    async def have(self, pieces: Sequence[BundlePiece], most: int) -> None: ...
 
 
 class TilePort(Protocol):
@@ -161,6 +164,7 @@ class DutyContext:
         self.payloads = RoundPayloads(
             node.home.path / "duties" / "payloads", node.tiles.specs, node.blobs
         )
+        self.bound = PayloadBound(node.genesis)
         self.custody = CustodyChecks()
         self.screens = InHand()
         self._sending: set[asyncio.Future[Receipt]] = set()
@@ -210,8 +214,12 @@ class DutyContext:
 
     async def payload(self, record: r.DeltaRecord) -> bytes:
         """A revealed delta's payload, in memory: for one duty, and not for all of a round's.
-        UnreachableError if nobody has its blob, VerifyError if it does not open with the salt."""
-        blob = await self.node.blobs.get(record.blob, most=piece_of(record).size)
+        UnreachableError if nobody has its blob, VerifyError if it does not open with the salt or is
+        larger than any payload."""
+        most = self.bound.of_round(self.state(), record.round)
+        if record.blob_bytes > most:
+            raise VerifyError(f"a payload of {record.blob_bytes} bytes, at most {most} expected")
+        blob = await self.node.blobs.get(record.blob, most=most)
         return await asyncio.to_thread(unseal, blob, record.salt)
 
     def is_prepared(self, current: r.RoundRecord) -> bool:
@@ -222,7 +230,9 @@ class DutyContext:
         """Have it, before anybody waits. Blobs are sealed until their reveal; with a copy here a
         learner's own node may go. What cannot be had is asked for again when it is needed."""
         state = self.state()
-        payloads = self.node.bundles.have([piece_of(state.delta(d)) for d in current.deltas])
+        most = self.bound.of_round(state, current.number)
+        pieces = pieces_of(map(state.delta, current.deltas), most)
+        payloads = self.node.bundles.have(pieces, most)
         rest = (self.worker.profile(), self.round_data(current))  # a process, with torch
         for found in await asyncio.gather(payloads, *rest, return_exceptions=True):
             if isinstance(found, BlyanError):
@@ -243,12 +253,17 @@ class DutyContext:
                 return await asyncio.shield(task)
         state = self.state()
         records = [state.dataset(dataset) for dataset in record.datasets]
-        fetching = asyncio.create_task(fetch_round_data(records, self.blob))
+        fetching = asyncio.create_task(fetch_round_data(records, self.blob, self.keep))
         self._data = (record.holdout, fetching)
         return await asyncio.shield(fetching)
 
-    async def blob(self, blob: BlobId) -> bytes:
-        return await self.node.blobs.get(blob)
+    async def blob(self, blob: BlobId, most: int) -> bytes:
+        """A part of a dataset that is still to be checked, and so is not kept yet."""
+        return await self.node.blobs.get(blob, most=most, keep=False)
+
+    async def keep(self, data: bytes) -> None:
+        """Host a part of a dataset that was checked."""
+        await self.node.blobs.host(data)
 
     async def assignment(self, record: r.RoundRecord, learner: PubKey) -> Assignment:
         """A learner's data of a round."""

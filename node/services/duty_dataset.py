@@ -33,14 +33,14 @@ async def audit_dataset(context: DutyContext, duty: AuditDataset) -> None:
 
 async def report_on(context: DutyContext, record: DatasetRecord) -> AuditReport:
     try:
-        manifest, text = await fetch_dataset(record, context.blob)
+        manifest, text = await fetch_dataset(record, context.blob, context.keep)
     except (DecodeError, VerifyError):
         return refusal(record.id, NOT_AS_PROMISED)
     try:
         check_license(manifest.license)
     except InputError:
         return refusal(record.id, BAD_LICENSE)
-    manifest_bytes = await context.blob(record.manifest)
+    manifest_bytes = await context.blob(record.manifest, record.manifest_bytes)
     return await audit_apart(record.id, manifest_bytes, text)
 
 

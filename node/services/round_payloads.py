@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from chain import limits
 from chain.errors import StorageError, VerifyError
 from chain.records import DeltaRecord
 from chain.types import BlobId, TxId
 from node.sealed import unseal
-from node.services.bundles import piece_of
 from tiles.layout import ShardSpec
 from tiles.stored import StoredPayload
 
@@ -53,8 +53,9 @@ class RoundPayloads:
         self._room = asyncio.Semaphore(AT_ONCE)
         self._opening: dict[TxId, asyncio.Task[StoredPayload]] = {}
 
-    async def get(self, record: DeltaRecord) -> StoredPayload:
-        """The payload of a revealed delta, from a blob that is here or a peer's.
+    async def get(self, record: DeltaRecord, most: int = limits.MAX_BLOB_BYTES) -> StoredPayload:
+        """The payload of a revealed delta, from a blob that is here or a peer's, of which no more
+        than `most` bytes are fetched.
 
         UnreachableError if nobody has the blob, VerifyError if it does not open with the salt or is
         not the payload that the manifest names, DecodeError if it is no delta of the model,
@@ -65,7 +66,7 @@ class RoundPayloads:
             return known
         task = self._opening.get(record.id)
         if task is None:
-            task = asyncio.create_task(self._fetch(record))
+            task = asyncio.create_task(self._fetch(record, most))
             self._opening[record.id] = task
             task.add_done_callback(partial(self._fetched, record.id))
         return await asyncio.shield(task)
@@ -94,9 +95,9 @@ class RoundPayloads:
         found = None if held is None else held.payloads.get(record.id)
         return None if found is None or found.is_damaged else found
 
-    async def _fetch(self, record: DeltaRecord) -> StoredPayload:
+    async def _fetch(self, record: DeltaRecord, most: int) -> StoredPayload:
         async with self._room:
-            blob = await self._blobs.get(record.blob, most=piece_of(record).size)
+            blob = await self._blobs.get(record.blob, most=most)
             return await asyncio.to_thread(self._open, record, blob)
 
     def _fetched(self, delta: TxId, task: asyncio.Task[StoredPayload]) -> None:

@@ -62,7 +62,10 @@ class SharedBlobs:
     def local(self, blob_id: BlobId) -> bytes | None:
         return self._blobs.local(blob_id)
 
-    async def get(self, blob_id: BlobId, most: int = 1 << 26) -> bytes:
+    async def host(self, data: bytes) -> None:
+        self._blobs.put(data)
+
+    async def get(self, blob_id: BlobId, most: int = 1 << 26, *, keep: bool = True) -> bytes:
         data = await self._blobs.get(blob_id)
         if len(data) > most or BLOB.hash(data) != blob_id:
             raise UnreachableError("a blob that is not what was asked for")
@@ -83,10 +86,10 @@ class OneByOne:
     def __init__(self, blobs: SharedBlobs) -> None:
         self._blobs = blobs
 
-    async def have(self, pieces: Sequence[BundlePiece]) -> None:
+    async def have(self, pieces: Sequence[BundlePiece], most: int) -> None:
         for piece in pieces:
             with suppress(UnreachableError):
-                await self._blobs.get(piece.blob, most=piece.size)
+                await self._blobs.get(piece.blob, most=most)
 
 
 class OwnTiles:

@@ -372,11 +372,14 @@ class LocalBlobs:
     def local(self, blob_id: BlobId) -> bytes | None:
         return self.held.get(blob_id)
 
-    async def get(self, blob_id: BlobId) -> bytes:
+    async def get(self, blob_id: BlobId, most: int = 1 << 26, *, keep: bool = True) -> bytes:
         return self._get(blob_id)
 
     def put_checkpoint(self, state_hash: Hash32, data: bytes) -> None:
         self.held[b"checkpoint" + state_hash] = data
+
+    def local_checkpoint(self, state_hash: Hash32) -> bytes | None:
+        return self.held.get(b"checkpoint" + state_hash)
 
     async def get_checkpoint(self, state_hash: Hash32) -> bytes:
         return self._get(b"checkpoint" + state_hash)

@@ -68,7 +68,8 @@ def fresh(tmp_path: Path) -> Iterator[LocalChain]:
         ("tiles/embed/0/data?root=" + "00" * 32, 404, "never had"),
         ("model?height=999999", 404, "is not final"),
         ("state/zz/proof", 400, "state key"),
-        ("blobs/" + "00" * 32, 503, "connected peers"),
+        ("blobs/" + "00" * 32, 503, "is not here"),
+        ("checkpoints/" + "00" * 32, 503, "is not here"),
         ("nothing", 404, "openapi"),
     ],
 )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def piece(data: bytes, size: int | None = None) -> BundlePiece:
 
 
 PIECES = [piece(data) for data in DATA]
+MOST = 1 << 20
 
 
 def serving(far: Node) -> Callable[..., Any]:
@@ -102,7 +104,7 @@ def test_what_one_relay_lacks_comes_from_the_next_and_the_rest_alone(tmp_path: P
         seen.append(asked_for(near.wire, f"peer {i}", serving(far)))
     alone = node(tmp_path / "last", b"rare")
     last = asked_for(near.wire, "peer 3", serving(alone))
-    asyncio.run(near.bundles.have([*PIECES, piece(b"rare"), piece(b"of nobody")]))
+    asyncio.run(near.bundles.have([*PIECES, piece(b"rare"), piece(b"of nobody")], MOST))
     assert all(near.blobs.has(p.blob) for p in PIECES)
     assert near.blobs.local(piece(b"rare").blob) == b"rare"
     assert not near.blobs.has(piece(b"of nobody").blob)
@@ -216,7 +218,7 @@ def test_a_full_store_is_no_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(blobs_module, "MAX_STORE_BYTES", 6)
     with pytest.raises(StorageError):
         asyncio.run(near.bundles.fetch(PIECES))
-    asyncio.run(near.bundles.have(PIECES))  # logged: it is asked for again when it is needed
+    asyncio.run(near.bundles.have(PIECES, MOST))  # logged: it is asked for again when it is needed
     assert near.wire.reported == []
 
 
@@ -258,25 +260,30 @@ def test_a_relay_asks_once_for_each_new_commit(
 ) -> None:
     far, near = node(tmp_path / "far", *DATA), node(tmp_path / "near")
     seen = asked_for(near.wire, "far", serving(far))
-    state: list[Any] = [PIECES[:1]]
-    monkeypatch.setattr(bundles, "pieces_of", list)
+
+    def state(pieces: Sequence[BundlePiece]) -> Any:
+        records = [SimpleNamespace(blob=p.blob, blob_bytes=p.size) for p in pieces]
+        current = SimpleNamespace(number=0, deltas=range(len(records)))
+        return SimpleNamespace(round=lambda: current, delta=records.__getitem__)
+
+    bound: Any = SimpleNamespace(of_round=lambda state, number: MOST)
     have, asked = near.bundles.have, []
 
     async def act() -> None:
         done = asyncio.Event()
 
-        async def having(pieces: Sequence[BundlePiece]) -> None:
-            await have(pieces)
+        async def having(pieces: Sequence[BundlePiece], most: int) -> None:
+            await have(pieces, most)
             asked.append(pieces)
             done.set()
 
         monkeypatch.setattr(near.bundles, "have", having)
-        relay = bundles.Relay(near.bundles, state[0])
+        relay = bundles.Relay(near.bundles, bound, state(PIECES[:1]))
         running = asyncio.create_task(relay.run())
         await done.wait()
         for pieces in (PIECES[:1], PIECES):  # another block without a commit, then two commits
             done.clear()
-            relay.committed(pieces)  # type: ignore[arg-type]
+            relay.committed(state(pieces))
         await done.wait()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -207,6 +207,9 @@ def test_writing_sends_the_token_and_says_what_it_needs() -> None:
     assert node.headers[-1][b"authorization"] == b"Bearer secret"
     with pytest.raises(InputError):
         asyncio.run(client(node, "secret").blob(Hash32(bytes(32))))  # type: ignore[arg-type]
+    assert node.headers[-1][b"authorization"] == b"Bearer secret"  # peers are asked for it alone
+    with pytest.raises(UnreachableError):
+        asyncio.run(client(node, "secret").mempool())
     assert b"authorization" not in node.headers[-1]
 
 

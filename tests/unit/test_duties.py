@@ -100,7 +100,7 @@ def test_what_a_screen_needs_is_here_before_it(tmp_path: Path) -> None:
         net.local.blobs.put(kept)
         asked: list[BlobId] = []
 
-        async def get(blob: BlobId, most: int = 0) -> bytes:
+        async def get(blob: BlobId, most: int = 0, *, keep: bool = True) -> bytes:
             asked.append(blob)
             if blob == lost:
                 raise UnreachableError("nobody has it")
@@ -350,12 +350,13 @@ def test_an_auditor_reports_what_it_finds(tmp_path: Path) -> None:
             known,
             id=good.id,
             manifest=BlobId(BLOB.hash(good.manifest_bytes)),
+            manifest_bytes=len(good.manifest_bytes),
             size_bytes=good.manifest.size_bytes,
             documents=1,
             license="MIT",
             title="good",
         )
-        assert (await fetch_dataset(record, context.blob))[1] == TEXT.encode()
+        assert (await fetch_dataset(record, context.blob, context.keep))[1] == TEXT.encode()
         report = await report_on(context, record)
         assert (report.verdict, report.findings) == (Verdict.YES, ())
         again = await report_on(context, record)

@@ -1,0 +1,32 @@
+"""How many bytes a sealed payload of a round can have: more is not fetched, whatever a commit says
+(docs/spec/tile-transfer.md, "What a payload may have")."""
+
+from __future__ import annotations
+
+from chain import limits, model_versions
+from chain.params import Genesis
+from chain.state import State
+from node import round_specs
+from node.sealed import TAG_BYTES
+from tiles.codings import SPARSE
+from tiles.payload_size import largest_payload
+
+
+class PayloadBound:
+    """Computed once for each version of the model; for any thread."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._genesis = genesis
+        self._of: dict[str, int] = {}  # version: bytes
+
+    def of_round(self, state: State, number: int) -> int:
+        version = model_versions.of_round(state, number)
+        found = self._of.get(version)
+        if found is None:
+            specs = round_specs.of_round(state, self._genesis, number)
+            training = specs.training
+            # A delta that proves nothing may keep more than the rule's density.
+            coding = limits.MAX_DENSITY if training.codec == SPARSE else training.density(number)
+            most = largest_payload(specs.model.shards(), coding) + TAG_BYTES
+            found = self._of[version] = min(most, limits.MAX_BLOB_BYTES)
+        return found
