@@ -90,7 +90,8 @@ class Run:
         save_file(tensors, path)
         files = self.files(who)
         submission = Submission(self.reader, self.keys[who], files, self.progress)
-        return await submit_delta(submission, files, read_delta(path, self.reader.specs), None)
+        delta, root = read_delta(path, self.reader.specs), self.net.state.model.root
+        return await submit_delta(submission, files, delta, root)
 
 
 def test_a_whole_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
