@@ -203,15 +203,12 @@ class Worker:
         }
         return int((await self._call(request))["loss"])
 
-    async def measure(self, model: ModelSpec, shards: Sequence[bytes], text: bytes) -> Measured:
-        """A text's windows, taken as a holdout's are."""
-        request = {
-            "job": "measure",
-            "model": model.to_json(),
-            "shards": list(shards),
-            "text": text,
-        }
-        result = await self._call(request)
+    async def measure(
+        self, model: ModelSpec, shards: Sequence[bytes], windows: Windows
+    ) -> Measured:
+        """Losses and loads on windows, uint8 [n, context + 1]."""
+        request = {"job": "measure", "model": model.to_json(), "shards": list(shards)}
+        result = await self._call({**request, "windows": windows.tobytes()})
         return Measured(tuple(result["losses"]), tuple(result["imbalance"]))
 
     async def generate(
