@@ -142,14 +142,15 @@ class Worker:
         """Process id while a worker runs."""
         return self._process.pid if self._process else None
 
-    def pause(self) -> None:
-        """Hold jobs at their next step until `go_on`; those without steps before they begin."""
-        self._hold(True)
+    def pause(self) -> bool:
+        """Hold jobs at their next step until `go_on`; those without steps before they begin.
+        Whether there is one now."""
+        return self._hold(True)
 
-    def go_on(self) -> None:
-        self._hold(False)
+    def go_on(self) -> bool:
+        return self._hold(False)
 
-    def _hold(self, paused: bool) -> None:
+    def _hold(self, paused: bool) -> bool:
         self._paused = paused
         if paused:
             self.clock.hold()
@@ -157,6 +158,7 @@ class Worker:
             self.clock.go_on()
         if self._process is not None:
             self._tell_pause(self._process)
+        return self._lock.locked()
 
     def _tell_pause(self, process: asyncio.subprocess.Process) -> None:
         if process.stdin is not None and not process.stdin.is_closing():

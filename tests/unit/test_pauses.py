@@ -157,6 +157,25 @@ def test_a_training_is_paused_and_takes_its_time(
     assert "training goes on" in told
 
 
+def test_a_pause_of_nothing_says_that_it_is_one() -> None:
+    class Told(TerminalProgress):
+        """Hands on what is said."""
+
+        def say(self, text: str) -> None:
+            lines.put_nowait(text)
+
+    lines: asyncio.Queue[str] = asyncio.Queue()
+
+    async def body(worker: Worker) -> None:
+        with pausable(worker, Told()):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert "nothing trains now, and nothing will; SIGUSR2" in await lines.get()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert await lines.get() == "training will not be paused"
+
+    with_worker(body)
+
+
 # --- what is shown -------------------------------------------------------------------------------
 
 
