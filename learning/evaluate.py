@@ -14,10 +14,10 @@ from learning.held import Held, imbalance
 from learning.model import forward, weights_from_shards, window_cross_entropy
 from learning.ops import NATIVE, Ops
 from learning.spec import VOCAB, ModelSpec
+from learning.windows import window_starts
 
 NANO_PER_NAT = 1_000_000_000
 MAX_LOSS = 1000.0  # nats; what is larger, or not a number, counts as this
-MAX_WINDOWS = 512  # of a holdout
 _BATCH = 64  # windows at a time, which bounds memory
 # Products at a time: ten to twenty seconds of a core, after which whoever waits hears of it. A
 # window's own are not cut.
@@ -93,16 +93,11 @@ def to_nano(losses: npt.NDArray[np.float64]) -> tuple[int, ...]:
 
 
 def holdout_windows(holdout: bytes, context: int) -> Windows:
-    """Consecutive windows of context + 1 bytes at a stride of `context`, at most 512 evenly spaced.
-
-    With n whole windows, window j of m = min(n, 512) is number floor(j * n / m). Raises InputError
-    if there is none.
-    """
-    count = (len(holdout) - 1) // context
-    if count < 1:
+    """The windows uint8 [n, context + 1] of a holdout, at most 512 evenly spaced (`window_starts`).
+    Raises InputError if there is none."""
+    starts = window_starts(len(holdout), context)
+    if not len(starts):
         raise InputError(f"a holdout of {len(holdout)} bytes, expected at least {context + 1}")
-    most = min(count, MAX_WINDOWS)
-    starts = np.arange(most, dtype=np.int64) * count // most * context
     windows: Windows = np.frombuffer(holdout, np.uint8)[
         starts[:, None] + np.arange(context + 1, dtype=np.int64)
     ]

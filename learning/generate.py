@@ -18,9 +18,7 @@ from chain.prf import Prf
 from learning.model import attend, mixture, project, weights_from_shards
 from learning.ops import NATIVE, Ops
 from learning.routing import byte_pairs
-from learning.spec import VOCAB, ModelSpec
-
-MAX_TEXT = 1 << 20  # bytes of prompt and answer together
+from learning.spec import MAX_TEXT, VOCAB, ModelSpec
 
 
 class Generator:

@@ -33,6 +33,7 @@ PPM = 1_000_000
 WORDS_PER_WINDOW = 2  # PRF words that place one window of a batch: its page, its offset
 MAX_PARAMETERS = 1 << 31
 MAX_STEPS = 100_000
+MAX_TEXT = 1 << 20  # bytes of a prompt and what is generated after it, together
 Tensors = list[tuple[str, tuple[int, ...]]]  # names and shapes
 LEARNED, HASHED = "top_k", "hash"  # how a byte finds its experts
 

@@ -210,8 +210,9 @@ class Client:
     async def search(self, text: str) -> Any:
         return await self._json("search", q=text)
 
-    async def state_proof(self, key: bytes) -> Json:
-        return await self._object(f"state/{key.hex()}/proof")
+    async def state_proof(self, key: bytes, height: int | None = None) -> Json:
+        """Of the state after `height`, by default the newest. InputError where it is not kept."""
+        return await self._object(f"state/{key.hex()}/proof", height=height)
 
     async def fetch(self, path: str, most: int, **query: int | str | None) -> bytes:
         """The bytes at a path below /api/v1. VerifyError if they are more than `most`."""

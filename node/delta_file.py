@@ -123,6 +123,25 @@ def parse_root(text: str, where: str) -> Hash32:
     return Hash32(root)
 
 
+def start_of(path: Path, delta: DeltaFile, told: Hash32 | None) -> Hash32:
+    """The model root that a file's delta starts from: what its metadata name, or `told`.
+
+    InputError if neither says it, TxError `stale_base` if they differ."""
+    start = delta.base or told
+    if start is None:
+        raise InputError(
+            f"{path} does not say which model it starts from: name its root with --base ROOT "
+            "(`blyan model export` writes it to the exported file as blyan.root), or put it into "
+            f"the file's metadata as {BASE_KEY}"
+        )
+    if told is not None and told != start:
+        raise TxError(
+            "stale_base",
+            f"{path} starts from {start.hex()} by its metadata, not from {told.hex()}",
+        )
+    return start
+
+
 def encode_file(
     delta: DeltaFile,
     record: r.RoundRecord,
@@ -157,11 +176,11 @@ def encode_file(
 
 
 async def submit_delta(
-    submission: Submission, files: LearnerFiles, delta: DeltaFile, base: Hash32 | None
+    submission: Submission, files: LearnerFiles, delta: DeltaFile, base: Hash32
 ) -> Summary:
     """Take a file's delta through the round that trains now or the next one.
 
-    `base`: the model root it starts from, if known; any other base is refused (TxError
+    `base`: the model root it starts from; a round with any other is refused (TxError
     `stale_base`). What an interrupted run left in hand is finished first, and then instead.
     """
     resumed = await submission.resume()
@@ -169,7 +188,6 @@ async def submit_delta(
         submission.progress.say("finished the delta in hand instead; run again to submit this one")
         return resumed
     reader = submission.reader
-    base = base or delta.base
     model = await reader.need(r.ModelRecord, r.MODEL, "model")
     _check_base(base, model.root)
     joined = await submission.join(late=True)
@@ -184,8 +202,8 @@ async def submit_delta(
     return await submission.finish(prepared)
 
 
-def _check_base(base: Hash32 | None, current: Hash32) -> None:
-    if base is not None and base != current:
+def _check_base(base: Hash32, current: Hash32) -> None:
+    if base != current:
         raise TxError(
             "stale_base",
             f"the delta starts from {base.hex()}; the model is {current.hex()} now: train again "

@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from chain.errors import InputError, StorageError, TxError
+from chain.errors import StorageError
 from chain.hashes import Hash32
-from node.delta_file import BASE_KEY, read_delta
+from node.delta_file import BASE_KEY, read_delta, start_of
 from tiles.layout import ShardSpec
 
 
@@ -27,12 +27,7 @@ def rebase_file(
     `base`: what it starts from. TxError `stale_base` if the file says another, and nothing is
     written: whoever rebases names what he believes to have. InputError if neither says it.
     """
-    found = read_delta(source, specs)
-    had = found.base or base
-    if had is None:
-        raise InputError(f"{source}: it does not say from which base it starts; name it: --base")
-    if base is not None and base != had:
-        raise TxError("stale_base", f"{source} starts from {had.hex()}, not from {base.hex()}")
+    had = start_of(source, read_delta(source, specs), base)
     part = target.with_name(f".{target.name}.part")
     try:
         save_file(load_file(source), part, {BASE_KEY: onto.hex()})

@@ -49,6 +49,18 @@ async def patiently(fetch: Callable[[], Awaitable[T]]) -> T:
     return await fetch()
 
 
+def told(outcome: TrainOutcome, steps: int) -> str:
+    """One line on a training. Where all steps were done before, nobody has seen their losses."""
+    payload = f"payload {len(outcome.payload):,} bytes"
+    if not outcome.first_loss:
+        return f"all {steps} steps were trained before; {payload}"
+    return (
+        f"trained {steps} steps in {outcome.seconds:.1f} s; training loss "
+        f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; busiest expert "
+        f"{max(outcome.imbalance):.2f} × the mean; {payload}"
+    )
+
+
 class Learner:
     """Trains rounds with one account. The caller holds `files.lock()`."""
 
@@ -247,11 +259,7 @@ class Learner:
             shards=shards,
         )
         outcome = await self._trained(record, job)
-        self._progress.say(
-            f"trained {rule.steps} steps in {outcome.seconds:.1f} s; training loss "
-            f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; busiest expert "
-            f"{max(outcome.imbalance):.2f} × the mean; payload {len(outcome.payload):,} bytes"
-        )
+        self._progress.say(told(outcome, rule.steps))
         batch_root = await asyncio.to_thread(assignment.root, rule.steps)
         return await self._prepare(record, rule, outcome, batch_root, shards)
 

@@ -27,9 +27,3 @@ class RoundSpecs:
 def of_round(state: State, genesis: Genesis, number: int) -> RoundSpecs:
     version = model_versions.of_round(state, number)
     return RoundSpecs.of(model_versions.documents(state, genesis, version))
-
-
-def in_force(state: State, genesis: Genesis) -> RoundSpecs:
-    """Of the rounds that anchor now."""
-    version = model_versions.current(state)
-    return RoundSpecs.of(model_versions.documents(state, genesis, version))

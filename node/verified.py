@@ -96,10 +96,11 @@ def check_finality(genesis: Genesis, header: Header, certificate: Certificate | 
 
 
 class VerifiedReader:
-    """Reads one node's chain and believes nothing that a header does not show."""
+    """Reads one node's chain and believes nothing that a header does not show. `block`: the header
+    whose state is read, by default the newest that the node has whenever it is asked."""
 
-    def __init__(self, client: Client, genesis: Genesis) -> None:
-        self.client, self.genesis = client, genesis
+    def __init__(self, client: Client, genesis: Genesis, block: Header | None = None) -> None:
+        self.client, self.genesis, self._block = client, genesis, block
         # No version changes the shape or the place of a tensor.
         self.specs = ModelSpec.from_json(dict(genesis.model)).shards()
 
@@ -107,11 +108,23 @@ class VerifiedReader:
     async def connect(cls, client: Client) -> VerifiedReader:
         return cls(client, await client.genesis())
 
+    def at(self, block: Header) -> VerifiedReader:
+        """The same node, all of whose answers have to be of the state after this very block."""
+        return VerifiedReader(self.client, self.genesis, block)
+
     # --- state ---------------------------------------------------------------------------
 
     async def proven(self, key: bytes) -> Proven:
         """A value of the state, with its proof checked. VerifyError if it does not hold."""
-        return check_proof(self.genesis, await self.client.state_proof(key), key)
+        block = self._block
+        answer = await self.client.state_proof(key, block.height if block else None)
+        found = check_proof(self.genesis, answer, key)
+        if block is not None and found.header != block:
+            raise VerifyError(
+                f"the node shows block {found.header.height} ({found.header.hash().hex()[:16]}), "
+                f"expected block {block.height} ({block.hash().hex()[:16]}); ask another node"
+            )
+        return found
 
     async def read(self, cls: type[T], key: bytes) -> T | None:
         value = (await self.proven(key)).value
@@ -147,19 +160,30 @@ class VerifiedReader:
         held = await self.read(g.Settings, g.SETTINGS)
         return with_settings(self.genesis.params, held.settings) if held else self.genesis.params
 
+    async def version_now(self) -> str:
+        """The version of the documents that rounds anchor with now."""
+        held = await self.read(g.ModelVersion, g.VERSION)
+        return held.version if held else g.FIRST_VERSION
+
+    async def round_version(self, number: int) -> str:
+        """The version that a round was anchored with."""
+        held = await self.read(g.RoundVersion, g.round_version_key(number))
+        return held.version if held else g.FIRST_VERSION
+
     async def specs_now(self) -> RoundSpecs:
         """Model and training rule of the rounds that anchor now."""
-        return await self._specs_of(await self.read(g.ModelVersion, g.VERSION))
+        return await self.specs_of(await self.version_now())
 
     async def round_specs(self, number: int) -> RoundSpecs:
         """Model and training rule of a round that is anchored."""
-        return await self._specs_of(await self.read(g.RoundVersion, g.round_version_key(number)))
+        return await self.specs_of(await self.round_version(number))
 
-    async def _specs_of(self, held: g.ModelVersion | g.RoundVersion | None) -> RoundSpecs:
-        if held is None:
+    async def specs_of(self, version: str) -> RoundSpecs:
+        """Model and training rule of a version that is or was in force."""
+        if version == g.FIRST_VERSION:
             return RoundSpecs.of(model_versions.of_genesis(self.genesis))
-        key = g.documents_key(held.version)
-        found = await self.need(g.ModelDocuments, key, f"model version {held.version}")
+        key = g.documents_key(version)
+        found = await self.need(g.ModelDocuments, key, f"model version {version}")
         return RoundSpecs.of(model_versions.parse_document(found.document).documents)
 
     # --- finality --------------------------------------------------------------------------
@@ -198,7 +222,14 @@ class VerifiedReader:
             raise VerifyError(f"the node's model has not the {len(self.specs)} shards of genesis")
         versions = []
         for spec, row in zip(self.specs, rows, strict=True):
-            roots = tuple(Hash32(bytes.fromhex(str(t))) for t in row["tile_roots"])
+            try:
+                roots = tuple(Hash32(bytes.fromhex(t)) for t in row["tile_roots"])
+            except (KeyError, TypeError, ValueError):
+                roots = ()
+            if len(roots) != spec.tile_count or any(len(root) != 32 for root in roots):
+                raise VerifyError(
+                    f"the node shows no list of the {spec.tile_count} tile root(s) of {spec.name}"
+                )
             versions.append(ShardVersion(spec, merkle.shard_root(roots, spec.data_bytes), roots))
         if merkle.model_root([v.root for v in versions]) != root:
             raise VerifyError(f"the node's tile roots do not lead to model root {root.hex()}")

@@ -24,7 +24,8 @@ class Model(Resource):
     height: int
     changed: int
     retained_from: int | None  # the lowest height from which on this node has every model
-    spec: dict[str, Any]
+    model_version: str  # of the documents in force at that height
+    spec: dict[str, Any]  # the model's of these documents
     data_bytes: int
     shards: list[ModelShard]
 

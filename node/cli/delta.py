@@ -14,7 +14,7 @@ from node.cli.progress import TerminalProgress
 from node.cli.session import Group, Session, pass_session
 from node.cli.train import EXIT_REJECTED, headline
 from node.client import Client
-from node.delta_file import parse_root, read_delta, submit_delta
+from node.delta_file import parse_root, read_delta, start_of, submit_delta
 from node.delta_rebase import rebase_file
 from node.learner_files import LearnerFiles
 from node.submission import Submission, Summary
@@ -36,19 +36,25 @@ def delta() -> None:
 
 @delta.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--base", metavar="ROOT", help="Model root it starts from; another is refused.")
+@click.option(
+    "--base",
+    metavar="ROOT",
+    help="Model root that FILE starts from; another is refused. [default: blyan.base of its "
+    "metadata]",
+)
 @click.option("--key", metavar="NAME", help="Key that submits. [default: the home's]")
 @pass_session
 def submit(session: Session, file: Path, base: str | None, key: str | None) -> int:
     """Submit FILE: fp32 tensors `<shard>.<tensor>`, each new weight minus base weight.
 
     Joins the next round (or one that trains now), commits, reveals and waits for the verdict.
-    Its manifest says that the training is not proven. Exit code 4 if it was not accepted.
+    Its manifest says that the training is not proven. Exit code 4 if it was not accepted. Which
+    model FILE starts from must be said, by --base or in its metadata.
 
     \b
     Examples:
-      blyan delta submit my-delta.safetensors
-      blyan delta submit my-delta.safetensors --base 3f1c… --json
+      blyan delta submit my-delta.safetensors --base 3f1c…
+      blyan delta submit rebased.safetensors --json
     """
     root = parse_root(base, "--base") if base else None
     keys = session.keys(key)
@@ -57,10 +63,11 @@ def submit(session: Session, file: Path, base: str | None, key: str | None) -> i
     async def run(client: Client) -> Summary:
         reader = await VerifiedReader.connect(client)
         found = read_delta(file, reader.specs)
+        start = start_of(file, found, root)
         files = LearnerFiles(session.home, reader.genesis.chain_id, keys.account.public)
         with files.lock():
             submission = Submission(reader, keys, files, progress)
-            summary = await submit_delta(submission, files, found, root)
+            summary = await submit_delta(submission, files, found, start)
         progress.say(headline(summary))
         return summary
 

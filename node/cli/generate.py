@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli.output import emit, progress, short
+from learning.spec import MAX_TEXT
+from node.cli.chain_model import chain_model, grounds, source, told
+from node.cli.output import emit, progress
 from node.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:  # brings httpx and numpy
     from node.client import Client, Json
-    from node.export import FoundModel
+    from node.model_at import FoundModel
+    from node.text_file import Text
     from node.verified import VerifiedReader
 
 NANO = 1e-9
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-MAX_FILE_BYTES = 256 * 1024 * 1024  # of an evaluated text: 512 windows of it are read
+MAX_ECHO = 4096  # bytes at the end of a prompt that are shown before what is generated
 
 
 @click.command(cls=Command)
@@ -56,7 +59,8 @@ def generate(
     """Let the network's model go on from TEXT.
 
     The model is fetched and each tile verified up to its root on the chain. The text comes byte
-    by byte; what is no UTF-8 shows as �. `-` reads TEXT from stdin.
+    by byte; what is no UTF-8 shows as �. `-` reads TEXT from stdin. Of a long TEXT the end is
+    shown. It and what is generated are 1 MiB at most.
 
     \b
     Examples:
@@ -64,7 +68,7 @@ def generate(
       blyan generate --temperature 0 --bytes 64 "def main("
       blyan generate --height 120 "The " --json
     """
-    prompt = sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape")
+    prompt = _prompt(text, count)
     said = bytearray()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     is_shown = not session.json
@@ -78,13 +82,13 @@ def generate(
     async def run(client: Client) -> Json:
         from node.worker.client import Worker
 
-        reader, found, shards = await _model(client, height)
-        spec, worker = (await reader.specs_now()).model, Worker()
+        reader, found = await chain_model(client, height)
+        shards, worker = await _fetch(reader, found), Worker()
         try:
             if is_shown:
-                click.echo(prompt.decode("utf-8", "replace"), nl=False)
+                click.echo(_echo(prompt), nl=False)
             seconds = await worker.generate(
-                spec,
+                found.spec,
                 shards,
                 prompt,
                 count,
@@ -96,7 +100,7 @@ def generate(
         finally:
             await worker.close()
         return {
-            **_told(found),
+            **told(session, reader, found, newest=height is None),
             "text": said.decode("utf-8", "replace"),
             "hex": said.hex(),
             "seconds": round(seconds, 3),
@@ -105,15 +109,14 @@ def generate(
     answer = session.read(run)
     if is_shown:
         click.echo(decoder.decode(b"", True))
-        progress(f"{count} bytes, {count / max(answer['seconds'], 1e-6):.0f}/s, {_source(answer)}")
+        progress(f"{count} bytes, {count / max(answer['seconds'], 1e-6):.0f}/s, {source(answer)}")
+        progress(grounds(answer))
     else:
         emit(session, answer)
 
 
 @click.command("eval", cls=Command)
-@click.argument(
-    "file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False
-)
+@click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--height", type=click.IntRange(0), help="The model as of this height. [default: now]"
 )
@@ -122,8 +125,9 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
     """The model's loss on FILE, or on the holdout of the round in progress.
 
     Nats per byte, over at most 512 windows evenly spaced, as validators measure it; 5.55 is what
-    guessing gives. On the holdout it stands beside what the chain has. A layer whose busiest expert
-    has many times the mean is not balanced.
+    guessing gives. FILE may be of any size. On the holdout it stands beside what the chain has, if
+    that was measured by the same documents. A layer whose busiest expert has many times the mean is
+    not balanced.
 
     \b
     Examples:
@@ -132,86 +136,103 @@ def evaluate(session: Session, file: Path | None, height: int | None) -> None:
       blyan eval --height 120 --json
     """
 
-    async def run(client: Client) -> Json:
+    async def run(client: Client, opened: Text | None) -> Json:
         from node.worker.client import Worker
 
-        reader, found, shards = await _model(client, height)
-        if file is None:
-            what, text, chain_loss = await _holdout(reader, found)
-        else:
-            what, text, chain_loss = str(file), _read(file), None
-        spec, worker = (await reader.specs_now()).model, Worker()
+        reader, found = await chain_model(client, height)
+        text, chain_loss = opened, None
+        if text is None:
+            text, chain_loss = await _holdout(reader, found)
+        windows = text.windows(found.spec.context)  # before anything large is fetched
+        shards, worker = await _fetch(reader, found), Worker()
         try:
-            measured = await worker.measure(spec, shards, text)
+            measured = await worker.measure(found.spec, shards, windows)
         finally:
             await worker.close()
-        losses = measured.losses
-        mean = sum(losses) / len(losses)
-        spread = sum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1)
+        mean, error = _mean(measured.losses)
         return {
-            **_told(found),
-            "of": what,
-            "bytes": len(text),
-            "windows": len(losses),
+            **told(session, reader, found, newest=height is None),
+            "of": text.name,
+            "bytes": text.size_bytes,
+            "windows": len(measured.losses),
             "loss": mean * NANO,
-            "standard_error": (spread / len(losses)) ** 0.5 * NANO,
+            "standard_error": None if error is None else error * NANO,
             "chain_loss": None if chain_loss is None else chain_loss * NANO,
             "imbalance": [round(layer, 4) for layer in measured.imbalance],
         }
 
     def human(found: Any) -> str:
+        error, count = found["standard_error"], found["windows"]
         lines = [
             f"{found['of']}: {found['loss']:.4f} nats per byte "
-            f"± {found['standard_error']:.4f} ({found['windows']} windows)",
-            f"of {_source(found)}",
+            + ("" if error is None else f"± {error:.4f} ")
+            + ("(1 window)" if count == 1 else f"({count} windows)"),
+            f"of {source(found)}",
             "busiest expert of each layer: "
             + ", ".join(f"{layer:.2f}" for layer in found["imbalance"])
             + " × the mean",
+            grounds(found),
         ]
         if found["chain_loss"] is not None:
             lines.insert(1, f"on the chain: {found['chain_loss']:.4f}")
         return "\n".join(lines)
 
-    emit(session, session.read(run), human)
+    if file is None:
+        answer = session.read(lambda client: run(client, None))
+    else:
+        from node.text_file import open_text
+
+        with open_text(file) as opened:
+            answer = session.read(lambda client: run(client, opened))
+    emit(session, answer, human)
 
 
-async def _model(
-    client: Client, height: int | None
-) -> tuple[VerifiedReader, FoundModel, list[bytes]]:
-    from node.export import find_model
-    from node.verified import VerifiedReader
+def _prompt(text: str, count: int) -> bytes:
+    """The bytes to go on from. UsageError if they are none, or with `count` more too many."""
+    most = MAX_TEXT - count
+    if text == "-":
+        where, prompt = "stdin", sys.stdin.buffer.read(most + 1)
+    else:
+        where, prompt = "TEXT", text.encode("utf-8", "surrogateescape")
+    if not prompt:
+        raise click.UsageError(f"{where} is empty: give at least one byte to go on from")
+    if len(prompt) > most:
+        raise click.UsageError(
+            f"{where} has more than {most} bytes; with the {count} to be generated the limit is "
+            f"{MAX_TEXT}"
+        )
+    return prompt
 
-    reader = await VerifiedReader.connect(client)
-    found = await find_model(reader, height)
+
+def _echo(prompt: bytes) -> str:
+    """The prompt as it is shown: of a long one its end."""
+    if len(prompt) <= MAX_ECHO:
+        return prompt.decode("utf-8", "replace")
+    return "…" + prompt[-MAX_ECHO:].decode("utf-8", "replace")
+
+
+def _mean(losses: Sequence[int]) -> tuple[float, float | None]:
+    """Mean of the windows' losses, and its standard error, of which a single one tells nothing."""
+    count = len(losses)
+    mean = sum(losses) / count
+    if count < 2:
+        return mean, None
+    spread = sum((loss - mean) ** 2 for loss in losses) / (count - 1)
+    return mean, (spread / count) ** 0.5
+
+
+async def _fetch(reader: VerifiedReader, found: FoundModel) -> list[bytes]:
     progress(f"fetching model {found.root.hex()[:16]}, version {found.version}")
-    return reader, found, await reader.shards(found.shards)
+    return await reader.shards(found.shards)
 
 
-def _told(found: FoundModel) -> dict[str, Any]:
-    return {
-        "root": found.root.hex(),
-        "version": found.version,
-        "height": found.height,
-        "shown_by": found.shown_by,
-        "finality": found.finality.value,
-    }
-
-
-def _source(answer: dict[str, Any]) -> str:
-    return f"model {short(answer['root'])}, version {answer['version']}, {answer['shown_by']}"
-
-
-def _read(file: Path) -> bytes:
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise click.UsageError(f"{file} has more than {MAX_FILE_BYTES} bytes")
-    return file.read_bytes()
-
-
-async def _holdout(reader: VerifiedReader, found: FoundModel) -> tuple[str, bytes, int | None]:
-    """The newest round's holdout that there is, and what validators measured on it."""
+async def _holdout(reader: VerifiedReader, found: FoundModel) -> tuple[Text, int | None]:
+    """The newest round's holdout that there is, and what validators measured on it; None if they
+    computed the model otherwise."""
     from chain import records as r
     from chain.errors import InputError
     from node.data import fetch_round_data
+    from node.text_file import Text
 
     current = await reader.current_round()
     record = current
@@ -220,6 +241,8 @@ async def _holdout(reader: VerifiedReader, found: FoundModel) -> tuple[str, byte
     if not record.datasets:
         raise InputError("no round has had data yet: give a FILE")
     data = await fetch_round_data([await reader.dataset(d) for d in record.datasets], reader.blob)
+    text = Text.of(f"holdout of round {record.number}", data.holdout)
     measured = await reader.read(r.EvalRecord, r.eval_key(found.root, record.holdout))
-    chain_loss = measured.loss if measured is not None and measured.loss else None
-    return f"holdout of round {record.number}", data.holdout, chain_loss
+    if measured is None or (await reader.round_specs(record.number)).model != found.spec:
+        return text, None
+    return text, measured.loss or None

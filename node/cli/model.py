@@ -12,6 +12,7 @@ from node.checkpoint.exports import SavedModel, export_model
 from node.checkpoint.imports import import_checkpoint
 from node.checkpoint.manifest import Manifest
 from node.checkpoint.models import CHAIN, Models
+from node.cli.chain_model import chain_model, told
 from node.cli.output import confirm, emit, progress, short, size, table, when
 from node.cli.progress import ByteProgress
 from node.cli.session import Group, Session, pass_session
@@ -157,8 +158,8 @@ def export(session: Session, height: int | None, name: str | None, out: Path) ->
 
     An imported model becomes what it was imported from, byte for byte: a file, or a directory if
     it was several. The chain's model becomes a file of tensors named <shard>.<tensor>, with
-    blyan.model, blyan.root and blyan.height as metadata. With --height or --node, and where
-    nothing was imported, it is the chain's.
+    blyan.model (the documents' of that height), blyan.root and blyan.height as metadata. With
+    --height or --node, and where nothing was imported, it is the chain's.
 
     \b
     Examples:
@@ -197,24 +198,18 @@ def _export_imported(session: Session, models: Models, name: str, out: Path) -> 
 
 
 def _export_chain(session: Session, height: int | None, out: Path) -> None:
-    from node.export import find_model, write_model
-    from node.verified import VerifiedReader
+    from node.export import write_model
 
     async def run(client: Client) -> Json:
-        reader = await VerifiedReader.connect(client)
-        found = await find_model(reader, height)
+        reader, found = await chain_model(client, height)
         with ByteProgress("exporting") as bar:
             written = await write_model(out, reader, found, bar)
         return {
             "model": CHAIN,
             "file": str(out),
             "bytes": written,
-            "root": found.root.hex(),
-            "version": found.version,
-            "height": found.height,
             "tiles": sum(len(v.tile_roots) for v in found.shards),
-            "shown_by": found.shown_by,
-            "finality": found.finality.value,
+            **told(session, reader, found, newest=height is None),
         }
 
     progress("exporting the chain's model" + ("" if height is None else f" as of height {height}"))

@@ -90,12 +90,11 @@ def pausable(worker: Worker, progress: TerminalProgress) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def pause() -> None:
-        worker.pause()
-        progress.say("training is paused; SIGUSR2 (kill -USR2) goes on")
+        said = "training is paused" if worker.pause() else "nothing trains now, and nothing will"
+        progress.say(f"{said}; SIGUSR2 (kill -USR2) goes on")
 
     def go_on() -> None:
-        worker.go_on()
-        progress.say("training goes on")
+        progress.say("training goes on" if worker.go_on() else "training will not be paused")
 
     handlers = {signal.SIGUSR1: pause, signal.SIGUSR2: go_on}
     for number, handler in handlers.items():

@@ -11,7 +11,9 @@ from chain import governance, model_versions, parameters
 from chain.codec import U64, decode
 from chain.governance_records import (
     FIRST_VERSION,
+    VERSION,
     ModelDocuments,
+    ModelVersion,
     ProposalRecord,
     ProposalStatus,
     documents_key,
@@ -19,7 +21,7 @@ from chain.governance_records import (
 from chain.model_versions import Documents
 from chain.params import Params
 from chain.types import PubKey
-from node.query.base import Json, NotFound, Reader, unhex
+from node.query.base import MAX_LIMIT, Json, NotFound, Reader, unhex
 from node.query.plain import address, verdict_name
 
 LAST = 2**62  # above every height
@@ -59,6 +61,23 @@ class GovernanceQueries(Reader):
             raise NotFound(f"version {wanted!r} of the model was never in force")
         found = model_versions.documents(state, self.node.genesis, wanted)
         return {"version": wanted, "model": dict(found.model), "training": dict(found.training)}
+
+    def version_at(self, height: int) -> str:
+        """The version of the model's documents in the state after a final block: what a round that
+        is anchored next would be of. All of them stay in the state, their heights in history."""
+        held = self.state.get(ModelVersion, VERSION)
+        if held is None:
+            return FIRST_VERSION
+        if held.height <= height + 1:  # the next block is the first that it counts for
+            return held.version
+        below = (height + 1, 0)
+        while rows := self.node.store.history(END, limit=MAX_LIMIT, before=below):
+            for row in rows:
+                record = _decoded(row.data["record"])
+                if record.status == ProposalStatus.ACTIVE and (version := _version(record)):
+                    return version
+            below = (rows[-1].height, rows[-1].position)
+        return FIRST_VERSION
 
     def proposal(self, which: str) -> Json:
         """One proposal by its id: what it changes, who voted how, and what became of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chain import model_versions
 from chain import records as r
 from chain.errors import UnreachableError, VerifyError
 from chain.hashes import MODEL, SHARD, Context, Hash32
@@ -12,8 +13,9 @@ from node.election_check import drawn
 from node.query.base import Json, NotFound, Reader, natural, unhex
 from node.query.blocks import BlockQueries
 from node.query.custody import CustodyQueries
+from node.query.governance import GovernanceQueries
 from node.query.plain import address, plain
-from node.round_specs import in_force
+from node.round_specs import RoundSpecs
 from node.rules import ProtocolRules
 from node.services.retention import retained_from
 from tiles import merkle
@@ -33,13 +35,16 @@ class ModelQueries(Reader):
         version, changed, root = 0, 0, merkle.model_root([v.root for v in versions])
         for event in self.node.store.history("model", limit=1, before=(at + 1, 0)):
             version, changed = event.data["version"], event.height
+        documents = GovernanceQueries(self.node).version_at(at)
+        found = model_versions.documents(self.state, self.node.genesis, documents)
         return {
             "root": root.hex(),
             "version": version,
             "height": at,
             "changed": changed,
             "retained_from": retained_from(self.node.tiles.store, self.node.history),
-            "spec": in_force(self.state, self.node.genesis).model.to_json(),
+            "model_version": documents,
+            "spec": RoundSpecs.of(found).model.to_json(),
             "data_bytes": sum(spec.data_bytes for spec in self.node.tiles.specs),
             "shards": [
                 {

@@ -142,14 +142,14 @@ class Worker:
         """Process id while a worker runs."""
         return self._process.pid if self._process else None
 
-    def pause(self) -> None:
-        """Hold jobs at their next event until `go_on`."""
-        self._hold(True)
+    def pause(self) -> bool:
+        """Hold jobs at their next event until `go_on`. Whether there is one now."""
+        return self._hold(True)
 
-    def go_on(self) -> None:
-        self._hold(False)
+    def go_on(self) -> bool:
+        return self._hold(False)
 
-    def _hold(self, paused: bool) -> None:
+    def _hold(self, paused: bool) -> bool:
         self._paused = paused
         if paused:
             self.clock.hold()
@@ -157,6 +157,7 @@ class Worker:
             self.clock.go_on()
         if self._process is not None:
             self._tell_pause(self._process)
+        return self._lock.locked()
 
     def _tell_pause(self, process: asyncio.subprocess.Process) -> None:
         if process.stdin is not None and not process.stdin.is_closing():
@@ -203,15 +204,12 @@ class Worker:
         }
         return int((await self._call(request))["loss"])
 
-    async def measure(self, model: ModelSpec, shards: Sequence[bytes], text: bytes) -> Measured:
-        """A text's windows, taken as a holdout's are."""
-        request = {
-            "job": "measure",
-            "model": model.to_json(),
-            "shards": list(shards),
-            "text": text,
-        }
-        result = await self._call(request)
+    async def measure(
+        self, model: ModelSpec, shards: Sequence[bytes], windows: Windows
+    ) -> Measured:
+        """Losses and loads on windows, uint8 [n, context + 1]."""
+        request = {"job": "measure", "model": model.to_json(), "shards": list(shards)}
+        result = await self._call({**request, "windows": windows.tobytes()})
         return Measured(tuple(result["losses"]), tuple(result["imbalance"]))
 
     async def generate(

@@ -13,14 +13,7 @@ from chain.errors import InputError
 from chain.hashes import ZERO_HASH, Hash32
 from learning.compress import add_delta, compress
 from learning.conformance import ops_of, profile_of
-from learning.evaluate import (
-    GotOn,
-    holdout_loss,
-    holdout_windows,
-    measure,
-    to_nano,
-    window_losses,
-)
+from learning.evaluate import GotOn, holdout_loss, measure, to_nano, window_losses
 from learning.exact_math import DivergedError
 from learning.generate import generate
 from learning.held import held_experts, imbalance
@@ -51,7 +44,7 @@ def run_job(request: Message, emit: Emit) -> Message:
         return {"loss": holdout_loss(spec, request["shards"], request["holdout"], got_on)}
     if job == "measure":
         spec = ModelSpec.from_json(request["model"])
-        windows = holdout_windows(request["text"], spec.context)
+        windows = _bytes_array(request["windows"], (-1, spec.context + 1))
         found = measure(spec, request["shards"], windows, got_on=got_on)
         return {"losses": to_nano(found.losses), "imbalance": found.imbalance}
     if job == "generate":

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from chain.errors import InputError, StorageError, TxError
 from chain.hashes import Hash32
-from node.delta_file import BASE_KEY, read_delta
+from node.delta_file import BASE_KEY, read_delta, start_of
 from node.delta_rebase import rebase_file
 from tests.kit.nano import TINY
 
@@ -52,3 +52,16 @@ def test_a_file_without_a_base_needs_to_be_told_one(tmp_path: Path) -> None:
     assert rebase_file(file, file, SPECS, OLD, NEW) == OLD
     with pytest.raises(StorageError, match="cannot be written"):
         rebase_file(file, tmp_path / "none" / "out", SPECS, None, NEW)
+
+
+def test_what_a_file_starts_from_is_said_by_it_or_by_its_sender(tmp_path: Path) -> None:
+    """Else it would be sent as a delta of whatever is the model now."""
+    named, unnamed = written(tmp_path / "named"), written(tmp_path / "unnamed", None)
+    assert start_of(named, read_delta(named, SPECS), None) == OLD
+    assert start_of(named, read_delta(named, SPECS), OLD) == OLD
+    assert start_of(unnamed, read_delta(unnamed, SPECS), NEW) == NEW
+    with pytest.raises(InputError, match=r"unnamed does not say .* --base ROOT .*blyan\.base"):
+        start_of(unnamed, read_delta(unnamed, SPECS), None)
+    with pytest.raises(TxError, match=f"{OLD.hex()} by its metadata") as caught:
+        start_of(named, read_delta(named, SPECS), NEW)
+    assert caught.value.code == "stale_base"

@@ -115,15 +115,16 @@ def test_the_worker_tells_each_byte_as_it_comes() -> None:
             seconds = await worker.generate(TINY, BASE, b"ab", 20, said.append, **options)  # type: ignore[arg-type]
             assert bytes(said) == bytes(generate(TINY, BASE, b"ab", 20, seed=3))
             assert seconds > 0
-            measured = await worker.measure(TINY, BASE, TEXT)
+            windows = holdout_windows(TEXT, TINY.context)
+            measured = await worker.measure(TINY, BASE, windows)
             losses = measured.losses
             assert len(measured.imbalance) == TINY.layers
             assert all(1 <= layer <= TINY.experts for layer in measured.imbalance)
-            assert len(losses) == len(holdout_windows(TEXT, TINY.context))
+            assert len(losses) == len(windows)
             mean = sum(losses) / len(losses)
             assert mean == pytest.approx(holdout_loss(TINY, BASE, TEXT), rel=1e-6)
             with pytest.raises(InputError):
-                await worker.measure(TINY, BASE, b"short")
+                await worker.measure(TINY, BASE, windows[:, 1:])
         finally:
             await worker.close()
 

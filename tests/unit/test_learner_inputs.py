@@ -312,7 +312,7 @@ def test_a_lying_node_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monkey
         ]
         for lie in lies:
 
-            async def answer(_: bytes, lie: Any = lie) -> Any:
+            async def answer(_: bytes, height: int | None, lie: Any = lie) -> Any:
                 return honest | lie
 
             monkeypatch.setattr(client, "state_proof", answer)

@@ -169,6 +169,16 @@ def test_a_worker_that_dies_costs_no_more_than_a_segment(tmp_path: Path) -> None
     assert len(worker.jobs) == module.TRAIN_TRIES
 
 
+def test_losses_that_nobody_saw_are_not_told() -> None:
+    """All steps were done by the run before: none has a loss or a load in this one."""
+    assert module.told(OUTCOME, 50) == "all 50 steps were trained before; payload 0 bytes"
+    seen = replace(OUTCOME, first_loss=2.5, last_loss=1.25, imbalance=(1.0, 1.5), seconds=3.0)
+    assert module.told(seen, 50) == (
+        "trained 50 steps in 3.0 s; training loss 2.500 → 1.250; busiest expert 1.50 × the mean; "
+        "payload 0 bytes"
+    )
+
+
 # --- what was on its way when the last run ended -------------------------------------------------
 
 

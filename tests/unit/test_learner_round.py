@@ -29,10 +29,11 @@ from node.api.app import create_app
 from node.client import Client
 from node.dataset_submission import export_split, submit_dataset
 from node.delta_file import read_delta, submit_delta
-from node.export import find_model, write_model
+from node.export import write_model
 from node.home import Home
 from node.learner import Learner
 from node.learner_files import LearnerFiles
+from node.model_at import find_model
 from node.submission import Submission, Summary
 from node.tile_check import check_tiles, parse_target
 from node.verified import Finality, VerifiedReader
@@ -98,7 +99,8 @@ class Run:
         save_file(tensors, path)
         files = self.files(who)
         submission = Submission(self.reader, self.keys[who], files, self.progress)
-        return await submit_delta(submission, files, read_delta(path, self.reader.specs), None)
+        delta, root = read_delta(path, self.reader.specs), self.net.state.model.root
+        return await submit_delta(submission, files, delta, root)
 
 
 @asynccontextmanager
@@ -214,7 +216,7 @@ async def _check_exports(run: Run, dataset: Hash32, first: Hash32) -> None:
         assert size == out.stat().st_size
         tensors = load_file(out)
         assert set(tensors) == {f"{s.name}.{t.name}" for s in reader.specs for t in s.tensors}
-    assert model.shown_by == "the record of round 0, as its base"
+    assert model.shown_by == "the model record of block 0"
     raw = out.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert header["__metadata__"]["blyan.root"] == first.hex()

@@ -12,9 +12,10 @@ import pytest
 
 from chain.errors import DeadlineError, TxError, UnreachableError, WorkerError
 from chain.records import RoundPhase
-from learning.evaluate import MAX_WINDOWS, holdout_loss, holdout_windows, windows_at_a_time
+from learning.evaluate import holdout_loss, holdout_windows, windows_at_a_time
 from learning.init import initial_shards
 from learning.state import sections_root
+from learning.windows import MAX_WINDOWS
 from node import submission as module
 from node.cli.progress import TerminalProgress
 from node.cli.train import pausable
@@ -181,10 +182,11 @@ def test_losses_take_their_time_as_long_as_windows_get_done(
         assert await worker.holdout(TINY, BASE, text) == holdout_loss(TINY, BASE, text)
         pieces = MAX_WINDOWS // windows_at_a_time(TINY)
         assert told() == ["begun", *["windows"] * pieces, "result"]
-        measured = await worker.measure(TINY, BASE, text)
+        windows = holdout_windows(text, TINY.context)
+        measured = await worker.measure(TINY, BASE, windows)
         assert len(measured.losses) == MAX_WINDOWS
         assert told() == ["begun", *["windows"] * pieces, "result"]
-        windows = holdout_windows(text, TINY.context)[:128]
+        windows = windows[:128]
         payload = (await worker.train(JOB)).payload
         told()
         found = await worker.evaluate(TINY, BASE, payload, windows)
@@ -199,6 +201,25 @@ def test_losses_take_their_time_as_long_as_windows_get_done(
     monkeypatch.setattr("node.patience.TICK_S", 0.005)
     with_worker(body, timeout_s=5.0)
     assert time.at > 60.0
+
+
+def test_a_pause_of_nothing_says_that_it_is_one() -> None:
+    class Told(TerminalProgress):
+        """Hands on what is said."""
+
+        def say(self, text: str) -> None:
+            lines.put_nowait(text)
+
+    lines: asyncio.Queue[str] = asyncio.Queue()
+
+    async def body(worker: Worker) -> None:
+        with pausable(worker, Told()):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert "nothing trains now, and nothing will; SIGUSR2" in await lines.get()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert await lines.get() == "training will not be paused"
+
+    with_worker(body)
 
 
 # --- what is shown -------------------------------------------------------------------------------
