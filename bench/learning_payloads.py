@@ -23,7 +23,7 @@ from chain import limits
 from chain.hashes import BLOB, ZERO_HASH, Hash32
 from chain.records import DeltaRecord
 from chain.transactions import PodlManifest
-from chain.types import BlobId, Height, PubKey, TxId
+from chain.types import BlobId, Grains, Height, PubKey, TxId
 from node.sealed import seal, unseal
 from node.services.round_payloads import RoundPayloads
 from tiles.aggregate import aggregate_tile
@@ -96,7 +96,7 @@ def _record(number: int, root: Hash32) -> DeltaRecord:
     size = limits.MAX_BLOB_BYTES
     delta = TxId(_salt(number))
     return DeltaRecord(
-        delta, 0, learner, Height(1), none, none, none, name, size, manifest, salt, 0, ()
+        delta, 0, learner, Height(1), none, none, none, name, size, manifest, salt, 0, (), Grains(0)
     )
 
 

@@ -16,7 +16,7 @@ from chain.hashes import BLOB, TX, ZERO_HASH, Hash32
 from chain.receipts import Receipt
 from chain.records import DeltaRecord, RoundPhase, round_key
 from chain.transactions import Phase, PolVote, TileChange, Verdict
-from chain.types import BlobId, Height, ShardIndex, TileIndex, TxId
+from chain.types import BlobId, Grains, Height, ShardIndex, TileIndex, TxId
 from corpus.dataset import build
 from corpus.ingest import Document
 from node.data import fetch_dataset
@@ -118,6 +118,7 @@ def test_what_a_screen_needs_is_here_before_it(tmp_path: Path) -> None:
             Hash32(bytes(32)),
             0,
             (),
+            Grains(0),
         )
         other = replace(record, id=TxId(b"e" * 32), blob=lost)
         for delta in (record, other):

@@ -24,7 +24,7 @@ from chain.errors import DecodeError, StorageError, UnreachableError, VerifyErro
 from chain.hashes import BLOB, ZERO_HASH, Hash32
 from chain.records import DeltaRecord
 from chain.transactions import PodlManifest
-from chain.types import BlobId, Height, PubKey, ShardIndex, TxId
+from chain.types import BlobId, Grains, Height, PubKey, ShardIndex, TxId
 from node.sealed import seal
 from node.services.round_payloads import ROUNDS, RoundPayloads
 from tests.kit.duty_net import DutyNet
@@ -78,6 +78,7 @@ class Blobs:
             salt,
             0,
             (),
+            Grains(0),
         )
         return replace(record, **changes)
 
