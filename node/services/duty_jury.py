@@ -15,6 +15,7 @@ from chain.errors import (
     ConfigError,
     DecodeError,
     InputError,
+    StorageError,
     UnreachableError,
     VerifyError,
 )
@@ -122,7 +123,11 @@ async def _is_copy(context: DutyContext, current: r.RoundRecord, record: r.Delta
     revealed = [d for d in map(state.delta, current.deltas) if d.status == r.DeltaStatus.REVEALED]
     ranked = sorted(revealed, key=lambda d: not (d.manifest and d.manifest.proven))
     earlier = ranked[: [d.id for d in ranked].index(record.id)]
-    return await asyncio.to_thread(_copies_one_of, context, current, record, earlier)
+    try:
+        return await asyncio.to_thread(_copies_one_of, context, current, record, earlier)
+    except StorageError as error:  # a full disk is no reason to say nothing of the losses
+        log.warning("delta %s is not compared with others: %s", record.id.hex()[:16], error)
+        return False
 
 
 def _copies_one_of(
