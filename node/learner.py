@@ -221,7 +221,13 @@ class Learner:
         rule, spec = specs.training, specs.model
         account = self._submission.account
         assignment = Assignment(
-            data.train, record.seed, account, record.number, batch=rule.batch, context=spec.context
+            data.train,
+            record.seed,
+            account,
+            record.number,
+            steps=rule.steps,
+            batch=rule.batch,
+            context=spec.context,
         )
         shards = self._held(specs)
         held = held_experts(spec, shards)

@@ -253,6 +253,7 @@ class DutyContext:
             record.seed,
             learner,
             record.number,
+            steps=specs.training.steps,
             batch=specs.training.batch,
             context=specs.model.context,
         )

@@ -35,6 +35,7 @@ from learning.profile import kind_of
 from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, is_state, sections_root
 from learning.state_parts import is_index, is_parted, is_tile, join, read_index
+from node.round_specs import RoundSpecs
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
@@ -153,18 +154,27 @@ def check_payload(
     if manifest.shards and not {e.shard for e in header.shards} <= set(manifest.shards):
         raise VerifyError("the payload has a shard that the manifest does not name")
     specs = context.specs(current.number)
-    rule = specs.training
-    if not rule.is_coded_by(header.density):
+    if not specs.training.is_coded_by(header.density):
         raise VerifyError("the payload has another coding than the round's training rule")
     if manifest.proven:
-        expected = (rule.steps, rule.segment_steps, rule.density(current.number))
-        if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
-            raise VerifyError("the manifest's steps or density are not the protocol's")
+        check_claim(specs, manifest)
         try:
             kind_of(manifest.profile)
-            held_experts(specs.model, manifest.shards)
         except InputError as error:
             raise VerifyError(str(error)) from None
+
+
+def check_claim(specs: RoundSpecs, manifest: PodlManifest) -> Held | None:
+    """What a proven manifest holds, if its steps, density and shards are those of the round's rule.
+    VerifyError if not: the chain knows no rule, so until here a stranger has chosen them."""
+    rule = specs.training
+    expected = (rule.steps, rule.segment_steps, rule.density(manifest.round))
+    if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
+        raise VerifyError("the manifest's steps or density are not the protocol's")
+    try:
+        return held_experts(specs.model, manifest.shards)
+    except InputError as error:
+        raise VerifyError(str(error)) from None
 
 
 # --- replay ------------------------------------------------------------------------------
@@ -183,6 +193,8 @@ async def replay(context: DutyContext, duty: Replay) -> None:
         if not (opening and context.late(current, context.params().screen.ms)):
             raise
         verdict, evidence = Verdict.UNAVAILABLE, ZERO_HASH
+    if verdict != Verdict.YES and evidence == record.manifest.state_hashes[duty.segment + 1]:
+        evidence = ZERO_HASH  # the chain takes a claimed state hash for 'yes', whatever it is of
     log.info("replay of %s, segment %d: %s", record.id.hex()[:16], duty.segment, verdict.name)
     await context.send(
         Attest(AttestKind.REPLAY, duty.round, Hash32(record.id), int(verdict), 0, evidence)
@@ -193,17 +205,22 @@ async def _replayed(
     context: DutyContext, current: r.RoundRecord, manifest: PodlManifest, segment: int
 ) -> tuple[Verdict, Hash32]:
     """Verdict and the state hash obtained. UnreachableError if the start cannot be had."""
-    assignment = await context.assignment(current, manifest.learner)
-    root = await asyncio.to_thread(assignment.root, manifest.steps)
-    if root != manifest.batch_root:
-        return Verdict.NO, root  # not the batches that the seed assigns
     specs = context.specs(current.number)
     model, training = specs.model, specs.training
-    first, last = training.segment_range(segment)
+    try:  # before anything is done: what follows costs as much as the manifest says
+        held = check_claim(specs, manifest)
+    except VerifyError as error:
+        log.info("a manifest of round %d claims another training: %s", current.number, error)
+        return Verdict.NO, ZERO_HASH
     try:
-        held = held_experts(model, manifest.shards)
-    except InputError:
-        return Verdict.NO, ZERO_HASH  # no training is of that part
+        kind_of(manifest.profile)
+    except InputError:  # perhaps a newer version knows it: nothing is shown either way
+        return Verdict.UNAVAILABLE, ZERO_HASH
+    assignment = await context.assignment(current, manifest.learner)
+    root = await asyncio.to_thread(assignment.root, training.steps)
+    if root != manifest.batch_root:
+        return Verdict.NO, root  # not the batches that the seed assigns
+    first, last = training.segment_range(segment)
     base_root = _base_root(context, current, model, held)
     checkpoint = await _checkpoint(context, model, manifest.state_hashes[segment], held)
     state = await asyncio.to_thread(deserialize_state, model, checkpoint, held)

@@ -12,8 +12,8 @@ import pytest
 
 from chain.errors import ConfigError, InputError, VerifyError
 from chain.hashes import ZERO_HASH, Hash32
-from chain.transactions import PodlManifest, Verdict
-from chain.types import PubKey, ShardIndex
+from chain.transactions import Attest, PodlManifest, Verdict
+from chain.types import PubKey, ShardIndex, TxId
 from corpus.batches import Assignment
 from learning.compress import compress
 from learning.held import held_experts
@@ -21,7 +21,8 @@ from learning.init import initial_shards
 from learning.profile import EXACT, kind_of
 from learning.spec import expert_name
 from learning.state import TrainState, sections_root, serialize_state
-from node.services.duty_jury import _replayed, check_payload
+from node.services.duty_jury import _replayed, check_payload, replay
+from node.services.duty_plan import Replay as Replaying
 from node.worker.client import Replay
 from tests.kit.nano import TINY, TINY_TRAINING, library
 from tiles.codings import CODECS, LOW_RANK
@@ -31,7 +32,9 @@ BASE = initial_shards(TINY)
 ROOT, START = sections_root(BASE), TrainState.fresh(BASE)
 END, OTHER = Hash32(b"e" * 32), Hash32(b"o" * 32)
 LEARNER, SEED = PubKey(b"l" * 32), Hash32(b"s" * 32)
-GIVEN = Assignment(library(20_000), SEED, LEARNER, 0, batch=4, context=16)
+GIVEN = Assignment(
+    library(20_000), SEED, LEARNER, 0, steps=TINY_TRAINING.steps, batch=4, context=16
+)
 OUT = compress(TINY, TINY_TRAINING, 0, ROOT, BASE, BASE, None)
 MANIFEST = PodlManifest(
     round=0,
@@ -100,6 +103,56 @@ def test_a_verdict_follows_from_the_replay(
     answer: Replay | Exception, expected: tuple[Verdict, Hash32]
 ) -> None:
     assert asyncio.run(_replayed(context(answer), ROUND, MANIFEST, 0)) == expected
+
+
+def test_what_no_rule_asks_for_is_refused_before_it_costs_anything() -> None:
+    """The chain takes any steps that are a multiple of any segment's: 2^32 of them would take a
+    day and 316 GB, in a thread that nobody can end."""
+    rule, part = TINY_TRAINING, (ShardIndex(0), ShardIndex(1))
+    most = 2**32 - 1
+    claims = [
+        replace(MANIFEST, steps=most, segment_steps=most, state_hashes=(START.hash(), END)),
+        replace(MANIFEST, steps=2 * rule.steps, state_hashes=(END,) * (2 * rule.segments + 1)),
+        replace(MANIFEST, segment_steps=rule.steps, state_hashes=(START.hash(), END)),
+        replace(MANIFEST, density=MANIFEST.density + 1),
+        replace(MANIFEST, shards=part),
+    ]
+    for manifest in claims:
+        nothing = context(AssertionError("nothing is replayed"))
+        nothing.assignment = nothing.worker = None
+        found = asyncio.run(_replayed(nothing, ROUND, manifest, 0))
+        assert found == (Verdict.NO, ZERO_HASH)
+    nothing = context(AssertionError("nothing is replayed"))
+    nothing.assignment = nothing.worker = None
+    found = asyncio.run(_replayed(nothing, ROUND, replace(MANIFEST, profile="exact/2"), 0))
+    assert found == (Verdict.UNAVAILABLE, ZERO_HASH)
+
+
+def said(node: Any, manifest: PodlManifest, segment: int) -> Attest:
+    """What an auditor tells the chain."""
+    sent: list[Attest] = []
+
+    async def send(payload: Attest) -> None:
+        sent.append(payload)
+
+    record = SimpleNamespace(id=b"d" * 32, manifest=manifest)
+    node.state = lambda: SimpleNamespace(round=lambda number: ROUND, delta=lambda delta: record)
+    node.send = send
+    asyncio.run(replay(node, Replaying(0, TxId(b"d" * 32), segment)))
+    (attest,) = sent
+    return attest
+
+
+def test_a_no_is_never_taken_for_a_yes() -> None:
+    """A liar knows the batches that it should have trained on, and may claim their root for a state
+    hash; the chain refuses a 'no' that shows what is claimed."""
+    given = GIVEN.root(TINY_TRAINING.steps)
+    hashes = (START.hash(), given, *MANIFEST.state_hashes[2:])
+    lie = replace(MANIFEST, batch_root=OTHER, state_hashes=hashes)
+    attest = said(context(AssertionError("nothing is replayed")), lie, 0)
+    assert (attest.verdict, attest.evidence) == (Verdict.NO, ZERO_HASH)
+    attest = said(context(AssertionError("nothing is replayed")), lie, 1)
+    assert (attest.verdict, attest.evidence) == (Verdict.NO, given)
 
 
 def test_another_class_proves_nothing() -> None:
