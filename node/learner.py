@@ -49,6 +49,10 @@ async def patiently(fetch: Callable[[], Awaitable[T]]) -> T:
     return await fetch()
 
 
+def _passed(number: int) -> TxError:
+    return TxError("wrong_phase", f"round {number} has passed its training phase")
+
+
 class Learner:
     """Trains rounds with one account. The caller holds `files.lock()`."""
 
@@ -98,9 +102,9 @@ class Learner:
         try:
             watch = self._submission.watch
             record = await watch.round(joined.number, lambda x: x.phase >= RoundPhase.SEED)
-            base, data = await asyncio.gather(
-                patiently(lambda: self._base(record)), patiently(lambda: self._data(record))
-            )
+            if record.phase > RoundPhase.TRAIN:  # we were stopped, or the node away
+                raise _passed(record.number)
+            base, data = await self._in_time(record, self._fetched(record))
             record = await self._submission.in_training(record.number)
             name = await profile
         finally:
@@ -129,10 +133,18 @@ class Learner:
         held = Held((self._experts,) * specs.model.layers)
         return tuple(ShardIndex(i) for i in shards_of(specs.model, held))
 
+    async def _fetched(self, record: r.RoundRecord) -> tuple[list[bytes], RoundData]:
+        """Base and text of a round."""
+        base, data = await asyncio.gather(
+            patiently(lambda: self._base(record)), patiently(lambda: self._data(record))
+        )
+        return base, data
+
     async def _base(self, record: r.RoundRecord) -> list[bytes]:
         """The round's base model, as far as we hold it, every tile verified up to the root in the
-        round's record."""
-        versions = await self._reader.model_roots(record.base_root)
+        round's record. It is the model of the height at which its phase began: the newest may be
+        another by the time that we ask."""
+        versions = await self._reader.model_roots(record.base_root, record.phase_height)
         if held := self._held(await self._reader.round_specs(record.number)):
             versions = [version for version in versions if version.spec.index in held]
         shards = await self._reader.shards(versions)
@@ -177,16 +189,16 @@ class Learner:
 
     # --- training ------------------------------------------------------------------------------
 
-    async def _in_time(self, record: r.RoundRecord, training: Coroutine[Any, Any, T]) -> T:
-        """What the training makes, or TxError as soon as the round goes on without it: after a
-        pause there is no use in the rest."""
-        work = asyncio.create_task(training)
+    async def _in_time(self, record: r.RoundRecord, making: Coroutine[Any, Any, T]) -> T:
+        """What is made for a round's training, or TxError as soon as the round goes on without it:
+        after a pause there is no use in the rest."""
+        work = asyncio.create_task(making)
         over = asyncio.create_task(self._past_training(record.number))
         try:
             await asyncio.wait((work, over), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 await over  # it may have failed, too
-                raise TxError("wrong_phase", f"round {record.number} has passed its training phase")
+                raise _passed(record.number)
             return await work
         finally:
             for task in (work, over):
