@@ -28,7 +28,8 @@ from node.learner_files import LearnerFiles, Memory, Prepared
 from node.round_specs import RoundSpecs
 from node.submission import Progress, Submission, Summary
 from node.verified import VerifiedReader
-from node.worker.client import TrainJob, TrainOutcome, Worker
+from node.worker.client import Worker
+from node.worker.training import TrainJob, TrainOutcome
 from wallet.keys import Keys
 
 FETCH_TRIES, FETCH_PAUSE_S = 8, 2.0  # a node that has just got a new model may still assemble it
@@ -249,7 +250,7 @@ class Learner:
         root = await asyncio.to_thread(sections_root, base)
         done = await asyncio.to_thread(self._files.training, spec, rule, record, root, held)
         if done:
-            at = (len(done) - 1) * rule.segment_steps
+            at = (len(done.state_hashes) - 1) * rule.segment_steps
             self._progress.say(f"going on from the checkpoint after step {at} of {rule.steps}")
         job = TrainJob(
             model=spec,
@@ -293,7 +294,8 @@ class Learner:
         made: Made = asyncio.Queue()
         clock = self._worker.clock
         began = clock.seconds()
-        keeping = asyncio.create_task(self._keep(record, made))
+        first = len(job.done.state_hashes) if job.done is not None else 0
+        keeping = asyncio.create_task(self._keep(record, made, first))
         try:
             try:
                 return await self._worker.train(
@@ -310,10 +312,9 @@ class Learner:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
 
-    async def _keep(self, record: r.RoundRecord, made: Made) -> None:
-        """Each checkpoint on disk: a killed learner goes on from it, and whoever replays the
-        training begins at one of them."""
-        index = 0
+    async def _keep(self, record: r.RoundRecord, made: Made, index: int) -> None:
+        """Each checkpoint on disk, from this number on: a killed learner goes on from it, and
+        whoever replays the training begins at one of them."""
         while (checkpoint := await made.get()) is not None:
             await asyncio.to_thread(self._files.save_checkpoint, record, index, *checkpoint)
             index += 1

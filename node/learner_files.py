@@ -34,6 +34,7 @@ from learning.held import Held, layout_of
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import deserialize_state, is_state, residual_root, sections_root
 from node.home import Home, exclusive, write_private
+from node.worker.training import Reached
 
 _TRAINING = "training"
 
@@ -155,7 +156,7 @@ class LearnerFiles:
     def training_profile(self, round_: RoundRecord) -> str | None:
         """The numeric profile of a round's checkpoints, "" if it is unknown; None without any."""
         name = _training_name(round_)
-        if self._read(f"{name}/0.state") is None:
+        if not (self._directory / name / "0.state").exists():
             return None
         return (self._read(f"{name}/profile") or b"").decode(errors="replace")
 
@@ -166,22 +167,25 @@ class LearnerFiles:
         round_: RoundRecord,
         base_root: Hash32,
         held: Held | None = None,
-    ) -> list[bytes]:
-        """Checkpoints of a round's training that was interrupted, from its first on, which is of
-        weights with this root."""
-        found: list[bytes] = []
+    ) -> Reached | None:
+        """How far a round's training had come when it was interrupted, if its first checkpoint is
+        of weights with this root. Each is looked at, one at a time: any may be drawn."""
+        reached: Reached | None = None
         for index in range(training.segments + 1):
-            data = self.checkpoint(spec, round_, index, held)
-            if data is None:
+            kept = self._checkpoint(spec, round_, index, held)
+            if kept is None:
                 break
+            state_hash, data = kept
             state = deserialize_state(spec, data, held)
-            first = index == 0
-            if state.step != index * training.segment_steps or (
-                first and sections_root(state.weights) != base_root
-            ):
+            if state.step != index * training.segment_steps:
                 break
-            found.append(data)
-        return found
+            if reached is None:
+                if sections_root(state.weights) != base_root:
+                    break
+                reached = Reached((), b"", state.optimizer_root())
+            hashes = (*reached.state_hashes, state_hash)
+            reached = Reached(hashes, data, reached.optimizer_before)
+        return reached
 
     def begin_training(self, round_: RoundRecord, profile: str) -> None:
         """Checkpoints of this round, made in this numeric profile, are what will be kept; others
@@ -206,11 +210,19 @@ class LearnerFiles:
         self, spec: ModelSpec, round_: RoundRecord, index: int, held: Held | None = None
     ) -> bytes | None:
         """One of a round's checkpoints; None if it is not here, or not what was kept."""
+        kept = self._checkpoint(spec, round_, index, held)
+        return kept[1] if kept is not None else None
+
+    def _checkpoint(
+        self, spec: ModelSpec, round_: RoundRecord, index: int, held: Held | None
+    ) -> tuple[Hash32, bytes] | None:
+        """The same with its hash."""
         name = f"{_training_name(round_)}/{index}"
-        state_hash, state = self._read(f"{name}.hash"), self._read(f"{name}.state")
-        if state_hash is None or state is None:
+        kept, state = self._read(f"{name}.hash"), self._read(f"{name}.state")
+        if kept is None or state is None:
             return None
-        return state if is_state(spec, state, Hash32(state_hash), held) else None
+        state_hash = Hash32(kept)
+        return (state_hash, state) if is_state(spec, state, state_hash, held) else None
 
     def drop_training(self, but: RoundRecord | None = None) -> None:
         """Forget checkpoints: their round is over for us."""

@@ -81,22 +81,21 @@ def _train(request: Message, emit: Emit) -> Message:
     batches = _bytes_array(request["batches"], shape)
     held = held_experts(spec, request["held"])
     base, previous, done = request["shards"], request["previous"], request["done"]
-    if done:
-        states = [deserialize_state(spec, data, held) for data in done]
-    elif previous is None:
-        states = [TrainState.fresh(base)]
-    else:
-        states = [deserialize_state(spec, previous, held).next_round(base)]
-    hashes: list[Hash32] = []
+    hashes = [Hash32(found) for found in request["state_hashes"]]
     losses: list[float] = []
 
     def reached(state: TrainState) -> None:
         hashes.append(state.hash())
         emit({"event": "checkpoint", "hash": hashes[-1], "state": serialize_state(state)})
 
-    for state in states:
+    if done is not None:
+        state, optimizer_before = deserialize_state(spec, done, held), request["optimizer_before"]
+    else:
+        state = TrainState.fresh(base)
+        if previous is not None:
+            state = deserialize_state(spec, previous, held).next_round(base)
+        optimizer_before = state.optimizer_root()
         reached(state)
-    optimizer_before, state = states[0].optimizer_root(), states[-1]
 
     loads = np.zeros((spec.layers, spec.experts), np.int64)
 
@@ -105,7 +104,7 @@ def _train(request: Message, emit: Emit) -> Message:
         loads[:] += progress.loads
         emit({"event": "step", "step": progress.step + 1, "loss": progress.loss})
 
-    for segment in range(len(states) - 1, training.segments):
+    for segment in range(len(hashes) - 1, training.segments):
         last = training.segment_range(segment)[1]
         state = train_segment(
             spec, training, state, batches.__getitem__, last, step_done, ops, held

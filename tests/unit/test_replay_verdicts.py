@@ -23,7 +23,7 @@ from learning.spec import expert_name
 from learning.state import TrainState, sections_root, serialize_state
 from node.services.duty_jury import _replayed, check_payload, replay
 from node.services.duty_plan import Replay as Replaying
-from node.worker.client import Replay
+from node.worker.training import Replay
 from tests.kit.nano import TINY, TINY_TRAINING, library
 from tiles.codings import CODECS, LOW_RANK
 from tiles.delta import encode_delta, payload_root
