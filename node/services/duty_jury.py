@@ -16,6 +16,7 @@ from chain.errors import (
     InputError,
     UnreachableError,
     VerifyError,
+    WorkerError,
 )
 from chain.hashes import ZERO_HASH, Hash32
 from chain.transactions import (
@@ -32,7 +33,7 @@ from consensus import pol
 from corpus.batches import Slices
 from learning.held import Held, held_experts, layout_of
 from learning.profile import kind_of
-from learning.spec import ModelSpec
+from learning.spec import MAX_STEPS, ModelSpec
 from learning.state import TrainState, deserialize_state, is_state, sections_root
 from learning.state_parts import is_index, is_parted, is_tile, join, read_index
 from node.round_specs import RoundSpecs
@@ -188,10 +189,11 @@ async def replay(context: DutyContext, duty: Replay) -> None:
         return
     try:
         verdict, evidence = await _replayed(context, current, record.manifest, duty.segment)
-    except UnreachableError:
+    except (UnreachableError, WorkerError) as error:  # a state may be what a worker dies of
         opening = current.phase == r.RoundPhase.SCREEN_REVEAL
         if not (opening and context.late(current, context.params().screen.ms)):
             raise
+        log.warning("a segment of %s cannot be replayed: %s", record.id.hex()[:16], error)
         verdict, evidence = Verdict.UNAVAILABLE, ZERO_HASH
     if verdict != Verdict.YES and evidence == record.manifest.state_hashes[duty.segment + 1]:
         evidence = ZERO_HASH  # the chain takes a claimed state hash for 'yes', whatever it is of
@@ -204,7 +206,8 @@ async def replay(context: DutyContext, duty: Replay) -> None:
 async def _replayed(
     context: DutyContext, current: r.RoundRecord, manifest: PodlManifest, segment: int
 ) -> tuple[Verdict, Hash32]:
-    """Verdict and the state hash obtained. UnreachableError if the start cannot be had."""
+    """Verdict and the state hash obtained. UnreachableError if the start cannot be had, WorkerError
+    if the replay fails."""
     specs = context.specs(current.number)
     model, training = specs.model, specs.training
     try:  # before anything is done: what follows costs as much as the manifest says
@@ -223,9 +226,13 @@ async def _replayed(
     first, last = training.segment_range(segment)
     base_root = _base_root(context, current, model, held)
     checkpoint = await _checkpoint(context, model, manifest.state_hashes[segment], held)
-    state = await asyncio.to_thread(deserialize_state, model, checkpoint, held)
+    try:
+        state = await asyncio.to_thread(deserialize_state, model, checkpoint, held)
+    except DecodeError:  # of tiles that have their roots and are not whole ones
+        return Verdict.NO, ZERO_HASH
     drawn = first * training.batch * WORDS_PER_WINDOW
     sound = (state.step, state.draws) == (first, drawn)
+    sound &= 0 <= state.updates - first <= current.number * MAX_STEPS  # of the rounds before
     if segment == 0:
         sound &= await asyncio.to_thread(starts_at_base, state, base_root, manifest)
     if not sound:
@@ -240,7 +247,7 @@ async def _replayed(
         return Verdict.UNAVAILABLE, ZERO_HASH
     if found.profile != manifest.profile:
         return Verdict.UNAVAILABLE, ZERO_HASH  # other hardware: a difference would prove nothing
-    same = found.after == manifest.state_hashes[segment + 1]
+    same = (found.before, found.after) == manifest.state_hashes[segment : segment + 2]
     return (Verdict.YES if same else Verdict.NO), found.after
 
 
