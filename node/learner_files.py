@@ -4,6 +4,8 @@
     pending.json             the delta in hand: salt and manifest, written before its commit (0600)
     last.state last.residual training state and residual after the last revealed delta
     next.state next.residual the same for the delta in hand; they become the last at its reveal
+    before.residual          what the last residual was until then: whoever replays the end of the
+                             training needs it
     training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them,
                              and whoever replays it begins at one of them; and the numeric profile
                              in which they were made
@@ -30,9 +32,16 @@ from chain.hashes import BLOB, ZERO_HASH, Hash32
 from chain.records import RoundRecord
 from chain.transactions import PodlManifest
 from chain.types import BlobId, ChainId, PubKey
-from learning.held import Held, layout_of
+from learning.held import Held
 from learning.spec import ModelSpec, TrainingSpec
-from learning.state import deserialize_state, is_state, residual_root, sections_root
+from learning.state import (
+    deserialize_residual,
+    deserialize_state,
+    is_residual,
+    is_state,
+    residual_root,
+    sections_root,
+)
 from node.home import Home, exclusive, write_private
 from node.worker.training import Reached
 
@@ -112,7 +121,7 @@ class LearnerFiles:
 
     def drop_pending(self) -> None:
         """The delta in hand has come to an end, whatever it was: nobody replays it any more."""
-        for name in ("pending.json", "next.state", "next.residual"):
+        for name in ("pending.json", "next.state", "next.residual", "before.residual"):
             (self._directory / name).unlink(missing_ok=True)
         self.drop_training()
 
@@ -126,30 +135,39 @@ class LearnerFiles:
         state, left = self._read("last.state"), self._read("last.residual")
         if state is None or left is None or residual == ZERO_HASH:
             return None
-        sizes = [shard.data_bytes for shard in layout_of(spec, held)]
-        if len(left) != sum(sizes):
-            return None
-        sections, start = [], 0
-        for size in sizes:
-            sections.append(left[start : start + size])
-            start += size
         try:
+            sections = deserialize_residual(spec, left, held)
             if deserialize_state(spec, state, held).optimizer_root() != optimizer:
                 return None
         except BlyanError:
             return None
-        return Memory(state, tuple(sections)) if residual_root(sections) == residual else None
+        return Memory(state, sections) if residual_root(sections) == residual else None
 
     def save_next(self, state: bytes, residual: Sequence[bytes]) -> None:
         self._write("next.state", state)
         self._write("next.residual", b"".join(residual))
 
     def promote_next(self) -> None:
-        """The delta in hand is revealed: its state is what the next one starts from."""
-        for name in ("state", "residual"):
-            path = self._directory / f"next.{name}"
-            if path.exists():
-                path.replace(self._directory / f"last.{name}")
+        """The delta in hand is revealed: its state is what the next one starts from. Killed
+        anywhere in here, it is done again."""
+        state, residual, last, before = (
+            self._directory / name
+            for name in ("next.state", "next.residual", "last.residual", "before.residual")
+        )
+        if state.exists():
+            state.replace(self._directory / "last.state")
+        if residual.exists():
+            if last.exists():
+                last.replace(before)
+            residual.replace(last)
+
+    def residual_before(
+        self, spec: ModelSpec, root: Hash32, held: Held | None = None
+    ) -> bytes | None:
+        """The residual that the revealed delta in hand started from, its sections back to back;
+        None if it is not here, or has another root."""
+        data = self._read("before.residual")
+        return data if data is not None and is_residual(spec, data, root, held) else None
 
     # --- the training in hand --------------------------------------------------------------
 

@@ -34,13 +34,30 @@ from corpus.batches import Slices
 from learning.held import Held, held_experts, layout_of
 from learning.profile import kind_of
 from learning.spec import MAX_STEPS, ModelSpec
-from learning.state import TrainState, deserialize_state, is_state, sections_root
-from learning.state_parts import is_index, is_parted, is_tile, join, read_index
+from learning.state import (
+    TrainState,
+    deserialize_residual,
+    deserialize_state,
+    is_residual,
+    is_state,
+    sections_root,
+)
+from learning.state_parts import (
+    is_index,
+    is_parted,
+    is_residual_index,
+    is_residual_parted,
+    is_tile,
+    join,
+    read_index,
+    read_residual_index,
+)
 from node.round_specs import RoundSpecs
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
 from node.worker.client import Worker
+from node.worker.training import Closed, Closing
 from tiles import merkle
 from tiles.delta import delta_header, payload_root
 
@@ -182,7 +199,8 @@ def check_claim(specs: RoundSpecs, manifest: PodlManifest) -> Held | None:
 
 
 async def replay(context: DutyContext, duty: Replay) -> None:
-    """Train the drawn segment again; say whether the manifest's state hash comes out."""
+    """Train the drawn segment again; say whether the manifest's state hash comes out, and of the
+    last segment its payload, residual and optimizer."""
     state = context.state()
     current, record = state.round(duty.round), state.delta(duty.delta)
     if record.manifest is None:
@@ -238,17 +256,54 @@ async def _replayed(
     if not sound:
         return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
     batches = await asyncio.to_thread(assignment.batches, first, last)
+    closing = None
+    if last == training.steps:
+        try:
+            closing = await _closing(context, current, model, manifest, held)
+        except DecodeError:  # of tiles that have their roots and are not whole ones
+            return Verdict.NO, ZERO_HASH
     try:
         found = await context.worker.replay(
-            model, training, checkpoint, batches, manifest.profile, manifest.shards
+            model, training, checkpoint, batches, manifest.profile, manifest.shards, closing=closing
         )
     except (ConfigError, InputError) as error:  # a profile that is unknown, or not had here
         log.warning("the audit of a delta of round %d is left out: %s", current.number, error)
         return Verdict.UNAVAILABLE, ZERO_HASH
     if found.profile != manifest.profile:
         return Verdict.UNAVAILABLE, ZERO_HASH  # other hardware: a difference would prove nothing
-    same = (found.before, found.after) == manifest.state_hashes[segment : segment + 2]
-    return (Verdict.YES if same else Verdict.NO), found.after
+    if (found.before, found.after) != manifest.state_hashes[segment : segment + 2]:
+        return Verdict.NO, found.after
+    if closing is not None and found.closed != claimed_end(manifest):
+        return Verdict.NO, found.closed.payload_root if found.closed else ZERO_HASH
+    return Verdict.YES, found.after
+
+
+def claimed_end(manifest: PodlManifest) -> Closed:
+    """What a manifest says that its last state and the residual before lead to."""
+    return Closed(
+        manifest.payload_root,
+        manifest.residual_before,
+        manifest.residual_after,
+        manifest.optimizer_after,
+    )
+
+
+async def _closing(
+    context: DutyContext,
+    current: r.RoundRecord,
+    model: ModelSpec,
+    manifest: PodlManifest,
+    held: Held | None,
+) -> Closing:
+    """What the last segment's result is compressed with. UnreachableError if the residual cannot be
+    had, DecodeError if it is none."""
+    residual = None
+    if manifest.residual_before != ZERO_HASH:
+        data = await _residual(context, model, manifest.residual_before, held)
+        residual = await asyncio.to_thread(deserialize_residual, model, data, held)
+    shards = [shard.index for shard in layout_of(model, held)]
+    base = await context.newest_model(context.state(), shards)  # the round's base, until it merges
+    return Closing(current.number, current.base_root, base, residual)
 
 
 def _base_root(
@@ -269,29 +324,46 @@ async def _checkpoint(
     """A training state by its hash, recomputed here. Its learner uploads it as soon as it is drawn,
     as we ask for it: UnreachableError if nobody has it after a few tries."""
     if not is_parted(model, held):
-        return await _uploaded(context, state_hash, partial(is_state, model, held=held))
-    raw = await _uploaded(context, state_hash, partial(is_index, model, held=held))
+        is_of = partial(is_state, model, state_hash=state_hash, held=held)
+        return await _uploaded(context, state_hash, is_of)
+    is_of = partial(is_index, model, state_hash=state_hash, held=held)
+    raw = await _uploaded(context, state_hash, is_of)
     index = read_index(model, raw, state_hash, held)
+    return await asyncio.to_thread(join, index, await _tiles(context, index.tile_roots))
+
+
+async def _residual(
+    context: DutyContext, model: ModelSpec, root: Hash32, held: Held | None
+) -> bytes:
+    """The residual that a learner began a round with, likewise."""
+    if not is_residual_parted(model, held):
+        return await _uploaded(context, root, partial(is_residual, model, root=root, held=held))
+    is_of = partial(is_residual_index, model, root=root, held=held)
+    roots = read_residual_index(model, await _uploaded(context, root, is_of), root, held)
+    tiles = await _tiles(context, roots)
+    return b"".join(tiles[each] for each in roots)
+
+
+async def _tiles(context: DutyContext, roots: Sequence[Hash32]) -> dict[Hash32, bytes]:
+    """Tiles by their roots, equal ones once."""
     room = asyncio.Semaphore(TILES_AT_ONCE)
 
     async def tile(root: Hash32) -> bytes:
         async with room:
             return await _part(context, root, limits.TILE_BYTES, partial(is_tile, root=root))
 
-    roots = list(set(index.tile_roots))
-    tiles = await asyncio.gather(*map(tile, roots))
-    return await asyncio.to_thread(join, index, dict(zip(roots, tiles, strict=True)))
+    wanted = list(set(roots))
+    return dict(zip(wanted, await asyncio.gather(*map(tile, wanted)), strict=True))
 
 
-async def _uploaded(context: DutyContext, state_hash: Hash32, is_of: Callable[..., bool]) -> bytes:
-    """What a learner has uploaded under a state hash, or uploads by and by."""
-    matches = partial(is_of, state_hash=state_hash)
+async def _uploaded(context: DutyContext, name: Hash32, matches: Callable[[bytes], bool]) -> bytes:
+    """What a learner has uploaded under a hash, or uploads by and by."""
     for pause in UPLOAD_PAUSES_S:
         try:
-            return await _part(context, state_hash, limits.MAX_BLOB_BYTES, matches)
+            return await _part(context, name, limits.MAX_BLOB_BYTES, matches)
         except UnreachableError:
             await asyncio.sleep(pause)
-    return await _part(context, state_hash, limits.MAX_BLOB_BYTES, matches)
+    return await _part(context, name, limits.MAX_BLOB_BYTES, matches)
 
 
 async def _part(

@@ -27,7 +27,7 @@ from learning.profile import Kind, environment
 from learning.spec import ModelSpec, TrainingSpec
 from node.patience import Patience, RunningClock
 from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
-from node.worker.training import Replay, TrainJob, TrainOutcome, Windows
+from node.worker.training import Closed, Closing, Replay, TrainJob, TrainOutcome, Windows
 
 log = logging.getLogger("blyan.worker")
 
@@ -218,9 +218,10 @@ class Worker:
         batches: Windows,
         profile: str,
         shards: Sequence[int] = (),
+        closing: Closing | None = None,
     ) -> Replay:
         """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint,
-        under a manifest's profile and of its shards.
+        under a manifest's profile and of its shards; with `closing`, compress what comes out.
 
         Raises DecodeError if `state` is no training state of this model, InputError for a profile
         that this version does not know.
@@ -233,9 +234,16 @@ class Worker:
             "batches": batches.tobytes(),
             "profile": profile,
             "held": list(shards),
+            "closing": None if closing is None else closing.request(),
         }
         result = await self._call(request, lambda _: None)
-        return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
+        closed = result["closed"]
+        return Replay(
+            Hash32(result["before"]),
+            Hash32(result["after"]),
+            result["profile"],
+            None if closed is None else Closed(*map(Hash32, closed)),
+        )
 
     async def close(self) -> None:
         """End the process; a running job fails with WorkerError, and so do later ones."""

@@ -91,8 +91,39 @@ class TrainOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Closing:
+    """What the replay of a round's last segment compresses its result with: the round, its base and
+    the residual before it, data sections in shard order of the part that is held."""
+
+    round: int
+    base_root: Hash32
+    base: Sequence[bytes]
+    residual: Sequence[bytes] | None
+
+    def request(self) -> Message:
+        return {
+            "round": self.round,
+            "base_root": self.base_root,
+            "shards": list(self.base),
+            "residual": None if self.residual is None else list(self.residual),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What a manifest must name if its last segment is as it was replayed; all zero if the result
+    cannot be compressed."""
+
+    payload_root: Hash32
+    residual_before: Hash32
+    residual_after: Hash32
+    optimizer_after: Hash32
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
-    """State hashes before and after a replayed segment, and under which profile.
+    """State hashes before and after a replayed segment, and under which profile; of the last
+    segment, what its compression gives.
 
     All zero: this machine has another profile than the one asked for. `after` alone: no training
     leads on from that state, since values in it overflow.
@@ -101,3 +132,4 @@ class Replay:
     before: Hash32
     after: Hash32
     profile: str
+    closed: Closed | None = None

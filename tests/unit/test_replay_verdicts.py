@@ -77,10 +77,11 @@ def context(answer: Replay | Exception, start: TrainState = START) -> Any:
     """A node whose worker answers so, if it is asked for the manifest's profile, and that has this
     state to begin at."""
 
-    async def worker(*args: object) -> Replay:
+    async def worker(*args: object, closing: object) -> Replay:
         if isinstance(answer, Exception):
             raise answer
         assert args[-2:] == (answer.profile, ())
+        assert closing is None  # but for the last segment (tests/unit/test_replay_end.py)
         return answer
 
     async def assignment(current: object, learner: PubKey) -> Assignment:
@@ -239,7 +240,7 @@ def test_a_no_is_never_taken_for_a_yes() -> None:
 def test_another_class_proves_nothing() -> None:
     ours = "native/torch-2.0/avx2/threads-1/00"
 
-    async def worker(*args: object) -> Replay:
+    async def worker(*args: object, closing: object) -> Replay:
         return Replay(ZERO_HASH, ZERO_HASH, ours)
 
     asked = context(Replay(ZERO_HASH, ZERO_HASH, ours))
