@@ -70,7 +70,13 @@ class Learner:
         """Weights after this learner's steps of a round; the optimizer's moments carry over."""
         rule, seed = self._rule, self.rounds[number]
         assigned = Assignment(
-            self._text, seed, self._key, number, batch=rule.batch, context=self.spec.context
+            self._text,
+            seed,
+            self._key,
+            number,
+            steps=rule.steps,
+            batch=rule.batch,
+            context=self.spec.context,
         )
         state = self._state.next_round(base)
         self._state = train_segment(self.spec, rule, state, assigned.batch, rule.steps)

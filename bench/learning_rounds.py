@@ -221,8 +221,9 @@ class _Run:
     def _assignment(self, number: int, learner: int) -> Assignment:
         seed = PRF.hash(self._seed.encode(), number.to_bytes(8, "big"))
         key = PubKey(learner.to_bytes(32, "big"))
-        rule, context = self._rule, self._spec.context
-        return Assignment(self._train, seed, key, number, batch=rule.batch, context=context)
+        rule = self._rule
+        shape = {"steps": rule.steps, "batch": rule.batch, "context": self._spec.context}
+        return Assignment(self._train, seed, key, number, **shape)
 
     def _trained(self, i: int, assigned: Assignment) -> Sections:
         state = self._states[i].next_round(self._base)

@@ -270,7 +270,7 @@ def _screen_reveal(state: State, params: Params, current: r.RoundRecord) -> None
     for delta, status in verdicts.items():
         _mark(state, delta, status)
         if status == DeltaStatus.MISMATCH:
-            rewards.lose_merit(state, state.delta(delta).sender, rewards.MISMATCH_MERIT)
+            rewards.disprove(state, state.delta(delta).sender)
     accepted = tuple(_with_status(state, current, DeltaStatus.ACCEPTED))
     if not accepted:
         _finish(state, params, replace(current, result_root=state.model.root))

@@ -57,7 +57,7 @@ class DeltaStatus(IntEnum):
     ACCEPTED = 2
     HARMFUL = 3  # the screen found that it raises the loss
     UNAVAILABLE = 4  # not revealed, or the payload could not be had or decoded
-    MISMATCH = 5  # a replay gave another state hash
+    MISMATCH = 5  # a replay gave another state, payload, residual or optimizer
     MERGED = 6  # part of a provisional or settled update
     UNHELPFUL = 7  # not proven, and not clearly useful either
     ROLLED_BACK = 8  # merged, but the whole round was taken back (docs/spec/rounds.md, "The guard")

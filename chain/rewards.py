@@ -50,6 +50,15 @@ def credit_primaries(state: State, number: int) -> None:
         state.put_account(account, merit=state.account(account).merit + 1)
 
 
+def disprove(state: State, account: PubKey) -> None:
+    """A replay came out otherwise: merit is lost, and what the manifest has left for the next one
+    to start from is as false as it is."""
+    lose_merit(state, account, MISMATCH_MERIT)
+    key = r.learner_key(account)
+    if state.get(r.LearnerRecord, key) is not None:
+        state.delete(key)
+
+
 def lose_merit(state: State, account: PubKey, much: int = 1) -> None:
     merit = state.account(account).merit
     if merit:

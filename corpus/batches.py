@@ -37,15 +37,24 @@ class Slices:
 
 
 class Assignment:
-    """One learner's data for one round. `batch` windows of `context + 1` bytes a step."""
+    """One learner's data for one round of `steps` steps, `batch` windows of `context + 1` bytes
+    each."""
 
     def __init__(
-        self, train: bytes, seed: Hash32, learner: PubKey, round_: int, *, batch: int, context: int
+        self,
+        train: bytes,
+        seed: Hash32,
+        learner: PubKey,
+        round_: int,
+        *,
+        steps: int,
+        batch: int,
+        context: int,
     ) -> None:
         """Raises InputError if there is less text than one window."""
         self._train = np.frombuffer(train, np.uint8)
         self._seed, self._learner, self._round = seed, learner, round_
-        self._batch, self._window = batch, context + 1
+        self._steps, self._batch, self._window = steps, batch, context + 1
         self._size, self._count = page_grid(len(train), self._window)
         self.pages = assigned_pages(seed, learner, round_, self._count)
 
@@ -55,14 +64,23 @@ class Assignment:
         return self._take(self._starts(prf, self.pages, self._batch))
 
     def batches(self, first: int, last: int) -> Windows:
-        """Windows of steps [first, last): uint8 [steps, batch, context + 1]."""
+        """Windows of steps [first, last): uint8 [steps, batch, context + 1]. Raises InputError for
+        steps that the round has not."""
+        self._check(last)
         if last <= first:
             return np.empty((0, self._batch, self._window), np.uint8)
         return np.stack([self.batch(step) for step in range(first, last)])
 
     def root(self, steps: int) -> Hash32:
-        """The batch Merkle root of a manifest: over all batches of the round."""
+        """The batch Merkle root of a manifest: over all batches of the round. Raises InputError for
+        steps that the round has not."""
+        self._check(steps)
         return batch_root(self.batch(step) for step in range(steps))
+
+    def _check(self, steps: int) -> None:
+        """Refuse a number that a stranger may have chosen: each step costs time and memory."""
+        if steps > self._steps:
+            raise InputError(f"{steps} steps of a round that has {self._steps}")
 
     def jury_slices(self, jury_seed: Hash32, count: int) -> Slices:
         """`count` windows from pages that this learner was not assigned.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated
 
 from chain import limits
@@ -127,15 +128,33 @@ def deserialize_state(spec: ModelSpec, data: bytes, held: Held | None = None) ->
         raise DecodeError(
             f"a training state of {len(view)} bytes, expected {start + 3 * sum(expected)}"
         )
-    parts: list[Sections] = []
-    for _ in range(3):
-        sections = []
-        for size in expected:
-            sections.append(bytes(view[start : start + size]))
-            start += size
-        parts.append(tuple(sections))
-    weights, first, second = parts
+    third = sum(expected)
+    weights, first, second = (
+        _split(view[at : at + third], expected) for at in range(start, len(view), third)
+    )
     return TrainState(weights, first, second, header.step, header.updates, header.draws)
+
+
+def deserialize_residual(spec: ModelSpec, data: bytes, held: Held | None = None) -> Sections:
+    """The sections of a residual, which are served and kept back to back. Raises DecodeError for
+    anything but the residual of this model or part."""
+    sizes = tuple(shard.data_bytes for shard in layout_of(spec, held))
+    if len(data) != sum(sizes):
+        raise DecodeError(f"a residual of {len(data)} bytes, expected {sum(sizes)}")
+    return _split(memoryview(data), sizes)
+
+
+def _split(view: memoryview, sizes: Sequence[int]) -> Sections:
+    ends = list(accumulate(sizes))
+    return tuple(bytes(view[end - size : end]) for end, size in zip(ends, sizes, strict=True))
+
+
+def is_residual(spec: ModelSpec, data: bytes, root: Hash32, held: Held | None = None) -> bool:
+    """Whether these bytes are the residual of this model, or part, with this root."""
+    try:
+        return sections_root(deserialize_residual(spec, data, held)) == root
+    except DecodeError:
+        return False
 
 
 def is_state(spec: ModelSpec, data: bytes, state_hash: Hash32, held: Held | None = None) -> bool:

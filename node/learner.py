@@ -28,7 +28,8 @@ from node.learner_files import LearnerFiles, Memory, Prepared
 from node.round_specs import RoundSpecs
 from node.submission import Progress, Submission, Summary
 from node.verified import VerifiedReader
-from node.worker.client import TrainJob, TrainOutcome, Worker
+from node.worker.client import Worker
+from node.worker.training import TrainJob, TrainOutcome
 from wallet.keys import Keys
 
 FETCH_TRIES, FETCH_PAUSE_S = 8, 2.0  # a node that has just got a new model may still assemble it
@@ -59,6 +60,10 @@ def told(outcome: TrainOutcome, steps: int) -> str:
         f"{outcome.first_loss:.3f} → {outcome.last_loss:.3f}; busiest expert "
         f"{max(outcome.imbalance):.2f} × the mean; {payload}"
     )
+
+
+def _passed(number: int) -> TxError:
+    return TxError("wrong_phase", f"round {number} has passed its training phase")
 
 
 class Learner:
@@ -110,9 +115,9 @@ class Learner:
         try:
             watch = self._submission.watch
             record = await watch.round(joined.number, lambda x: x.phase >= RoundPhase.SEED)
-            base, data = await asyncio.gather(
-                patiently(lambda: self._base(record)), patiently(lambda: self._data(record))
-            )
+            if record.phase > RoundPhase.TRAIN:  # we were stopped, or the node away
+                raise _passed(record.number)
+            base, data = await self._in_time(record, self._fetched(record))
             record = await self._submission.in_training(record.number)
             name = await profile
         finally:
@@ -141,10 +146,18 @@ class Learner:
         held = Held((self._experts,) * specs.model.layers)
         return tuple(ShardIndex(i) for i in shards_of(specs.model, held))
 
+    async def _fetched(self, record: r.RoundRecord) -> tuple[list[bytes], RoundData]:
+        """Base and text of a round."""
+        base, data = await asyncio.gather(
+            patiently(lambda: self._base(record)), patiently(lambda: self._data(record))
+        )
+        return base, data
+
     async def _base(self, record: r.RoundRecord) -> list[bytes]:
         """The round's base model, as far as we hold it, every tile verified up to the root in the
-        round's record."""
-        versions = await self._reader.model_roots(record.base_root)
+        round's record. It is the model of the height at which its phase began: the newest may be
+        another by the time that we ask."""
+        versions = await self._reader.model_roots(record.base_root, record.phase_height)
         if held := self._held(await self._reader.round_specs(record.number)):
             versions = [version for version in versions if version.spec.index in held]
         shards = await self._reader.shards(versions)
@@ -189,16 +202,16 @@ class Learner:
 
     # --- training ------------------------------------------------------------------------------
 
-    async def _in_time(self, record: r.RoundRecord, training: Coroutine[Any, Any, T]) -> T:
-        """What the training makes, or TxError as soon as the round goes on without it: after a
-        pause there is no use in the rest."""
-        work = asyncio.create_task(training)
+    async def _in_time(self, record: r.RoundRecord, making: Coroutine[Any, Any, T]) -> T:
+        """What is made for a round's training, or TxError as soon as the round goes on without it:
+        after a pause there is no use in the rest."""
+        work = asyncio.create_task(making)
         over = asyncio.create_task(self._past_training(record.number))
         try:
             await asyncio.wait((work, over), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 await over  # it may have failed, too
-                raise TxError("wrong_phase", f"round {record.number} has passed its training phase")
+                raise _passed(record.number)
             return await work
         finally:
             for task in (work, over):
@@ -233,7 +246,13 @@ class Learner:
         rule, spec = specs.training, specs.model
         account = self._submission.account
         assignment = Assignment(
-            data.train, record.seed, account, record.number, batch=rule.batch, context=spec.context
+            data.train,
+            record.seed,
+            account,
+            record.number,
+            steps=rule.steps,
+            batch=rule.batch,
+            context=spec.context,
         )
         shards = self._held(specs)
         held = held_experts(spec, shards)
@@ -243,7 +262,7 @@ class Learner:
         root = await asyncio.to_thread(sections_root, base)
         done = await asyncio.to_thread(self._files.training, spec, rule, record, root, held)
         if done:
-            at = (len(done) - 1) * rule.segment_steps
+            at = (len(done.state_hashes) - 1) * rule.segment_steps
             self._progress.say(f"going on from the checkpoint after step {at} of {rule.steps}")
         job = TrainJob(
             model=spec,
@@ -283,7 +302,8 @@ class Learner:
         made: Made = asyncio.Queue()
         clock = self._worker.clock
         began = clock.seconds()
-        keeping = asyncio.create_task(self._keep(record, made))
+        first = len(job.done.state_hashes) if job.done is not None else 0
+        keeping = asyncio.create_task(self._keep(record, made, first))
         try:
             try:
                 return await self._worker.train(
@@ -300,10 +320,9 @@ class Learner:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
 
-    async def _keep(self, record: r.RoundRecord, made: Made) -> None:
-        """Each checkpoint on disk: a killed learner goes on from it, and whoever replays the
-        training begins at one of them."""
-        index = 0
+    async def _keep(self, record: r.RoundRecord, made: Made, index: int) -> None:
+        """Each checkpoint on disk, from this number on: a killed learner goes on from it, and
+        whoever replays the training begins at one of them."""
         while (checkpoint := await made.get()) is not None:
             await asyncio.to_thread(self._files.save_checkpoint, record, index, *checkpoint)
             index += 1

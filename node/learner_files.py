@@ -4,6 +4,8 @@
     pending.json             the delta in hand: salt and manifest, written before its commit (0600)
     last.state last.residual training state and residual after the last revealed delta
     next.state next.residual the same for the delta in hand; they become the last at its reveal
+    before.residual          what the last residual was until then: whoever replays the end of the
+                             training needs it
     training/<round>-<seed>/ checkpoints of the training in hand, numbered: it goes on from them,
                              and whoever replays it begins at one of them; and the numeric profile
                              in which they were made
@@ -30,10 +32,18 @@ from chain.hashes import BLOB, ZERO_HASH, Hash32
 from chain.records import RoundRecord
 from chain.transactions import PodlManifest
 from chain.types import BlobId, ChainId, PubKey
-from learning.held import Held, layout_of
+from learning.held import Held
 from learning.spec import ModelSpec, TrainingSpec
-from learning.state import deserialize_state, is_state, residual_root, sections_root
+from learning.state import (
+    deserialize_residual,
+    deserialize_state,
+    is_residual,
+    is_state,
+    residual_root,
+    sections_root,
+)
 from node.home import Home, exclusive, write_private
+from node.worker.training import Reached
 
 _TRAINING = "training"
 
@@ -111,7 +121,7 @@ class LearnerFiles:
 
     def drop_pending(self) -> None:
         """The delta in hand has come to an end, whatever it was: nobody replays it any more."""
-        for name in ("pending.json", "next.state", "next.residual"):
+        for name in ("pending.json", "next.state", "next.residual", "before.residual"):
             (self._directory / name).unlink(missing_ok=True)
         self.drop_training()
 
@@ -125,37 +135,46 @@ class LearnerFiles:
         state, left = self._read("last.state"), self._read("last.residual")
         if state is None or left is None or residual == ZERO_HASH:
             return None
-        sizes = [shard.data_bytes for shard in layout_of(spec, held)]
-        if len(left) != sum(sizes):
-            return None
-        sections, start = [], 0
-        for size in sizes:
-            sections.append(left[start : start + size])
-            start += size
         try:
+            sections = deserialize_residual(spec, left, held)
             if deserialize_state(spec, state, held).optimizer_root() != optimizer:
                 return None
         except BlyanError:
             return None
-        return Memory(state, tuple(sections)) if residual_root(sections) == residual else None
+        return Memory(state, sections) if residual_root(sections) == residual else None
 
     def save_next(self, state: bytes, residual: Sequence[bytes]) -> None:
         self._write("next.state", state)
         self._write("next.residual", b"".join(residual))
 
     def promote_next(self) -> None:
-        """The delta in hand is revealed: its state is what the next one starts from."""
-        for name in ("state", "residual"):
-            path = self._directory / f"next.{name}"
-            if path.exists():
-                path.replace(self._directory / f"last.{name}")
+        """The delta in hand is revealed: its state is what the next one starts from. Killed
+        anywhere in here, it is done again."""
+        state, residual, last, before = (
+            self._directory / name
+            for name in ("next.state", "next.residual", "last.residual", "before.residual")
+        )
+        if state.exists():
+            state.replace(self._directory / "last.state")
+        if residual.exists():
+            if last.exists():
+                last.replace(before)
+            residual.replace(last)
+
+    def residual_before(
+        self, spec: ModelSpec, root: Hash32, held: Held | None = None
+    ) -> bytes | None:
+        """The residual that the revealed delta in hand started from, its sections back to back;
+        None if it is not here, or has another root."""
+        data = self._read("before.residual")
+        return data if data is not None and is_residual(spec, data, root, held) else None
 
     # --- the training in hand --------------------------------------------------------------
 
     def training_profile(self, round_: RoundRecord) -> str | None:
         """The numeric profile of a round's checkpoints, "" if it is unknown; None without any."""
         name = _training_name(round_)
-        if self._read(f"{name}/0.state") is None:
+        if not (self._directory / name / "0.state").exists():
             return None
         return (self._read(f"{name}/profile") or b"").decode(errors="replace")
 
@@ -166,22 +185,25 @@ class LearnerFiles:
         round_: RoundRecord,
         base_root: Hash32,
         held: Held | None = None,
-    ) -> list[bytes]:
-        """Checkpoints of a round's training that was interrupted, from its first on, which is of
-        weights with this root."""
-        found: list[bytes] = []
+    ) -> Reached | None:
+        """How far a round's training had come when it was interrupted, if its first checkpoint is
+        of weights with this root. Each is looked at, one at a time: any may be drawn."""
+        reached: Reached | None = None
         for index in range(training.segments + 1):
-            data = self.checkpoint(spec, round_, index, held)
-            if data is None:
+            kept = self._checkpoint(spec, round_, index, held)
+            if kept is None:
                 break
+            state_hash, data = kept
             state = deserialize_state(spec, data, held)
-            first = index == 0
-            if state.step != index * training.segment_steps or (
-                first and sections_root(state.weights) != base_root
-            ):
+            if state.step != index * training.segment_steps:
                 break
-            found.append(data)
-        return found
+            if reached is None:
+                if sections_root(state.weights) != base_root:
+                    break
+                reached = Reached((), b"", state.optimizer_root())
+            hashes = (*reached.state_hashes, state_hash)
+            reached = Reached(hashes, data, reached.optimizer_before)
+        return reached
 
     def begin_training(self, round_: RoundRecord, profile: str) -> None:
         """Checkpoints of this round, made in this numeric profile, are what will be kept; others
@@ -206,11 +228,19 @@ class LearnerFiles:
         self, spec: ModelSpec, round_: RoundRecord, index: int, held: Held | None = None
     ) -> bytes | None:
         """One of a round's checkpoints; None if it is not here, or not what was kept."""
+        kept = self._checkpoint(spec, round_, index, held)
+        return kept[1] if kept is not None else None
+
+    def _checkpoint(
+        self, spec: ModelSpec, round_: RoundRecord, index: int, held: Held | None
+    ) -> tuple[Hash32, bytes] | None:
+        """The same with its hash."""
         name = f"{_training_name(round_)}/{index}"
-        state_hash, state = self._read(f"{name}.hash"), self._read(f"{name}.state")
-        if state_hash is None or state is None:
+        kept, state = self._read(f"{name}.hash"), self._read(f"{name}.state")
+        if kept is None or state is None:
             return None
-        return state if is_state(spec, state, Hash32(state_hash), held) else None
+        state_hash = Hash32(kept)
+        return (state_hash, state) if is_state(spec, state, state_hash, held) else None
 
     def drop_training(self, but: RoundRecord | None = None) -> None:
         """Forget checkpoints: their round is over for us."""

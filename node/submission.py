@@ -1,7 +1,7 @@
 """A delta's way through a round, as its owner walks it (docs/spec/rounds.md, "A learner's steps"):
 
     join → (train) → upload → delta_commit → podl_manifest → delta_reveal
-        → upload the start of the segment that is drawn → the round's end
+        → upload what the replay of the segment that is drawn needs → the round's end
 
 Each step looks at the chain first and does only what is not done, so a run that was interrupted
 anywhere goes on where it stopped.
@@ -18,7 +18,6 @@ from typing import Any, Protocol, TypeVar
 
 from chain import records as r
 from chain import round_records as rr
-from chain.codec import encode
 from chain.errors import BlyanError, DeadlineError, InputError, TxError, UnreachableError
 from chain.hashes import ZERO_HASH, Hash32
 from chain.records import DeltaStatus, RoundPhase
@@ -33,9 +32,9 @@ from chain.transactions import (
 )
 from chain.types import BlobId, PubKey, ShardIndex, TxId
 from learning import state_parts
-from learning.held import held_experts
-from learning.state import deserialize_state, is_state
-from learning.state_parts import is_parted
+from learning.held import Held, held_experts
+from learning.spec import ModelSpec
+from learning.state import is_state
 from node.learner_files import LearnerFiles, Prepared
 from node.patience import Patience, RunningClock
 from node.sealed import SALT_BYTES, seal
@@ -246,33 +245,45 @@ class Submission:
         return summary
 
     async def _open_training(self, manifest: PodlManifest, delta: TxId) -> None:
-        """If a segment of this delta's training is drawn, upload the checkpoint that it begins at:
-        the node serves it to those who replay it."""
+        """If a segment of this delta's training is drawn, upload the checkpoint that it begins at,
+        and for the last one the residual before the round: the node serves them to those who
+        replay it."""
         record = await self.watch.round(
             manifest.round, lambda x: x.phase >= RoundPhase.SCREEN_COMMIT
         )
         if record.audited != delta or record.phase > RoundPhase.SCREEN_REVEAL:
             return
         segment = record.audit_segment
-        expected = manifest.state_hashes[segment]
         spec = (await self.reader.round_specs(manifest.round)).model
         held = held_experts(spec, manifest.shards)
-        state = await asyncio.to_thread(self.files.checkpoint, spec, record, segment, held)
-        if state is None or not await asyncio.to_thread(is_state, spec, state, expected, held):
+        served = await asyncio.to_thread(self._served, spec, manifest, record, held)
+        if served is None:
             self.progress.say(
                 f"segment {segment} was drawn to be replayed, and the checkpoint that it begins "
-                "at is not here, or damaged: this delta proves nothing"
+                "at, or the residual of the round before, is not here, or damaged: this delta "
+                "proves nothing"
             )
             return
-        if is_parted(spec, held):
-            cut = await asyncio.to_thread(
-                lambda data: state_parts.cut(deserialize_state(spec, data, held)), state
-            )
-            for root, tile in cut.tiles.items():
-                await self._client.put_checkpoint(root, tile)
-            state = encode(cut.index)  # last: who finds it finds all
-        await self._client.put_checkpoint(expected, state)
+        for name, data in served.items():
+            await self._client.put_checkpoint(name, data)
         self.progress.say(f"segment {segment} was drawn to be replayed: uploaded its checkpoint")
+
+    def _served(
+        self, spec: ModelSpec, manifest: PodlManifest, record: r.RoundRecord, held: Held | None
+    ) -> dict[Hash32, bytes] | None:
+        """What those who replay the drawn segment ask for, by name, in the order in which it is
+        uploaded: who finds the last of it finds all. None if we have it not."""
+        segment, found = record.audit_segment, dict[Hash32, bytes]()
+        root, expected = manifest.residual_before, manifest.state_hashes[segment]
+        if segment == len(manifest.state_hashes) - 2 and root != ZERO_HASH:
+            residual = self.files.residual_before(spec, root, held)
+            if residual is None:
+                return None
+            found |= state_parts.served_residual(spec, residual, root, held)
+        state = self.files.checkpoint(spec, record, segment, held)
+        if state is None or not is_state(spec, state, expected, held):
+            return None
+        return found | state_parts.served_state(spec, state, expected, held)
 
     async def resume(self) -> Summary | None:
         """Finish what the last run left in hand; None if there is nothing to be saved."""

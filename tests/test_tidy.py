@@ -48,7 +48,7 @@ OUTSIDE = {
 HEAVY = {"torch": {"learning", "node/worker"}, "libp2p": {"node/net"}, "trio": {"node/net"}}
 BANNED_NAMES = re.compile(r"(^|_)(utils?|helpers?|managers?|processors?|misc|common)(_|$)")
 INTEGER_ONLY = ("chain", "consensus", "tiles")
-# Encoding a delta is the learner's business: nobody recomputes its choice of centroids.
+# A delta begins as fp32; every operation on it rounds once, so auditors get the same bytes.
 MAY_USE_FLOATS = {
     "tiles/delta.py",
     *(f"tiles/store/{name}.py" for name in TILE_STORE),  # paths: / joins them

@@ -207,9 +207,11 @@ class DutyContext:
     def holds(self, shard: int, root: Hash32) -> bool:
         return self.node.placement.holds(shard, root)
 
-    async def newest_model(self, state: State) -> list[bytes]:
-        """Data sections of the state's model, from here or from peers, verified."""
-        records = [state.need(r.ShardRecord, r.shard_key(i)) for i in range(state.model.shards)]
+    async def newest_model(self, state: State, shards: Sequence[int] | None = None) -> list[bytes]:
+        """Data sections of the state's model, or of some of its shards, from here or from peers,
+        verified."""
+        wanted = range(state.model.shards) if shards is None else shards
+        records = [state.need(r.ShardRecord, r.shard_key(i)) for i in wanted]
         return [await self.node.tiles.shard(s.index, s.root) for s in records]
 
     async def payload(self, record: r.DeltaRecord) -> bytes:
@@ -273,6 +275,7 @@ class DutyContext:
             record.seed,
             learner,
             record.number,
+            steps=specs.training.steps,
             batch=specs.training.batch,
             context=specs.model.context,
         )

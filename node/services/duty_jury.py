@@ -18,6 +18,7 @@ from chain.errors import (
     StorageError,
     UnreachableError,
     VerifyError,
+    WorkerError,
 )
 from chain.hashes import ZERO_HASH, Hash32
 from chain.transactions import (
@@ -34,13 +35,31 @@ from consensus import pol
 from corpus.batches import Slices
 from learning.held import Held, held_experts, layout_of
 from learning.profile import kind_of
-from learning.spec import ModelSpec
-from learning.state import TrainState, deserialize_state, is_state, sections_root
-from learning.state_parts import is_index, is_parted, is_tile, join, read_index
+from learning.spec import MAX_STEPS, ModelSpec
+from learning.state import (
+    TrainState,
+    deserialize_residual,
+    deserialize_state,
+    is_residual,
+    is_state,
+    sections_root,
+)
+from learning.state_parts import (
+    is_index,
+    is_parted,
+    is_residual_index,
+    is_residual_parted,
+    is_tile,
+    join,
+    read_index,
+    read_residual_index,
+)
+from node.round_specs import RoundSpecs
 from node.sealed import SALT_BYTES
 from node.services.duty_context import DutyContext
 from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
 from node.worker.client import Worker
+from node.worker.training import Closed, Closing
 from tiles import copies, merkle
 from tiles.delta import delta_header, payload_root
 
@@ -190,36 +209,49 @@ def check_payload(
     if manifest.shards and not {e.shard for e in header.shards} <= set(manifest.shards):
         raise VerifyError("the payload has a shard that the manifest does not name")
     specs = context.specs(current.number)
-    rule = specs.training
-    if not rule.is_coded_by(header.density):
+    if not specs.training.is_coded_by(header.density):
         raise VerifyError("the payload has another coding than the round's training rule")
     if manifest.proven:
-        expected = (rule.steps, rule.segment_steps, rule.density(current.number))
-        if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
-            raise VerifyError("the manifest's steps or density are not the protocol's")
+        check_claim(specs, manifest)
         try:
             kind_of(manifest.profile)
-            held_experts(specs.model, manifest.shards)
         except InputError as error:
             raise VerifyError(str(error)) from None
+
+
+def check_claim(specs: RoundSpecs, manifest: PodlManifest) -> Held | None:
+    """What a proven manifest holds, if its steps, density and shards are those of the round's rule.
+    VerifyError if not: the chain knows no rule, so until here a stranger has chosen them."""
+    rule = specs.training
+    expected = (rule.steps, rule.segment_steps, rule.density(manifest.round))
+    if (manifest.steps, manifest.segment_steps, manifest.density) != expected:
+        raise VerifyError("the manifest's steps or density are not the protocol's")
+    try:
+        return held_experts(specs.model, manifest.shards)
+    except InputError as error:
+        raise VerifyError(str(error)) from None
 
 
 # --- replay ------------------------------------------------------------------------------
 
 
 async def replay(context: DutyContext, duty: Replay) -> None:
-    """Train the drawn segment again; say whether the manifest's state hash comes out."""
+    """Train the drawn segment again; say whether the manifest's state hash comes out, and of the
+    last segment its payload, residual and optimizer."""
     state = context.state()
     current, record = state.round(duty.round), state.delta(duty.delta)
     if record.manifest is None:
         return
     try:
         verdict, evidence = await _replayed(context, current, record.manifest, duty.segment)
-    except UnreachableError:
+    except (UnreachableError, WorkerError) as error:  # a state may be what a worker dies of
         opening = current.phase == r.RoundPhase.SCREEN_REVEAL
         if not (opening and context.late(current, context.params().screen.ms)):
             raise
+        log.warning("a segment of %s cannot be replayed: %s", record.id.hex()[:16], error)
         verdict, evidence = Verdict.UNAVAILABLE, ZERO_HASH
+    if verdict != Verdict.YES and evidence == record.manifest.state_hashes[duty.segment + 1]:
+        evidence = ZERO_HASH  # the chain takes a claimed state hash for 'yes', whatever it is of
     log.info("replay of %s, segment %d: %s", record.id.hex()[:16], duty.segment, verdict.name)
     await context.send(
         Attest(AttestKind.REPLAY, duty.round, Hash32(record.id), int(verdict), 0, evidence)
@@ -229,39 +261,86 @@ async def replay(context: DutyContext, duty: Replay) -> None:
 async def _replayed(
     context: DutyContext, current: r.RoundRecord, manifest: PodlManifest, segment: int
 ) -> tuple[Verdict, Hash32]:
-    """Verdict and the state hash obtained. UnreachableError if the start cannot be had."""
-    assignment = await context.assignment(current, manifest.learner)
-    root = await asyncio.to_thread(assignment.root, manifest.steps)
-    if root != manifest.batch_root:
-        return Verdict.NO, root  # not the batches that the seed assigns
+    """Verdict and the state hash obtained. UnreachableError if the start cannot be had, WorkerError
+    if the replay fails."""
     specs = context.specs(current.number)
     model, training = specs.model, specs.training
-    first, last = training.segment_range(segment)
+    try:  # before anything is done: what follows costs as much as the manifest says
+        held = check_claim(specs, manifest)
+    except VerifyError as error:
+        log.info("a manifest of round %d claims another training: %s", current.number, error)
+        return Verdict.NO, ZERO_HASH
     try:
-        held = held_experts(model, manifest.shards)
-    except InputError:
-        return Verdict.NO, ZERO_HASH  # no training is of that part
+        kind_of(manifest.profile)
+    except InputError:  # perhaps a newer version knows it: nothing is shown either way
+        return Verdict.UNAVAILABLE, ZERO_HASH
+    assignment = await context.assignment(current, manifest.learner)
+    root = await asyncio.to_thread(assignment.root, training.steps)
+    if root != manifest.batch_root:
+        return Verdict.NO, root  # not the batches that the seed assigns
+    first, last = training.segment_range(segment)
     base_root = _base_root(context, current, model, held)
     checkpoint = await _checkpoint(context, model, manifest.state_hashes[segment], held)
-    state = await asyncio.to_thread(deserialize_state, model, checkpoint, held)
+    try:
+        state = await asyncio.to_thread(deserialize_state, model, checkpoint, held)
+    except DecodeError:  # of tiles that have their roots and are not whole ones
+        return Verdict.NO, ZERO_HASH
     drawn = first * training.batch * WORDS_PER_WINDOW
     sound = (state.step, state.draws) == (first, drawn)
+    sound &= 0 <= state.updates - first <= current.number * MAX_STEPS  # of the rounds before
     if segment == 0:
         sound &= await asyncio.to_thread(starts_at_base, state, base_root, manifest)
     if not sound:
         return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
     batches = await asyncio.to_thread(assignment.batches, first, last)
+    closing = None
+    if last == training.steps:
+        try:
+            closing = await _closing(context, current, model, manifest, held)
+        except DecodeError:  # of tiles that have their roots and are not whole ones
+            return Verdict.NO, ZERO_HASH
     try:
         found = await context.worker.replay(
-            model, training, checkpoint, batches, manifest.profile, manifest.shards
+            model, training, checkpoint, batches, manifest.profile, manifest.shards, closing=closing
         )
     except (ConfigError, InputError) as error:  # a profile that is unknown, or not had here
         log.warning("the audit of a delta of round %d is left out: %s", current.number, error)
         return Verdict.UNAVAILABLE, ZERO_HASH
     if found.profile != manifest.profile:
         return Verdict.UNAVAILABLE, ZERO_HASH  # other hardware: a difference would prove nothing
-    same = found.after == manifest.state_hashes[segment + 1]
-    return (Verdict.YES if same else Verdict.NO), found.after
+    if (found.before, found.after) != manifest.state_hashes[segment : segment + 2]:
+        return Verdict.NO, found.after
+    if closing is not None and found.closed != claimed_end(manifest):
+        return Verdict.NO, found.closed.payload_root if found.closed else ZERO_HASH
+    return Verdict.YES, found.after
+
+
+def claimed_end(manifest: PodlManifest) -> Closed:
+    """What a manifest says that its last state and the residual before lead to."""
+    return Closed(
+        manifest.payload_root,
+        manifest.residual_before,
+        manifest.residual_after,
+        manifest.optimizer_after,
+    )
+
+
+async def _closing(
+    context: DutyContext,
+    current: r.RoundRecord,
+    model: ModelSpec,
+    manifest: PodlManifest,
+    held: Held | None,
+) -> Closing:
+    """What the last segment's result is compressed with. UnreachableError if the residual cannot be
+    had, DecodeError if it is none."""
+    residual = None
+    if manifest.residual_before != ZERO_HASH:
+        data = await _residual(context, model, manifest.residual_before, held)
+        residual = await asyncio.to_thread(deserialize_residual, model, data, held)
+    shards = [shard.index for shard in layout_of(model, held)]
+    base = await context.newest_model(context.state(), shards)  # the round's base, until it merges
+    return Closing(current.number, current.base_root, base, residual)
 
 
 def _base_root(
@@ -282,29 +361,46 @@ async def _checkpoint(
     """A training state by its hash, recomputed here. Its learner uploads it as soon as it is drawn,
     as we ask for it: UnreachableError if nobody has it after a few tries."""
     if not is_parted(model, held):
-        return await _uploaded(context, state_hash, partial(is_state, model, held=held))
-    raw = await _uploaded(context, state_hash, partial(is_index, model, held=held))
+        is_of = partial(is_state, model, state_hash=state_hash, held=held)
+        return await _uploaded(context, state_hash, is_of)
+    is_of = partial(is_index, model, state_hash=state_hash, held=held)
+    raw = await _uploaded(context, state_hash, is_of)
     index = read_index(model, raw, state_hash, held)
+    return await asyncio.to_thread(join, index, await _tiles(context, index.tile_roots))
+
+
+async def _residual(
+    context: DutyContext, model: ModelSpec, root: Hash32, held: Held | None
+) -> bytes:
+    """The residual that a learner began a round with, likewise."""
+    if not is_residual_parted(model, held):
+        return await _uploaded(context, root, partial(is_residual, model, root=root, held=held))
+    is_of = partial(is_residual_index, model, root=root, held=held)
+    roots = read_residual_index(model, await _uploaded(context, root, is_of), root, held)
+    tiles = await _tiles(context, roots)
+    return b"".join(tiles[each] for each in roots)
+
+
+async def _tiles(context: DutyContext, roots: Sequence[Hash32]) -> dict[Hash32, bytes]:
+    """Tiles by their roots, equal ones once."""
     room = asyncio.Semaphore(TILES_AT_ONCE)
 
     async def tile(root: Hash32) -> bytes:
         async with room:
             return await _part(context, root, limits.TILE_BYTES, partial(is_tile, root=root))
 
-    roots = list(set(index.tile_roots))
-    tiles = await asyncio.gather(*map(tile, roots))
-    return await asyncio.to_thread(join, index, dict(zip(roots, tiles, strict=True)))
+    wanted = list(set(roots))
+    return dict(zip(wanted, await asyncio.gather(*map(tile, wanted)), strict=True))
 
 
-async def _uploaded(context: DutyContext, state_hash: Hash32, is_of: Callable[..., bool]) -> bytes:
-    """What a learner has uploaded under a state hash, or uploads by and by."""
-    matches = partial(is_of, state_hash=state_hash)
+async def _uploaded(context: DutyContext, name: Hash32, matches: Callable[[bytes], bool]) -> bytes:
+    """What a learner has uploaded under a hash, or uploads by and by."""
     for pause in UPLOAD_PAUSES_S:
         try:
-            return await _part(context, state_hash, limits.MAX_BLOB_BYTES, matches)
+            return await _part(context, name, limits.MAX_BLOB_BYTES, matches)
         except UnreachableError:
             await asyncio.sleep(pause)
-    return await _part(context, state_hash, limits.MAX_BLOB_BYTES, matches)
+    return await _part(context, name, limits.MAX_BLOB_BYTES, matches)
 
 
 async def _part(

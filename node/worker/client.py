@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from chain import errors
 from chain.errors import BlyanError, DecodeError, WorkerError
 from chain.hashes import Hash32
@@ -30,6 +27,7 @@ from learning.profile import Kind, environment
 from learning.spec import ModelSpec, TrainingSpec
 from node.patience import Patience, RunningClock
 from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
+from node.worker.training import Closed, Closing, Replay, TrainJob, TrainOutcome, Windows
 
 log = logging.getLogger("blyan.worker")
 
@@ -43,8 +41,6 @@ _ROOT = str(Path(__file__).resolve().parents[2])  # where the worker finds our p
 _DEATH_S = 5.0  # for a process whose pipe has ended to say how it ended
 _LOG_LINES = 20  # kept to explain a death
 _PIPE_BYTES = 64 * 1024  # read at a time
-
-Windows = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,63 +58,6 @@ class Measured:
 
     losses: tuple[int, ...]
     imbalance: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainJob:
-    """One round of local training. `base`, `residual`: data sections in shard order.
-
-    `previous`: the last checkpoint of this learner's last round, for its optimizer, or None.
-    `batches`: uint8 [steps, batch, context + 1]. `done`: checkpoints of this very round from its
-    first on, if its training was interrupted: it goes on after the last of them. `shards`: of the
-    part of the model that all of it is of, as a manifest lists them; none stands for all.
-    """
-
-    model: ModelSpec
-    training: TrainingSpec
-    round: int
-    base_root: Hash32
-    base: Sequence[bytes]
-    batches: Windows
-    previous: bytes | None = None
-    residual: Sequence[bytes] | None = None
-    profile: Kind = "native"
-    done: Sequence[bytes] = ()
-    shards: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOutcome:
-    """What a manifest names, and what the learner keeps: `state` is the last checkpoint, that with
-    hash `state_hashes[-1]`."""
-
-    payload: bytes
-    payload_root: Hash32
-    residual: tuple[bytes, ...]
-    residual_before: Hash32
-    residual_after: Hash32
-    optimizer_before: Hash32
-    optimizer_after: Hash32
-    state_hashes: tuple[Hash32, ...]
-    state: bytes
-    profile: str
-    first_loss: float  # training loss in nats per byte, for progress only; 0 without a step
-    last_loss: float
-    imbalance: tuple[float, ...]  # of each layer: the busiest expert's bytes over the mean one's
-    seconds: float  # that it ran; pauses are left out
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """State hashes before and after a replayed segment, and under which profile.
-
-    All zero: this machine has another profile than the one asked for. `after` alone: no training
-    leads on from that state, since values in it overflow.
-    """
-
-    before: Hash32
-    after: Hash32
-    profile: str
 
 
 class Worker:
@@ -245,8 +184,8 @@ class Worker:
         on_checkpoint: Callable[[Hash32, bytes], None] | None = None,
     ) -> TrainOutcome:
         """Train one round. `on_progress(steps done, loss)` is called after each step,
-        `on_checkpoint(state hash, state)` for each checkpoint, those of `job.done` included."""
-        last = b""
+        `on_checkpoint(state hash, state)` for each checkpoint, those of `job.done` left out."""
+        last = job.done.state if job.done is not None else b""
 
         def on_event(message: Message) -> None:
             nonlocal last
@@ -257,22 +196,8 @@ class Worker:
             elif on_progress is not None:
                 on_progress(message["step"], message["loss"])
 
-        request = {
-            "job": "train",
-            "model": job.model.to_json(),
-            "training": job.training.to_json(),
-            "round": job.round,
-            "base_root": job.base_root,
-            "shards": list(job.base),
-            "batches": job.batches.tobytes(),
-            "previous": job.previous,
-            "residual": None if job.residual is None else list(job.residual),
-            "profile": job.profile,
-            "done": list(job.done),
-            "held": list(job.shards),
-        }
         began = self.clock.seconds()
-        result = await self._call(request, on_event)
+        result = await self._call(job.request(), on_event)
         hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))
         for name in ("residual", "imbalance"):
             result[name] = tuple(result[name])
@@ -291,9 +216,10 @@ class Worker:
         batches: Windows,
         profile: str,
         shards: Sequence[int] = (),
+        closing: Closing | None = None,
     ) -> Replay:
         """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint,
-        under a manifest's profile and of its shards.
+        under a manifest's profile and of its shards; with `closing`, compress what comes out.
 
         Raises DecodeError if `state` is no training state of this model, InputError for a profile
         that this version does not know.
@@ -306,9 +232,16 @@ class Worker:
             "batches": batches.tobytes(),
             "profile": profile,
             "held": list(shards),
+            "closing": None if closing is None else closing.request(),
         }
         result = await self._call(request)
-        return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
+        closed = result["closed"]
+        return Replay(
+            Hash32(result["before"]),
+            Hash32(result["after"]),
+            result["profile"],
+            None if closed is None else Closed(*map(Hash32, closed)),
+        )
 
     async def close(self) -> None:
         """End the process; a running job fails with WorkerError, and so do later ones."""

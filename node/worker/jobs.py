@@ -16,7 +16,7 @@ from learning.conformance import ops_of, profile_of
 from learning.evaluate import GotOn, holdout_loss, measure, to_nano, window_losses
 from learning.exact_math import DivergedError
 from learning.generate import generate
-from learning.held import held_experts, imbalance
+from learning.held import Held, held_experts, imbalance
 from learning.profile import KINDS, Kind, kind_of
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import TrainState, deserialize_state, serialize_state
@@ -88,22 +88,21 @@ def _train(request: Message, emit: Emit) -> Message:
     batches = _bytes_array(request["batches"], shape)
     held = held_experts(spec, request["held"])
     base, previous, done = request["shards"], request["previous"], request["done"]
-    if done:
-        states = [deserialize_state(spec, data, held) for data in done]
-    elif previous is None:
-        states = [TrainState.fresh(base)]
-    else:
-        states = [deserialize_state(spec, previous, held).next_round(base)]
-    hashes: list[Hash32] = []
+    hashes = [Hash32(found) for found in request["state_hashes"]]
     losses: list[float] = []
 
     def reached(state: TrainState) -> None:
         hashes.append(state.hash())
         emit({"event": "checkpoint", "hash": hashes[-1], "state": serialize_state(state)})
 
-    for state in states:
+    if done is not None:
+        state, optimizer_before = deserialize_state(spec, done, held), request["optimizer_before"]
+    else:
+        state = TrainState.fresh(base)
+        if previous is not None:
+            state = deserialize_state(spec, previous, held).next_round(base)
+        optimizer_before = state.optimizer_root()
         reached(state)
-    optimizer_before, state = states[0].optimizer_root(), states[-1]
 
     loads = np.zeros((spec.layers, spec.experts), np.int64)
 
@@ -112,7 +111,7 @@ def _train(request: Message, emit: Emit) -> Message:
         loads[:] += progress.loads
         emit({"event": "step", "step": progress.step + 1, "loss": progress.loss})
 
-    for segment in range(len(states) - 1, training.segments):
+    for segment in range(len(hashes) - 1, training.segments):
         last = training.segment_range(segment)[1]
         state = train_segment(
             spec, training, state, batches.__getitem__, last, step_done, ops, held
@@ -148,7 +147,7 @@ def _replay(request: Message, emit: Emit) -> Message:
     kind = kind_of(request["profile"])
     profile = profile_of(kind)
     if profile != request["profile"]:  # other bits would come out, and prove nothing
-        return {"before": ZERO_HASH, "after": ZERO_HASH, "profile": profile}
+        return {"before": ZERO_HASH, "after": ZERO_HASH, "profile": profile, "closed": None}
     spec = ModelSpec.from_json(request["model"])
     training = TrainingSpec.from_json(request["training"])
     batches = _bytes_array(request["batches"], (-1, training.batch, spec.context + 1))
@@ -165,8 +164,25 @@ def _replay(request: Message, emit: Emit) -> Message:
     try:
         state = train_segment(spec, training, state, batch, last, ops=ops_of(kind), held=held)
     except DivergedError:  # no state comes after this one, whatever a manifest says
-        return {"before": before, "after": ZERO_HASH, "profile": profile}
-    return {"before": before, "after": state.hash(), "profile": profile}
+        return {"before": before, "after": ZERO_HASH, "profile": profile, "closed": None}
+    closed = None
+    if request["closing"] is not None:
+        closed = _closed(spec, training, state, request["closing"], held)
+    return {"before": before, "after": state.hash(), "profile": profile, "closed": closed}
+
+
+def _closed(
+    spec: ModelSpec, training: TrainingSpec, state: TrainState, closing: Message, held: Held | None
+) -> list[Hash32]:
+    """What `Closed` is made of."""
+    base, residual = closing["shards"], closing["residual"]
+    round_, root = closing["round"], Hash32(closing["base_root"])
+    try:
+        out = compress(spec, training, round_, root, base, state.weights, residual, held)
+    except InputError:  # no payload comes of this, whatever a manifest says
+        return [ZERO_HASH] * 4
+    after = state.optimizer_root()
+    return [out.payload_root, out.residual_before, out.residual_after, after]
 
 
 def _kind(request: Message) -> Kind:

@@ -16,7 +16,7 @@ import msgpack
 from chain.errors import DecodeError
 
 LENGTH_BYTES = 8
-MAX_FRAME_BYTES = 1 << 32  # a job on a model of 256 MiB with all its states
+MAX_FRAME_BYTES = 1 << 32  # a job on a model of 800 MiB: weights, residual and a state, 5 times it
 
 Message = dict[str, Any]
 

@@ -47,7 +47,8 @@ def _assignment(
 ) -> Assignment:
     seed = Hash32(hashlib.sha256(b"round %d" % number).digest())
     key = PubKey(hashlib.sha256(b"learner %d" % learner).digest())
-    return Assignment(data.train, seed, key, number, batch=rule.batch, context=model.context)
+    shape = {"steps": rule.steps, "batch": rule.batch, "context": model.context}
+    return Assignment(data.train, seed, key, number, **shape)
 
 
 def _merged(model: ModelSpec, base: Sections, payloads: list[bytes]) -> Sections:

@@ -94,11 +94,12 @@ class LocalChain:
         learners: int = 3,
         start_ms: int = START_MS,
         model: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
         **params: Any,
     ) -> None:
         self.validators = [keys(f"validator {i}") for i in range(validators)]
         self.learners = [key(f"learner {i}") for i in range(learners)]
-        self.genesis: Genesis = self._genesis(start_ms, model or TINY, params)
+        self.genesis: Genesis = self._genesis(start_ms, model or TINY, training or {}, params)
         self.rules = ProtocolRules()
         start = build_genesis(self.genesis)
         self.genesis_tree = start.tree
@@ -253,10 +254,18 @@ class LocalChain:
 
     # --- inside ----------------------------------------------------------------------
 
-    def _genesis(self, start_ms: int, model: dict[str, Any], params: dict[str, Any]) -> Genesis:
+    def _genesis(
+        self,
+        start_ms: int,
+        model: dict[str, Any],
+        training: dict[str, Any],
+        params: dict[str, Any],
+    ) -> Genesis:
+        """`training`, `params`: what is other than in the template."""
         document = json.loads(TEMPLATE.read_text())
         document["time_ms"] = start_ms
         document["model"] = model
+        document["training"].update(training)
         document["params"].update(
             {"stamp_bits": 4, "seed_blocks": 4, "custody_interval_blocks": 10**9}
             | {"evidence_blocks": params.get("epoch_blocks", 128)}

@@ -23,7 +23,8 @@ from node.learner import Learner
 from node.learner_files import LearnerFiles, Prepared
 from node.submission import Progress, Submission, Summary
 from node.verified import VerifiedReader
-from node.worker.client import TrainOutcome, Worker
+from node.worker.client import Worker
+from node.worker.training import TrainOutcome
 from tiles.delta import decode_delta, encode_delta, payload_root
 from tiles.layout import ShardSpec
 from wallet.keys import Keys

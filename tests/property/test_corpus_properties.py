@@ -47,7 +47,8 @@ def test_windows_lie_in_their_pages(
     size: int, seed: bytes, jury: bytes, learner: bytes, round_: int
 ) -> None:
     train = (b"%07d" % size) * (size // 7 + 1)
-    given_ = Assignment(train[:size], Hash32(seed), PubKey(learner), round_, batch=3, context=16)
+    shape = {"steps": 2, "batch": 3, "context": 16}
+    given_ = Assignment(train[:size], Hash32(seed), PubKey(learner), round_, **shape)
     page, count = page_grid(size, 17)
     assert given_.batches(0, 2).shape == (2, 3, 17)
     assert len(set(given_.pages)) == len(given_.pages) >= 1

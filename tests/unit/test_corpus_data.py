@@ -27,7 +27,7 @@ X = Context("x")
 
 
 def assignment(train: bytes, seed: bytes = SEED, round_: int = 3) -> Assignment:
-    return Assignment(train, Hash32(seed), PubKey(LEARNER), round_, batch=4, context=64)
+    return Assignment(train, Hash32(seed), PubKey(LEARNER), round_, steps=5, batch=4, context=64)
 
 
 def test_the_vectors_are_what_the_reference_makes() -> None:
@@ -80,10 +80,21 @@ def test_learners_rounds_and_seeds_give_other_batches() -> None:
     one = assignment(train).batch(0)
     assert np.array_equal(one, assignment(train).batch(0))
     others = [assignment(train, round_=4), assignment(train, seed=JURY)]
-    others.append(Assignment(train, Hash32(SEED), PubKey(JURY), 3, batch=4, context=64))
+    others.append(Assignment(train, Hash32(SEED), PubKey(JURY), 3, steps=1, batch=4, context=64))
     for other in others:
         assert not np.array_equal(one, other.batch(0))
     assert assignment(train).root(2) != assignment(train).root(3)
+
+
+def test_no_more_steps_are_taken_than_the_round_has() -> None:
+    """A manifest says how many: 2^32 of them would take a day."""
+    given = assignment(reference.prose(1, 10_000))
+    for steps in (6, 2**32 - 1):
+        with pytest.raises(InputError, match=f"{steps} steps of a round that has 5"):
+            given.root(steps)
+        with pytest.raises(InputError, match=f"{steps} steps of a round that has 5"):
+            given.batches(steps - 1, steps)
+    assert given.batches(3, 5).shape == (2, 4, 65)
 
 
 def test_too_little_text_is_refused() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +25,11 @@ from node.learner import Learner
 from node.learner_files import LearnerFiles
 from node.patience import RunningClock
 from node.submission import Submission, Summary
-from node.worker.client import TrainJob, TrainOutcome
+from node.worker import protocol
+from node.worker.client import Worker
+from node.worker.training import Reached, TrainJob, TrainOutcome
+from tests.kit import waiting
 from tests.kit.nano import TINY, TINY_TRAINING, tiny_batches
-from tests.kit.waiting import reached
 from tests.unit.test_learner_inputs import Play, mined, play
 
 BASE = initial_shards(TINY)
@@ -45,8 +49,15 @@ def keep(kept: LearnerFiles, round_: RoundRecord, index: int, data: bytes) -> No
     kept.save_checkpoint(round_, index, deserialize_state(TINY, data).hash(), data)
 
 
-def gone_on_from(kept: LearnerFiles, round_: RoundRecord) -> list[bytes]:
+def gone_on_from(kept: LearnerFiles, round_: RoundRecord) -> Reached | None:
     return kept.training(TINY, TINY_TRAINING, round_, round_.base_root)
+
+
+def reached(*states: bytes) -> Reached:
+    """What it is, if these are the checkpoints."""
+    found = [deserialize_state(TINY, data) for data in states]
+    hashes = tuple(each.hash() for each in found)
+    return Reached(hashes, states[-1], found[0].optimizer_root())
 
 
 # --- checkpoints of a training in hand ---------------------------------------------------------
@@ -54,19 +65,19 @@ def gone_on_from(kept: LearnerFiles, round_: RoundRecord) -> list[bytes]:
 
 def test_checkpoints_are_kept_until_their_round_is_over(tmp_path: Path) -> None:
     kept = files(tmp_path)
-    assert gone_on_from(kept, ROUND) == []
+    assert gone_on_from(kept, ROUND) is None
     states = [state(i * TINY_TRAINING.segment_steps) for i in range(3)]
     kept.begin_training(ROUND, "native/a")
     for i, data in enumerate(states):
         keep(kept, ROUND, i, data)
-    assert gone_on_from(files(tmp_path), ROUND) == states
+    assert gone_on_from(files(tmp_path), ROUND) == reached(*states)
     other = replace(ROUND, seed=Hash32(b"t" * 32))
-    assert gone_on_from(kept, other) == []
+    assert gone_on_from(kept, other) is None
     kept.begin_training(other, "native/a")
     keep(kept, other, 0, states[0])
-    assert gone_on_from(kept, ROUND) == []
+    assert gone_on_from(kept, ROUND) is None
     kept.drop_training()
-    assert gone_on_from(kept, other) == []
+    assert gone_on_from(kept, other) is None
 
 
 def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> None:
@@ -78,12 +89,12 @@ def test_a_checkpoint_that_is_none_ends_what_is_gone_on_from(tmp_path: Path) -> 
     (path,) = tmp_path.glob("learner/*/*/training/*/1.state")
     for damaged in (good[1][:-1], good[1][:-1] + b"!", bytes(len(good[1])), b""):
         path.write_bytes(damaged)  # as a machine that loses its power may leave it
-        assert gone_on_from(kept, ROUND) == good[:1]
+        assert gone_on_from(kept, ROUND) == reached(good[0])
         assert kept.checkpoint(TINY, ROUND, 1) is None
     keep(kept, ROUND, 1, good[2])  # of another step
-    assert gone_on_from(kept, ROUND) == good[:1]
+    assert gone_on_from(kept, ROUND) == reached(good[0])
     stranger = replace(ROUND, base_root=Hash32(b"x" * 32))
-    assert gone_on_from(kept, stranger) == []
+    assert gone_on_from(kept, stranger) is None
 
 
 def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
@@ -99,16 +110,16 @@ def test_checkpoints_of_another_profile_are_discarded(tmp_path: Path) -> None:
     assert begin(native) == ""
     keep(kept, ROUND, 0, state(0))
     assert begin(native) == ""
-    assert gone_on_from(kept, ROUND) == [state(0)]
+    assert gone_on_from(kept, ROUND) == reached(state(0))
     assert "made in the numeric profile native/torch-2" in begin(exact)
-    assert gone_on_from(kept, ROUND) == []
+    assert gone_on_from(kept, ROUND) is None
     assert kept.training_profile(ROUND) is None
     keep(kept, ROUND, 0, state(0))
     assert kept.training_profile(ROUND) == exact
     (path,) = tmp_path.glob("learner/*/*/training/*/profile")
     path.unlink()  # as an earlier version kept them
     assert "profile of an earlier version" in begin(exact)
-    assert gone_on_from(kept, ROUND) == []
+    assert gone_on_from(kept, ROUND) is None
 
 
 NONE = Hash32(bytes(32))
@@ -126,7 +137,7 @@ class Dying:
     async def train(self, job: TrainJob, on_progress: Any, on_checkpoint: Any) -> TrainOutcome:
         self.jobs.append(job)
         left = self._dies_after.pop(0) if self._dies_after else job.training.segments + 1
-        for i in range(left):
+        for i in range(len(job.done.state_hashes) if job.done else 0, left):
             made = state(i * job.training.segment_steps)
             on_checkpoint(deserialize_state(TINY, made).hash(), made)
         if left <= job.training.segments:
@@ -145,7 +156,7 @@ class Quiet:
         """Nobody watches."""
 
 
-def learner(directory: Path, worker: Dying) -> Learner:
+def learner(directory: Path, worker: Dying | Worker) -> Learner:
     made = object.__new__(Learner)
     made._files = files(directory)
     made._worker, made._progress = worker, Quiet()  # type: ignore[assignment]
@@ -159,8 +170,8 @@ def test_a_worker_that_dies_costs_no_more_than_a_segment(tmp_path: Path) -> None
     worker, kept = Dying([2, 4]), files(tmp_path)
     kept.begin_training(ROUND, "native/a")
     asyncio.run(learner(tmp_path, worker)._trained(ROUND, JOB))
-    assert [len(job.done) for job in worker.jobs] == [0, 2, 4]
     states = [state(i * TINY_TRAINING.segment_steps) for i in range(5)]
+    assert [job.done for job in worker.jobs] == [None, reached(*states[:2]), reached(*states[:4])]
     assert [kept.checkpoint(TINY, ROUND, i) for i in range(6)] == [*states, None]
     worker = Dying([1, 2, 3, 4])
     files(tmp_path / "again").begin_training(ROUND, "native/a")
@@ -177,6 +188,71 @@ def test_losses_that_nobody_saw_are_not_told() -> None:
         "trained 50 steps in 3.0 s; training loss 2.500 → 1.250; busiest expert 1.50 × the mean; "
         "payload 0 bytes"
     )
+
+
+def test_a_training_that_is_gone_on_with_fits_into_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `small` five checkpoints have 4.8 GB, more than a frame may. Whatever has been reached,
+    one is sent, and those that are kept are not written again."""
+    residual = tuple(bytes(len(section)) for section in BASE)
+    most = 2 * len(state(0))  # base and residual have a third of it each
+    monkeypatch.setattr(protocol, "MAX_FRAME_BYTES", most)
+    kept = files(tmp_path)
+    kept.begin_training(ROUND, "native/a")
+    written: list[int] = []
+
+    class Killed(Worker):
+        """Its process is killed in the last segment, once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lives = 1
+
+        async def train(self, job: TrainJob, on_progress: Any, on_checkpoint: Any) -> TrainOutcome:
+            def step_done(done: int, loss: float) -> None:
+                if done == job.training.steps - 1 and self.lives:
+                    self.lives = 0
+                    os.kill(self.pid or 0, signal.SIGKILL)
+
+            return await super().train(job, step_done, on_checkpoint)
+
+    class Counting(LearnerFiles):
+        def save_checkpoint(self, round_: RoundRecord, index: int, *made: Any) -> None:
+            written.append(index)
+            super().save_checkpoint(round_, index, *made)
+
+    async def run() -> list[TrainOutcome]:
+        worker = Killed()
+        made = learner(tmp_path, worker)
+        made._files.__class__ = Counting
+        try:
+            outcomes = [await made._trained(ROUND, replace(JOB, residual=residual))]
+            whole = kept.training(TINY, TINY_TRAINING, ROUND, ROUND.base_root)
+            again = replace(JOB, residual=residual, done=whole)  # killed before its commit
+            return [*outcomes, await made._trained(ROUND, again)]
+        finally:
+            await worker.close()
+
+    first, second = asyncio.run(run())
+    assert written == [0, 1, 2, 3, 4]
+    assert first.state_hashes == second.state_hashes
+    assert (first.payload, first.state) == (second.payload, second.state)
+    assert (first.optimizer_before, first.residual) == (second.optimizer_before, second.residual)
+
+
+def test_whether_checkpoints_are_kept_is_seen_without_reading_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = files(tmp_path)
+    kept.begin_training(ROUND, "native/a")
+    keep(kept, ROUND, 0, state(0))
+    read: list[str] = []
+    monkeypatch.setattr(kept, "_read", lambda name: read.append(name) or b"native/a")
+    assert kept.training_profile(ROUND) == "native/a"
+    kept.begin_training(ROUND, "native/a")
+    assert read
+    assert all(name.endswith("/profile") for name in read)
 
 
 # --- what was on its way when the last run ended -------------------------------------------------
@@ -302,7 +378,7 @@ def test_a_round_declared_with_another_part_is_left_for_the_next(
         second = play.submission()
         waits = asyncio.create_task(second.join(shards=[ShardIndex(0)]))
         lines = play.progress.lines
-        await reached(lambda: "another part" in "".join(lines) or None, 30, "a word")
+        await waiting.reached(lambda: "another part" in "".join(lines) or None, 30, "a word")
         play.until(RoundPhase.OPEN)
         assert (await mined(play.chain, waits)).number == 1
         declared = play.chain.state.round(1)

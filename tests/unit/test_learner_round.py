@@ -38,6 +38,7 @@ from node.submission import Submission, Summary
 from node.tile_check import check_tiles, parse_target
 from node.verified import Finality, VerifiedReader
 from tests.kit.duty_net import DutyNet
+from tests.kit.lying_learner import Lie, LyingLearner
 from wallet.keys import KeyPair, Keys
 
 TEXT = b"".join(p.read_bytes() for p in sorted(Path(__file__).parents[2].glob("chain/*.py")))
@@ -241,6 +242,38 @@ async def _check_tiles(run: Run) -> None:
     for target in ("nowhere", "embed:1", "embed:x", "99"):
         with pytest.raises(InputError):
             parse_target(target, reader.specs)
+
+
+def test_what_its_training_does_not_lead_to_is_a_mismatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each round is one segment, so its compression is replayed each time: of an honest learner
+    without a residual, with one, and of one that trains honestly and sends something else."""
+    monkeypatch.setattr(module, "POLL_S", 0.05)
+    asyncio.run(_ends(tmp_path))
+
+
+async def _ends(directory: Path) -> None:
+    rule = {"steps": 4, "segment_steps": 4}
+    async with DutyNet(directory, learners=1, training=rule) as net:
+        transport = httpx.ASGITransport(create_app(net.local))
+        async with Client("http://127.0.0.1:8645", "kit-token", transport) as client:
+            run = Run(net, await VerifiedReader.connect(client), directory)
+            dataset = build([Document("chain.py", TEXT)], "MIT", "sources")
+            await submit_dataset(run.reader, run.keys[2], dataset, run.progress, wait=True)
+            held = net.local.blobs.held
+            for number, uploads in ((0, 1), (1, 1 + 2)):
+                assert (await run.train(0)).status == "merged"
+                uploaded = [name for name in held if name.startswith(b"checkpoint")]
+                assert len(uploaded) == uploads  # a state, and the residual of the round before
+                assert [v.verdict for v in net.state.round(number).audit_votes] == [1, 1, 1]
+            files = run.files(1)
+            liar = LyingLearner(
+                run.reader, run.keys[1], files, net.worker, run.progress, lambda _: Lie.NOISE
+            )
+            with files.lock():
+                assert (await liar.train_round()).status == "mismatch"
+            assert [v.verdict for v in net.state.round(2).audit_votes] == [0, 0, 0]
 
 
 def test_statuses_have_the_names_that_summaries_show() -> None:

@@ -15,8 +15,9 @@ from chain.hashes import ZERO_HASH, Hash32
 from chain.phases import first_round
 from chain.records import RoundPhase, RoundRecord
 from chain.types import ChainId, PubKey, TxId
+from learning import state_parts
 from learning.init import initial_shards
-from learning.state import TrainState, sections_root, serialize_state
+from learning.state import TrainState, residual_root, sections_root, serialize_state
 from node import submission as module
 from node.client import ServerEvent
 from node.home import Home
@@ -24,6 +25,7 @@ from node.learner_files import LearnerFiles
 from node.services.duty_context import InHand
 from node.submission import Submission, Watch
 from tests.kit.nano import TINY
+from tiles.merkle import tile_root
 
 BASE = initial_shards(TINY)
 DELTA = TxId(b"d" * 32)
@@ -84,11 +86,16 @@ def test_a_round_is_read_when_its_phase_changes(monkeypatch: pytest.MonkeyPatch)
 # --- what is replayed ----------------------------------------------------------------------------
 
 
+def files(directory: Path) -> LearnerFiles:
+    return LearnerFiles(Home(directory), ChainId(b"c" * 32), PubKey(b"a" * 32))
+
+
 class Learner:
     """A submission whose round stands where it is told to, before a node that takes checkpoints."""
 
     def __init__(self, directory: Path, round_: RoundRecord) -> None:
-        self.files = LearnerFiles(Home(directory), ChainId(b"c" * 32), PubKey(b"a" * 32))
+        self.files = files(directory)
+        self.residual_before = ZERO_HASH
         self.taken: dict[Hash32, bytes] = {}
         self.lines: list[str] = []
         self.files.begin_training(round_, "native/a")
@@ -101,7 +108,9 @@ class Learner:
         self._round = round_
 
     def open(self, *hashes: Hash32) -> None:
-        manifest: Any = SimpleNamespace(round=0, state_hashes=hashes, shards=())
+        manifest: Any = SimpleNamespace(
+            round=0, state_hashes=hashes, shards=(), residual_before=self.residual_before
+        )
         made: Any = object.__new__(Submission)
         made.files, made._client, made.progress = self.files, self, self
         made.reader = made.watch = self
@@ -154,6 +163,66 @@ def test_what_is_not_what_was_committed_to_is_kept_back(tmp_path: Path) -> None:
     assert all("not here, or damaged: this delta proves nothing" in line for line in learner.lines)
     learner.files.drop_pending()
     assert not list(tmp_path.glob("learner/*/*/training/*"))
+
+
+def residual(fill: bytes) -> tuple[bytes, ...]:
+    return tuple(fill * len(section) for section in BASE)
+
+
+def test_the_last_segment_is_shown_with_the_residual_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compression is replayed, too. The residual is needed when the next one has taken its
+    place, and after a kill in between."""
+    learner = Learner(tmp_path, ROUND)
+    hashes = [state.hash() for state in learner.states]
+    before, after = residual(b"b"), residual(b"a")
+    learner.residual_before = root = residual_root(before)
+    learner.files.save_next(b"", before)
+    learner.files.promote_next()
+    learner.files.save_next(b"", after)
+    with monkeypatch.context() as killed:  # within the promotion
+        killed.setattr(Path, "replace", stops_at("last.residual"))
+        with pytest.raises(KeyboardInterrupt):
+            learner.files.promote_next()
+    for _ in range(2):
+        learner.files = files(tmp_path)
+        learner.files.promote_next()
+    assert learner.files.residual_before(TINY, root) == b"".join(before)
+    assert learner.files.residual_before(TINY, residual_root(after)) is None
+    learner.open(*hashes)
+    state = {hashes[1]: serialize_state(learner.states[1])}
+    assert learner.taken == {root: b"".join(before)} | state
+    assert list(learner.taken)[-1] == hashes[1]  # whoever finds it finds both
+    learner.taken.clear()
+    learner.open(*hashes, hashes[0])  # then it is not the last segment
+    assert learner.taken == state
+    learner.taken.clear()
+    monkeypatch.setattr(state_parts, "PARTED_BYTES", 0)
+    learner.open(*hashes)
+    tiles = {tile_root(section): section for section in before}
+    assert tiles.items() < learner.taken.items()
+    assert learner.taken[root] == b"".join(tile_root(section) for section in before)
+    learner.taken.clear()
+    learner.files.drop_pending()
+    assert learner.files.residual_before(TINY, root) is None
+    learner = Learner(tmp_path, ROUND)
+    learner.residual_before = root
+    learner.open(*hashes)
+    assert not learner.taken
+    assert "the residual of the round before, is not here" in learner.lines[-1]
+
+
+def stops_at(name: str) -> Any:
+    """As if the process were killed before a file takes this name."""
+    real = Path.replace
+
+    def replaced(self: Path, target: Path) -> Path:
+        if target.name == name:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    return replaced
 
 
 # --- what a juror sends together -----------------------------------------------------------------

@@ -271,7 +271,7 @@ def test_one_round_of_two_learners_lowers_the_loss() -> None:
     total = [floats(section).copy() for section in base]
     for learner in (b"1", b"2"):
         key = PubKey(learner * 32)
-        given = Assignment(train, Hash32(bytes(32)), key, 0, batch=16, context=64)
+        given = Assignment(train, Hash32(bytes(32)), key, 0, steps=20, batch=16, context=64)
         start = TrainState.fresh(base)
         state = train_segment(NANO_MODEL, NANO_TRAINING, start, given.batch, 20)
         out = compress(NANO_MODEL, NANO_TRAINING, 0, root, base, state.weights, None)

@@ -22,8 +22,9 @@ from node.cli.train import pausable
 from node.learner import Learner
 from node.patience import MOST_BETWEEN_TICKS_S, Patience, RunningClock
 from node.submission import Watch
-from node.worker.client import TrainJob, TrainOutcome, Worker
+from node.worker.client import Worker
 from node.worker.protocol import Message
+from node.worker.training import TrainJob, TrainOutcome
 from tests.kit.nano import TINY, TINY_TRAINING, library, tiny_batches
 from tests.unit.test_learner_resume import ROUND
 from tests.unit.test_worker_client import with_worker

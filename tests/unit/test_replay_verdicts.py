@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,28 +11,41 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from chain.errors import ConfigError, InputError, VerifyError
+from chain.codec import encode
+from chain.errors import ConfigError, InputError, UnreachableError, VerifyError, WorkerError
 from chain.hashes import ZERO_HASH, Hash32
-from chain.transactions import PodlManifest, Verdict
-from chain.types import PubKey, ShardIndex
+from chain.records import RoundPhase
+from chain.transactions import Attest, PodlManifest, Verdict
+from chain.types import PubKey, ShardIndex, TxId
 from corpus.batches import Assignment
+from learning import state_parts
 from learning.compress import compress
 from learning.held import held_experts
 from learning.init import initial_shards
 from learning.profile import EXACT, kind_of
 from learning.spec import expert_name
-from learning.state import TrainState, sections_root, serialize_state
-from node.services.duty_jury import _replayed, check_payload
-from node.worker.client import Replay
+from learning.state import (
+    TrainState,
+    counters_leaf,
+    header_of,
+    sections_root,
+    serialize_state,
+)
+from node.services.duty_jury import _replayed, check_payload, replay
+from node.services.duty_plan import Replay as Replaying
+from node.worker.training import Replay
 from tests.kit.nano import TINY, TINY_TRAINING, library
 from tiles.codings import CODECS, LOW_RANK
 from tiles.delta import encode_delta, payload_root
+from tiles.merkle import merkle_root, model_root, shard_root, tile_root
 
 BASE = initial_shards(TINY)
 ROOT, START = sections_root(BASE), TrainState.fresh(BASE)
 END, OTHER = Hash32(b"e" * 32), Hash32(b"o" * 32)
 LEARNER, SEED = PubKey(b"l" * 32), Hash32(b"s" * 32)
-GIVEN = Assignment(library(20_000), SEED, LEARNER, 0, batch=4, context=16)
+GIVEN = Assignment(
+    library(20_000), SEED, LEARNER, 0, steps=TINY_TRAINING.steps, batch=4, context=16
+)
 OUT = compress(TINY, TINY_TRAINING, 0, ROOT, BASE, BASE, None)
 MANIFEST = PodlManifest(
     round=0,
@@ -56,24 +70,26 @@ MANIFEST = PodlManifest(
 RULES = {
     codec: replace(TINY_TRAINING, codec=codec, rank=2 * (codec == LOW_RANK)) for codec in CODECS
 }
-ROUND = cast(Any, SimpleNamespace(number=0, base_root=ROOT))
+ROUND = cast(Any, SimpleNamespace(number=0, base_root=ROOT, phase=RoundPhase.SCREEN_COMMIT))
 
 
-def context(answer: Replay | Exception) -> Any:
-    """A node whose worker answers so, if it is asked for the manifest's profile."""
+def context(answer: Replay | Exception, start: TrainState = START) -> Any:
+    """A node whose worker answers so, if it is asked for the manifest's profile, and that has this
+    state to begin at."""
 
-    async def worker(*args: object) -> Replay:
+    async def worker(*args: object, closing: object) -> Replay:
         if isinstance(answer, Exception):
             raise answer
         assert args[-2:] == (answer.profile, ())
+        assert closing is None  # but for the last segment (tests/unit/test_replay_end.py)
         return answer
 
     async def assignment(current: object, learner: PubKey) -> Assignment:
         return GIVEN
 
     async def checkpoint(state_hash: Hash32, *, most: int, check: Any) -> bytes:
-        data = serialize_state(START)
-        assert state_hash == START.hash()
+        data = serialize_state(start)
+        assert state_hash == start.hash()
         assert check(data)
         return data
 
@@ -102,10 +118,129 @@ def test_a_verdict_follows_from_the_replay(
     assert asyncio.run(_replayed(context(answer), ROUND, MANIFEST, 0)) == expected
 
 
+def test_what_no_rule_asks_for_is_refused_before_it_costs_anything() -> None:
+    """The chain takes any steps that are a multiple of any segment's: 2^32 of them would take a
+    day and 316 GB, in a thread that nobody can end."""
+    rule, part = TINY_TRAINING, (ShardIndex(0), ShardIndex(1))
+    most = 2**32 - 1
+    claims = [
+        replace(MANIFEST, steps=most, segment_steps=most, state_hashes=(START.hash(), END)),
+        replace(MANIFEST, steps=2 * rule.steps, state_hashes=(END,) * (2 * rule.segments + 1)),
+        replace(MANIFEST, segment_steps=rule.steps, state_hashes=(START.hash(), END)),
+        replace(MANIFEST, density=MANIFEST.density + 1),
+        replace(MANIFEST, shards=part),
+    ]
+    for manifest in claims:
+        nothing = context(AssertionError("nothing is replayed"))
+        nothing.assignment = nothing.worker = None
+        found = asyncio.run(_replayed(nothing, ROUND, manifest, 0))
+        assert found == (Verdict.NO, ZERO_HASH)
+    nothing = context(AssertionError("nothing is replayed"))
+    nothing.assignment = nothing.worker = None
+    found = asyncio.run(_replayed(nothing, ROUND, replace(MANIFEST, profile="exact/2"), 0))
+    assert found == (Verdict.UNAVAILABLE, ZERO_HASH)
+
+
+def said(node: Any, manifest: PodlManifest, segment: int, current: Any = None) -> Attest:
+    """What an auditor tells the chain."""
+    sent: list[Attest] = []
+
+    async def send(payload: Attest) -> None:
+        sent.append(payload)
+
+    record = SimpleNamespace(id=b"d" * 32, manifest=manifest)
+    node.state = lambda: SimpleNamespace(round=lambda _: current or ROUND, delta=lambda _: record)
+    node.send = send
+    asyncio.run(replay(node, Replaying(0, TxId(b"d" * 32), segment)))
+    (attest,) = sent
+    return attest
+
+
+def test_a_state_that_no_training_leads_to_costs_nobody_a_verdict() -> None:
+    """A counter of 2^64 - 1 would overflow at the next step's hash, in every auditor's worker."""
+    moments = tuple(b"\0\0\0@" * (len(section) // 4) for section in BASE)
+
+    def found(updates: int, round_: int) -> tuple[Verdict, Hash32]:
+        state = replace(START, first=moments, second=moments, updates=updates)
+        node = context(Replay(state.hash(), END, EXACT), state)
+        hashes = (state.hash(), END, *MANIFEST.state_hashes[2:])
+        lie = replace(
+            MANIFEST,
+            round=round_,
+            state_hashes=hashes,
+            density=TINY_TRAINING.density(round_),
+            optimizer_before=state.optimizer_root(),
+        )
+        current = SimpleNamespace(number=round_, base_root=ROOT)
+        return asyncio.run(_replayed(node, cast(Any, current), lie, 0))
+
+    assert found(100_000, 1) == (Verdict.YES, END)
+    for updates, round_ in ((2**64 - 1, 3), (100_001, 1), (1, 0)):
+        assert found(updates, round_) == (Verdict.NO, ZERO_HASH)
+
+
+def test_tiles_that_are_no_state_cost_nobody_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index binds tiles by their roots; that they fit the model, only the whole shows."""
+    monkeypatch.setattr(state_parts, "PARTED_BYTES", 0)
+    parts = (START.weights, START.first, START.second)
+    tiles = {tile_root(data): data for part in parts for data in part}
+    short = b"short"
+    tiles[tile_root(short)] = short
+    roots = [tile_root(data) for part in parts for data in part]
+    roots[0] = tile_root(short)
+    index = state_parts.StateIndex(header_of(START), tuple(roots))
+    sizes = index.header.section_bytes
+    shards = [shard_root([root], n) for root, n in zip(roots, 3 * sizes, strict=True)]
+    thirds = [shards[i : i + len(sizes)] for i in range(0, len(shards), len(sizes))]
+    claimed = merkle_root([*map(model_root, thirds), counters_leaf(index.header)])
+    served = {claimed: encode(index), **tiles}
+    node = context(AssertionError("nothing is replayed"))
+    node.node.blobs.get_checkpoint = served_from(served)
+    lie = replace(MANIFEST, state_hashes=(Hash32(claimed), *MANIFEST.state_hashes[1:]))
+    assert asyncio.run(_replayed(node, ROUND, lie, 0)) == (Verdict.NO, ZERO_HASH)
+
+
+def served_from(held: Mapping[bytes, bytes]) -> Any:
+    async def get_checkpoint(name: Hash32, *, most: int, check: Any) -> bytes:
+        assert check(held[name])
+        return held[name]
+
+    return get_checkpoint
+
+
+@pytest.mark.parametrize("error", [WorkerError("died"), UnreachableError("nobody has it")])
+def test_what_cannot_be_replayed_is_told_in_the_end(error: Exception) -> None:
+    def node(late: bool) -> Any:
+        asked = context(error)
+        asked.late = lambda current, window_ms: late
+        asked.params = lambda: SimpleNamespace(screen=SimpleNamespace(ms=1000))
+        return asked
+
+    opening = SimpleNamespace(**{**vars(ROUND), "phase": RoundPhase.SCREEN_REVEAL})
+    with pytest.raises(type(error)):
+        said(node(late=False), MANIFEST, 0, opening)
+    with pytest.raises(type(error)):
+        said(node(late=True), MANIFEST, 0, ROUND)
+    attest = said(node(late=True), MANIFEST, 0, opening)
+    assert (attest.verdict, attest.evidence) == (Verdict.UNAVAILABLE, ZERO_HASH)
+
+
+def test_a_no_is_never_taken_for_a_yes() -> None:
+    """A liar knows the batches that it should have trained on, and may claim their root for a state
+    hash; the chain refuses a 'no' that shows what is claimed."""
+    given = GIVEN.root(TINY_TRAINING.steps)
+    hashes = (START.hash(), given, *MANIFEST.state_hashes[2:])
+    lie = replace(MANIFEST, batch_root=OTHER, state_hashes=hashes)
+    attest = said(context(AssertionError("nothing is replayed")), lie, 0)
+    assert (attest.verdict, attest.evidence) == (Verdict.NO, ZERO_HASH)
+    attest = said(context(AssertionError("nothing is replayed")), lie, 1)
+    assert (attest.verdict, attest.evidence) == (Verdict.NO, given)
+
+
 def test_another_class_proves_nothing() -> None:
     ours = "native/torch-2.0/avx2/threads-1/00"
 
-    async def worker(*args: object) -> Replay:
+    async def worker(*args: object, closing: object) -> Replay:
         return Replay(ZERO_HASH, ZERO_HASH, ours)
 
     asked = context(Replay(ZERO_HASH, ZERO_HASH, ours))

@@ -8,7 +8,7 @@ import pytest
 
 from chain.hashes import ZERO_HASH, Hash32
 from chain.phases import NEWCOMER_PATIENCE
-from chain.records import DeltaStatus, RoundPhase
+from chain.records import DeltaStatus, LearnerRecord, RoundPhase, learner_key
 from chain.rewards import MISMATCH_MERIT
 from chain.rounds import tile_ranks
 from chain.transactions import (
@@ -122,6 +122,8 @@ def test_a_false_training_costs_merit() -> None:
     finish(run)
     assert run.m.state.delta(run.deltas["eve"]).status == DeltaStatus.MISMATCH
     assert run.merit("eve") == 3
+    chained = run.m.state.get(LearnerRecord, learner_key(key("eve").public))
+    assert chained is None  # the next one begins at zero
 
 
 def test_who_declares_and_brings_nothing_loses_merit() -> None:

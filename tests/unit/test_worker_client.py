@@ -21,8 +21,9 @@ from learning.profile import EXACT
 from learning.spec import NANO_MODEL, NANO_TRAINING
 from learning.state import TrainState, deserialize_state, sections_root, serialize_state
 from node.worker import client
-from node.worker.client import Replay, TrainJob, TrainOutcome, Worker
+from node.worker.client import Worker
 from node.worker.protocol import frame_bytes, unpack_body
+from node.worker.training import Reached, Replay, TrainJob, TrainOutcome
 from tests.kit.nano import TINY, TINY_TRAINING, library, tiny_batches
 
 BASE = initial_shards(TINY)
@@ -59,10 +60,11 @@ def test_processes_come_and_go_and_train_the_same_bits() -> None:
         assert two.payload != one.payload
 
         steps.clear()
-        half = replace(JOB, done=states[:3])  # interrupted after two of its segments
+        done = Reached(one.state_hashes[:3], states[2], one.optimizer_before)
+        half = replace(JOB, done=done)  # interrupted after two of its segments
         rest, reached = await trained(worker, half, steps)
         assert steps == list(range(2 * TINY_TRAINING.segment_steps + 1, TINY_TRAINING.steps + 1))
-        assert reached == states
+        assert reached == states[3:]
         seen: dict[str, Any] = {"first_loss": 0, "imbalance": (), "seconds": 0}  # of its own steps
         assert replace(rest, **seen) == replace(one, **seen)
 
