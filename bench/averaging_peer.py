@@ -73,7 +73,9 @@ class Learner:
             self._text, seed, self._key, number, batch=rule.batch, context=self.spec.context
         )
         state = self._state.next_round(base)
-        self._state = train_segment(self.spec, rule, state, assigned.batch, rule.steps)
+        self._state = train_segment(
+            *(self.spec, rule, state, assigned.batch, rule.steps), mask_key=assigned.mask_key()
+        )
         return self._state.weights
 
 

@@ -64,6 +64,10 @@ class Assignment:
         """The batch Merkle root of a manifest: over all batches of the round."""
         return batch_root(self.batch(step) for step in range(steps))
 
+    def mask_key(self) -> Hash32:
+        """Of this learner's masks in this round, if the rule has dropout."""
+        return Hash32(Prf(self._seed, "dropout", self._learner, self._round).read(32))
+
     def jury_slices(self, jury_seed: Hash32, count: int) -> Slices:
         """`count` windows from pages that this learner was not assigned.
 

@@ -20,6 +20,7 @@ from chain.transactions import PodlManifest
 from chain.types import BlobId, PubKey, ShardIndex
 from corpus.batches import Assignment
 from learning.held import Held, held_experts, shards_of
+from learning.memory import shortage
 from learning.profile import Kind
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import sections_root
@@ -245,7 +246,10 @@ class Learner:
             profile=self._profile,
             done=done,
             shards=shards,
+            mask_key=assignment.mask_key(),
         )
+        if (warning := shortage(spec, rule, self._worker.most_bytes)) is not None:
+            self._progress.say(warning)
         outcome = await self._trained(record, job)
         self._progress.say(
             f"trained {rule.steps} steps in {outcome.seconds:.1f} s; training loss "

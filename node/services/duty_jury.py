@@ -31,6 +31,7 @@ from chain.transactions import (
 from consensus import pol
 from corpus.batches import Slices
 from learning.held import Held, held_experts, layout_of
+from learning.memory import shortage
 from learning.profile import kind_of
 from learning.spec import ModelSpec
 from learning.state import TrainState, deserialize_state, is_state, sections_root
@@ -214,9 +215,12 @@ async def _replayed(
     if not sound:
         return Verdict.NO, ZERO_HASH  # the state has its hash, but training cannot lead to it
     batches = await asyncio.to_thread(assignment.batches, first, last)
+    if (warning := shortage(model, training, context.worker.most_bytes)) is not None:
+        log.warning("a replay: %s", warning)
     try:
         found = await context.worker.replay(
-            model, training, checkpoint, batches, manifest.profile, manifest.shards
+            *(model, training, checkpoint, batches, manifest.profile, manifest.shards),
+            assignment.mask_key(),
         )
     except (ConfigError, InputError) as error:  # a profile that is unknown, or not had here
         log.warning("the audit of a delta of round %d is left out: %s", current.number, error)

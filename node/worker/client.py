@@ -26,10 +26,12 @@ import numpy.typing as npt
 from chain import errors
 from chain.errors import BlyanError, DecodeError, WorkerError
 from chain.hashes import Hash32
+from learning.memory import ACTIVATION_BYTES
 from learning.profile import Kind, environment
 from learning.spec import ModelSpec, TrainingSpec
 from node.patience import Patience, RunningClock
 from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
+from node.worker.results import Evaluation, Measured, Replay
 
 log = logging.getLogger("blyan.worker")
 
@@ -48,23 +50,6 @@ Windows = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Loss of each window in nano-nats per byte; `delta` is empty if there was no payload."""
-
-    base: tuple[int, ...]
-    delta: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Losses of a text's windows in nano-nats per byte; of each layer the busiest expert's bytes
-    over the mean one's."""
-
-    losses: tuple[int, ...]
-    imbalance: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One round of local training. `base`, `residual`: data sections in shard order.
 
@@ -72,6 +57,7 @@ class TrainJob:
     `batches`: uint8 [steps, batch, context + 1]. `done`: checkpoints of this very round from its
     first on, if its training was interrupted: it goes on after the last of them. `shards`: of the
     part of the model that all of it is of, as a manifest lists them; none stands for all.
+    `mask_key`: of the assignment that the batches are of, for a rule with dropout.
     """
 
     model: ModelSpec
@@ -85,6 +71,7 @@ class TrainJob:
     profile: Kind = "native"
     done: Sequence[bytes] = ()
     shards: Sequence[int] = ()
+    mask_key: Hash32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +95,19 @@ class TrainOutcome:
     seconds: float  # that it ran; pauses are left out
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """State hashes before and after a replayed segment, and under which profile.
-
-    All zero: this machine has another profile than the one asked for. `after` alone: no training
-    leads on from that state, since values in it overflow.
-    """
-
-    before: Hash32
-    after: Hash32
-    profile: str
-
-
 class Worker:
-    """A worker process and the line before it. Use within one event loop."""
+    """A worker process and the line before it. Use within one event loop. `most_bytes`: how much a
+    step that is trained or replayed may keep for its backward pass."""
 
     def __init__(
-        self, *, nice: int = NICE, timeout_s: float = TIMEOUT_S, idle_s: float = IDLE_S
+        self,
+        *,
+        nice: int = NICE,
+        timeout_s: float = TIMEOUT_S,
+        idle_s: float = IDLE_S,
+        most_bytes: int = ACTIVATION_BYTES,
     ) -> None:
+        self.most_bytes = most_bytes
         self._nice, self._timeout_s, self._idle_s = nice, timeout_s, idle_s
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
@@ -272,6 +253,8 @@ class Worker:
             "profile": job.profile,
             "done": list(job.done),
             "held": list(job.shards),
+            "mask_key": job.mask_key,
+            "most_bytes": self.most_bytes,
         }
         began = self.clock.seconds()
         result = await self._call(request, on_event)
@@ -293,9 +276,10 @@ class Worker:
         batches: Windows,
         profile: str,
         shards: Sequence[int] = (),
+        mask_key: Hash32 | None = None,
     ) -> Replay:
         """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint,
-        under a manifest's profile and of its shards.
+        under a manifest's profile and of its shards. `mask_key`: as in a TrainJob.
 
         Raises DecodeError if `state` is no training state of this model, InputError for a profile
         that this version does not know.
@@ -308,6 +292,8 @@ class Worker:
             "batches": batches.tobytes(),
             "profile": profile,
             "held": list(shards),
+            "mask_key": mask_key,
+            "most_bytes": self.most_bytes,
         }
         result = await self._call(request, lambda _: None)
         return Replay(Hash32(result["before"]), Hash32(result["after"]), result["profile"])
