@@ -79,7 +79,9 @@ class Learner:
             context=self.spec.context,
         )
         state = self._state.next_round(base)
-        self._state = train_segment(self.spec, rule, state, assigned.batch, rule.steps)
+        self._state = train_segment(
+            *(self.spec, rule, state, assigned.batch, rule.steps), mask_key=assigned.mask_key()
+        )
         return self._state.weights
 
 

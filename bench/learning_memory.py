@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.learning_process import told
 from bench.measure import Row, at_most
-from learning.memory import activation_bytes
+from learning.memory import activation_bytes, recomputed_bytes
 from learning.sizes import SIZES
 from learning.spec import TrainingSpec
 
@@ -42,8 +42,9 @@ WAYS = {
 
 def memory_rows(size: str, batch: int, steps: int) -> Iterator[Row]:
     """`size`: a model with a name."""
-    model = SIZES[size].model
-    yield at_most(f"estimate_{size}", activation_bytes(model, batch) / _MB, "MB", None)
+    model, rule = SIZES[size].model, _rule(size, batch, WAYS["whole"], steps)
+    yield at_most(f"estimate_{size}", activation_bytes(model, rule) / _MB, "MB", None)
+    yield at_most(f"estimate_{size}_again", recomputed_bytes(model, rule) / _MB, "MB", None)
     for name in WAYS:
         out = told("bench.learning_memory", size, name, str(batch), str(steps))
         step, peak, base, spent = (float(word) for word in out.split())

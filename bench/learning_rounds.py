@@ -230,7 +230,9 @@ class _Run:
         if self._plan.moments == "zero":
             state = TrainState.fresh(self._base)
         rule = self._rule
-        self._states[i] = train_segment(self._spec, rule, state, assigned.batch, rule.steps)
+        self._states[i] = train_segment(
+            *(self._spec, rule, state, assigned.batch, rule.steps), mask_key=assigned.mask_key()
+        )
         return self._states[i].weights
 
     def _sent(self, number: int, i: int, after: Sections) -> bytes:

@@ -77,6 +77,10 @@ class Assignment:
         self._check(steps)
         return batch_root(self.batch(step) for step in range(steps))
 
+    def mask_key(self) -> Hash32:
+        """Of this learner's masks in this round, if the rule has dropout."""
+        return Hash32(Prf(self._seed, "dropout", self._learner, self._round).read(32))
+
     def _check(self, steps: int) -> None:
         """Refuse a number that a stranger may have chosen: each step costs time and memory."""
         if steps > self._steps:

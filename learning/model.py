@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from chain.errors import InputError
+from learning.dropout import ATTENTION, MIXTURE, Masks
 from learning.held import Held, layout_of
 from learning.ops import NATIVE, Ops
 from learning.routing import Route, byte_pairs, route
@@ -87,11 +88,13 @@ def forward(
     held: Held | None = None,
     *,
     recompute: bool = False,
+    masks: Masks | None = None,
 ) -> Forward:
     """Next-byte logits and expert loads. `tokens`: int64 [batch, time], time <= context.
     `held`: the part of the model that `weights` are. `recompute`: keep what enters each layer
-    alone; the backward pass computes the rest again, to the same bits."""
-    batch, time = tokens.shape
+    alone; the backward pass computes the rest again, to the same bits. `masks`: of these windows,
+    while they are trained on with dropout."""
+    time = tokens.shape[1]
     turns = ops.rotary(0, time, spec.head_width)
     pairs = byte_pairs(tokens, torch.zeros_like(tokens[:, 0])).reshape(-1)
     x = ops.embedding(tokens, weights["embed.weight"])
@@ -101,10 +104,11 @@ def forward(
         def layer(x: Tensor, i: int = i) -> tuple[Tensor, Routed]:
             at = f"layers.{i}"
             normed = ops.rms_norm(x, weights[f"{at}.router.attention_norm"])
-            x = x + attend(weights, at, *project(spec, weights, at, normed, turns, ops), None, ops)
+            out = attend(weights, at, *project(spec, weights, at, normed, turns, ops), None, ops)
+            x = x + _dropped(out, masks, i, ATTENTION)
             normed = ops.rms_norm(x, weights[f"{at}.router.expert_norm"]).reshape(-1, spec.width)
             mixed, found = mixture(spec, weights, i, normed, pairs, ops, held)
-            return x + mixed.reshape(batch, time, spec.width), found
+            return x + _dropped(mixed.reshape(x.shape), masks, i, MIXTURE), found
 
         x, found = _again(layer, x) if recompute else layer(x)
         routed.append(found)
@@ -112,9 +116,18 @@ def forward(
     return Forward(ops.matmul(normed, weights["head.weight"]), routed)
 
 
+def _dropped(x: Tensor, masks: Masks | None, layer: int, branch: int) -> Tensor:
+    """A branch's output [batch, time, width] after dropout."""
+    if masks is None:
+        return x
+    batch, time, width = x.shape
+    factors = masks.factors(layer, branch, (batch, time, width))
+    return x * torch.from_numpy(factors).to(x.device)
+
+
 def _again(layer: Callable[[Tensor], tuple[Tensor, Routed]], x: Tensor) -> tuple[Tensor, Routed]:
     """A layer whose inner values are dropped, and computed again for its backward pass
-    (arXiv 1604.06174). Nothing in it draws a random number."""
+    (arXiv 1604.06174). Its masks are those of its place, however often it is computed."""
     out: tuple[Tensor, Routed] = checkpoint(
         layer, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
     )

@@ -34,6 +34,7 @@ WORDS_PER_WINDOW = 2  # PRF words that place one window of a batch: its page, it
 MAX_PARAMETERS = 1 << 31
 MAX_STEPS = 100_000
 MAX_TEXT = 1 << 20  # bytes of a prompt and what is generated after it, together
+MAX_DROPOUT_PPM = 900_000
 Tensors = list[tuple[str, tuple[int, ...]]]  # names and shapes
 LEARNED, HASHED = "top_k", "hash"  # how a byte finds its experts
 
@@ -171,6 +172,7 @@ class TrainingSpec:
     micro_batch: int = 0  # windows computed at a time, whose gradients are added up; 0: all
     codec: str = SPARSE  # one of tiles.codings.CODECS; the densities are of this one
     rank: int = 0  # components of each subtile, if the codec is `lowrank`
+    dropout_ppm: int = 0  # of each branch's output, while it is trained; to 1/65536
 
     @staticmethod
     def from_json(value: Any) -> TrainingSpec:
@@ -195,6 +197,7 @@ class TrainingSpec:
             "aux_loss_ppm": (0, PPM),
             "rank": (0, MAX_RANK),
             "micro_batch": (0, 4096),
+            "dropout_ppm": (0, MAX_DROPOUT_PPM),
         }
         numbers = {
             name: _int(top[name], f"training.{name}", least, most)

@@ -1,7 +1,8 @@
 """Exact training: the same bits from the same state, batches and profile (docs/spec/training.md).
 
 AdamW over one flat vector, whose layout is the data sections back to back, so a state is bytes at
-any step and any part of it can be opened. Nothing here draws a random number.
+any step and any part of it can be opened. Nothing here draws a random number: masks of dropout
+are a function of their place.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from chain.errors import InputError
+from chain.hashes import Hash32
+from learning.dropout import Masks, masks_of
 from learning.exact_math import sqrt_
 from learning.held import Held, layout_of
 from learning.memory import ACTIVATION_BYTES, recomputes
@@ -49,19 +52,33 @@ def train_segment(
     ops: Ops = NATIVE,
     held: Held | None = None,
     most_bytes: int = ACTIVATION_BYTES,
+    mask_key: Hash32 | None = None,
 ) -> TrainState:
     """The state before step `last`, from one at or before it. Call `profile.configure` first.
     `held`: the part of the model that the state is of. `most_bytes`: how much a step keeps for its
-    backward pass before it computes layers again; the bits do not depend on it."""
+    backward pass before it computes layers again; the bits do not depend on it. `mask_key`: the
+    learner's of the round, without which there is no training with dropout."""
     if last < state.step:
         raise InputError(f"a state at step {state.step} cannot be trained back to step {last}")
     run = _Run(spec, training, state, ops, held, most_bytes)
     for step in range(state.step, last):
-        loss, loads = run.step(_tokens(spec, training, batches(step)))
+        masks = _masks(spec, training, mask_key, step)
+        loss, loads = run.step(_tokens(spec, training, batches(step)), masks)
         if on_step is not None:
             on_step(Progress(step, loss, loads))
     drawn = (last - state.step) * training.batch * WORDS_PER_WINDOW
     return replace(run.state(), step=last, draws=state.draws + drawn)
+
+
+def _masks(spec: ModelSpec, training: TrainingSpec, key: Hash32 | None, step: int) -> Masks | None:
+    if not training.dropout_ppm:
+        return None
+    if key is None:
+        raise InputError(
+            f"a rule with dropout_ppm {training.dropout_ppm} has masks: expected the key of the "
+            "learner's assignment (corpus.batches.Assignment.mask_key)"
+        )
+    return masks_of(key, training.dropout_ppm, spec.layers, step)
 
 
 def _tokens(spec: ModelSpec, training: TrainingSpec, batch: npt.NDArray[np.uint8]) -> Tensor:
@@ -86,7 +103,7 @@ class _Run:
     ) -> None:
         self._ops, self._held = ops, held
         self._spec, self._training, self._updates = spec, training, state.updates
-        self._recompute = recomputes(spec, training.windows_at_a_time, most_bytes)
+        self._recompute = recomputes(spec, training, most_bytes)
         parts = (state.weights, state.first, state.second)
         self._flat, self._first, self._second = (_vector(part).to(ops.device) for part in parts)
         self._gradient = torch.zeros_like(self._flat)
@@ -107,15 +124,17 @@ class _Run:
                 self._views[name] = view
                 start = end
 
-    def step(self, tokens: Tensor) -> tuple[float, npt.NDArray[np.int64]]:
+    def step(self, tokens: Tensor, masks: Masks | None) -> tuple[float, npt.NDArray[np.int64]]:
         """One AdamW step; the loss before it, and the loads."""
         # An expert that no byte was routed to has no gradient: its moments decay all the same.
         self._gradient.zero_()
         pieces = torch.split(tokens, self._training.windows_at_a_time)
         shape = self._spec.layers, self._spec.experts
         told, loads = 0.0, torch.zeros(shape, dtype=torch.int64, device=self._ops.device)
-        for piece in pieces:
-            loss, found = self._piece(piece.to(self._ops.device), len(pieces))
+        for i, piece in enumerate(pieces):
+            if masks is not None:
+                masks = replace(masks, before=i * self._training.windows_at_a_time)
+            loss, found = self._piece(piece.to(self._ops.device), len(pieces), masks)
             told += loss
             loads += found
         with torch.no_grad():
@@ -123,7 +142,7 @@ class _Run:
             self._balance(loads)
         return told, loads.cpu().numpy()
 
-    def _piece(self, tokens: Tensor, pieces: int) -> tuple[float, Tensor]:
+    def _piece(self, tokens: Tensor, pieces: int, masks: Masks | None) -> tuple[float, Tensor]:
         """Add the gradient of so many windows to the batch's; its part of the loss, and its loads,
         int64 [layers, experts]. A gradient is summed piece by piece, in order."""
         out = forward(
@@ -133,6 +152,7 @@ class _Run:
             self._ops,
             self._held,
             recompute=self._recompute,
+            masks=masks,
         )
         losses = window_cross_entropy(out.logits, tokens[:, 1:], self._ops)
         loss = losses.sum() / (losses.numel() * pieces)

@@ -16,6 +16,7 @@ from typing import Any
 
 from chain.errors import BlyanError, ConfigError, GenesisError
 from chain.params import Genesis, parse_genesis
+from learning.memory import ACTIVATION_BYTES, MIB
 from learning.profile import KINDS
 from node.home import Home, write_private
 from node.net.identity import Address
@@ -50,6 +51,8 @@ class Config:
     # network's terms for evidence and unbonding, or retention_rounds, say so
     scrub_interval_hours: int = 168  # between two background checks of the whole store; 0: never
     profile: str = "native"  # numeric profile that this home trains with
+    memory_mib: int = ACTIVATION_BYTES // MIB  # that a step of training or replay may take beside
+    # the state (docs/spec/training.md, "Memory")
     relay: bool = False  # fetch every payload of a round at once, for peers that ask for them
 
     @property
@@ -107,6 +110,7 @@ _FIELDS: Mapping[str, _Field] = {
     "history": _Field(f"one of {', '.join(HISTORIES)}", str, lambda v: v in HISTORIES),
     "history_blocks": _whole(1, 2**40, "blocks"),
     "scrub_interval_hours": _whole(0, 8760, "hours"),
+    "memory_mib": _whole(1, 1 << 24, "MiB"),
     "relay": _Field(
         "true or false",
         lambda text: {"true": True, "false": False}.get(text, text),

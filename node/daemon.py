@@ -26,6 +26,7 @@ from chain.store import ChainStore
 from chain.transactions import Payload
 from chain.types import Block, PubKey, TxId
 from learning.init import initial_shard
+from learning.memory import MIB
 from learning.spec import ModelSpec
 from node.clock import Clock
 from node.config import Config, load_genesis
@@ -59,6 +60,7 @@ from node.services.tile_cache import TileCache
 from node.services.tiles import TileService, chain_roots
 from node.services.tx_gossip import TxGossip
 from node.services.versions import VersionHistory
+from node.worker.client import Worker
 from tiles.store import TileStore
 from wallet.keys import Keys
 
@@ -144,7 +146,7 @@ class Node:
         self._sender = DutySender(
             self.genesis.chain_id, self.account, keys.node, self.chain, self.pool
         )
-        self._duties = Duties(self)
+        self._duties = Duties(self, Worker(most_bytes=config.memory_mib * MIB))
         self._round_began = 0.0
         self.chain.finalized(self._committed)
         self.pruner = Pruner(self.chain, config)

@@ -20,6 +20,7 @@ from chain.transactions import PodlManifest
 from chain.types import BlobId, PubKey, ShardIndex
 from corpus.batches import Assignment
 from learning.held import Held, held_experts, shards_of
+from learning.memory import shortage
 from learning.profile import Kind
 from learning.spec import ModelSpec, TrainingSpec
 from learning.state import sections_root
@@ -276,7 +277,10 @@ class Learner:
             profile=self._profile,
             done=done,
             shards=shards,
+            mask_key=assignment.mask_key(),
         )
+        if (warning := shortage(spec, rule, self._worker.most_bytes)) is not None:
+            self._progress.say(warning)
         outcome = await self._trained(record, job)
         self._progress.say(told(outcome, rule.steps))
         batch_root = await asyncio.to_thread(assignment.root, rule.steps)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import click
 
+from learning.memory import MIB
 from learning.profile import KINDS, Kind
 from node.cli.output import bly, emit, short, table
 from node.cli.progress import TerminalProgress
@@ -39,9 +40,21 @@ EXIT_REJECTED = 4
     help="Hold and train these experts of each layer and what is not an expert, as in 0,3. "
     "[default: the whole model]",
 )
+@click.option(
+    "--memory",
+    type=click.IntRange(1, 1 << 24),
+    metavar="MIB",
+    help="Memory that a step may take beside the state; with less, layers are computed again, "
+    "which changes no bit. [default: the configuration's memory_mib]",
+)
 @pass_session
 def train(
-    session: Session, rounds: int, key: str | None, profile: str | None, experts: str | None
+    session: Session,
+    rounds: int,
+    key: str | None,
+    profile: str | None,
+    experts: str | None,
+    memory: int | None,
 ) -> int:
     """Train rounds on the network's data, and submit what was learnt.
 
@@ -57,6 +70,7 @@ def train(
       blyan train --rounds 3
       blyan train --key alice --node http://127.0.0.1:8646
       blyan train --experts 0,3
+      blyan train --memory 256
     """
     chosen = _experts(experts)
     keys = session.keys(key)
@@ -66,7 +80,7 @@ def train(
     async def run(client: Client) -> list[Summary]:
         reader = await VerifiedReader.connect(client)
         files = LearnerFiles(session.home, reader.genesis.chain_id, keys.account.public)
-        worker = Worker()
+        worker = Worker(most_bytes=(memory or session.config.memory_mib) * MIB)
         try:
             with files.lock(), pausable(worker, progress):
                 learner = Learner(reader, keys, files, worker, progress, kind, chosen)

@@ -34,6 +34,7 @@ from chain.transactions import (
 from consensus import pol
 from corpus.batches import Slices
 from learning.held import Held, held_experts, layout_of
+from learning.memory import shortage
 from learning.profile import kind_of
 from learning.spec import MAX_STEPS, ModelSpec
 from learning.state import (
@@ -299,9 +300,13 @@ async def _replayed(
             closing = await _closing(context, current, model, manifest, held)
         except DecodeError:  # of tiles that have their roots and are not whole ones
             return Verdict.NO, ZERO_HASH
+    if (warning := shortage(model, training, context.worker.most_bytes)) is not None:
+        log.warning("a replay: %s", warning)
     try:
         found = await context.worker.replay(
-            model, training, checkpoint, batches, manifest.profile, manifest.shards, closing=closing
+            *(model, training, checkpoint, batches, manifest.profile, manifest.shards),
+            assignment.mask_key(),
+            closing=closing,
         )
     except (ConfigError, InputError) as error:  # a profile that is unknown, or not had here
         log.warning("the audit of a delta of round %d is left out: %s", current.number, error)

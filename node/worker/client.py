@@ -16,17 +16,19 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from chain import errors
 from chain.errors import BlyanError, DecodeError, WorkerError
 from chain.hashes import Hash32
+from learning.memory import ACTIVATION_BYTES
 from learning.profile import Kind, environment
 from learning.spec import ModelSpec, TrainingSpec
 from node.patience import Patience, RunningClock
 from node.worker.protocol import LENGTH_BYTES, Message, frame_bytes, pack_frame, unpack_body
+from node.worker.results import Evaluation, Measured
 from node.worker.training import Closed, Closing, Replay, TrainJob, TrainOutcome, Windows
 
 log = logging.getLogger("blyan.worker")
@@ -43,31 +45,23 @@ _LOG_LINES = 20  # kept to explain a death
 _PIPE_BYTES = 64 * 1024  # read at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Loss of each window in nano-nats per byte; `delta` is empty if there was no payload."""
-
-    base: tuple[int, ...]
-    delta: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Losses of a text's windows in nano-nats per byte; of each layer the busiest expert's bytes
-    over the mean one's."""
-
-    losses: tuple[int, ...]
-    imbalance: tuple[float, ...]
-
-
 class Worker:
-    """A worker process and the line before it. Use within one event loop."""
+    """A worker process and the line before it. Use within one event loop. `most_bytes`: how much a
+    step that is trained or replayed may keep for its backward pass."""
 
     def __init__(
-        self, *, nice: int = NICE, timeout_s: float = TIMEOUT_S, idle_s: float = IDLE_S
+        self,
+        *,
+        nice: int = NICE,
+        timeout_s: float = TIMEOUT_S,
+        idle_s: float = IDLE_S,
+        most_bytes: int = ACTIVATION_BYTES,
     ) -> None:
+        self.most_bytes = most_bytes
         self._nice, self._timeout_s, self._idle_s = nice, timeout_s, idle_s
         self._process: asyncio.subprocess.Process | None = None
+        # Of each process: of two who wait for one stream, the second may never be woken.
+        self._reading = WeakKeyDictionary[asyncio.subprocess.Process, asyncio.Lock]()
         self._lock = asyncio.Lock()
         self._waiting = 0
         self._idle: asyncio.TimerHandle | None = None
@@ -197,7 +191,7 @@ class Worker:
                 on_progress(message["step"], message["loss"])
 
         began = self.clock.seconds()
-        result = await self._call(job.request(), on_event)
+        result = await self._call({**job.request(), "most_bytes": self.most_bytes}, on_event)
         hashes = tuple(Hash32(h) for h in result.pop("state_hashes"))
         for name in ("residual", "imbalance"):
             result[name] = tuple(result[name])
@@ -216,10 +210,12 @@ class Worker:
         batches: Windows,
         profile: str,
         shards: Sequence[int] = (),
+        mask_key: Hash32 | None = None,
         closing: Closing | None = None,
     ) -> Replay:
         """Replay the steps of `batches` (uint8 [steps, batch, context + 1]) from a checkpoint,
         under a manifest's profile and of its shards; with `closing`, compress what comes out.
+        `mask_key`: as in a TrainJob.
 
         Raises DecodeError if `state` is no training state of this model, InputError for a profile
         that this version does not know.
@@ -233,6 +229,8 @@ class Worker:
             "profile": profile,
             "held": list(shards),
             "closing": None if closing is None else closing.request(),
+            "mask_key": mask_key,
+            "most_bytes": self.most_bytes,
         }
         result = await self._call(request)
         closed = result["closed"]
@@ -309,7 +307,7 @@ class Worker:
         try:
             await self._begin(process, frame)
         except (asyncio.IncompleteReadError, OSError):
-            if process is not used:
+            if process is not used or self._closed:
                 raise
             log.warning("the worker died while it was idle; starting another")
             await self._kill(self._take())
@@ -330,8 +328,9 @@ class Worker:
     async def _message(self, process: asyncio.subprocess.Process) -> Message:
         if process.stdout is None:
             raise WorkerError("the worker has no pipes")
-        prefix = await process.stdout.readexactly(LENGTH_BYTES)
-        return unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
+        async with self._reading[process]:
+            prefix = await process.stdout.readexactly(LENGTH_BYTES)
+            return unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
 
     async def _exchange(
         self,
@@ -376,6 +375,9 @@ class Worker:
         except asyncio.CancelledError:
             self._process = await starting  # it exists by now; whoever cancelled us ends it
             raise
+        finally:
+            if self._process is not None:
+                self._reading.setdefault(self._process, asyncio.Lock())
         if self._paused:
             self._tell_pause(self._process)
         if self._process.stderr is not None:
@@ -411,7 +413,7 @@ class Worker:
                 process.kill()
         if process.stdout is not None:
             # A pipe with unread bytes is never at its end, and `wait` waits for the pipes, too.
-            with contextlib.suppress(RuntimeError):  # a job still reads, and reads to the end
+            async with self._reading[process]:
                 while await process.stdout.read(_PIPE_BYTES):
                     pass
         await process.wait()

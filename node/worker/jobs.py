@@ -114,7 +114,9 @@ def _train(request: Message, emit: Emit) -> Message:
     for segment in range(len(hashes) - 1, training.segments):
         last = training.segment_range(segment)[1]
         state = train_segment(
-            spec, training, state, batches.__getitem__, last, step_done, ops, held
+            *(spec, training, state, batches.__getitem__, last, step_done, ops, held),
+            most_bytes=request["most_bytes"],
+            mask_key=request["mask_key"],
         )
         reached(state)
     out = compress(
@@ -162,7 +164,13 @@ def _replay(request: Message, emit: Emit) -> Message:
         return found
 
     try:
-        state = train_segment(spec, training, state, batch, last, ops=ops_of(kind), held=held)
+        state = train_segment(
+            *(spec, training, state, batch, last),
+            ops=ops_of(kind),
+            held=held,
+            most_bytes=request["most_bytes"],
+            mask_key=request["mask_key"],
+        )
     except DivergedError:  # no state comes after this one, whatever a manifest says
         return {"before": before, "after": ZERO_HASH, "profile": profile, "closed": None}
     closed = None

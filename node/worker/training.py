@@ -33,7 +33,8 @@ class TrainJob:
     `previous`: the last checkpoint of this learner's last round, for its optimizer, or None.
     `batches`: uint8 [steps, batch, context + 1]. `done`: of this very round, if its training was
     interrupted: it goes on from there. `shards`: of the part of the model that all of it is of, as
-    a manifest lists them; none stands for all.
+    a manifest lists them; none stands for all. `mask_key`: of the assignment that the batches are
+    of, for a rule with dropout.
     """
 
     model: ModelSpec
@@ -47,6 +48,7 @@ class TrainJob:
     profile: Kind = "native"
     done: Reached | None = None
     shards: Sequence[int] = ()
+    mask_key: Hash32 | None = None
 
     def request(self) -> Message:
         """With one state at most: all checkpoints of a round would not fit into a frame."""
@@ -66,6 +68,7 @@ class TrainJob:
             "state_hashes": [] if done is None else list(done.state_hashes),
             "optimizer_before": None if done is None else done.optimizer_before,
             "held": list(self.shards),
+            "mask_key": self.mask_key,
         }
 
 

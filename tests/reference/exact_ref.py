@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.reference import dropout_ref
 from tests.reference.data_ref import initial_shards, shard_tensors, stream
 from tests.reference.exact_numbers import (
     A,
@@ -113,6 +116,7 @@ def drawn(m: dict[str, Any], at: str, before: int, byte: int) -> list[int]:
 class Model:
     def __init__(self, m: dict[str, Any], weights: dict[str, A], balance: float) -> None:
         self.m, self.w, self.balance = m, weights, balance
+        self.factors: Callable[[int, int, int], A] | None = None
         self.g = {name: np.zeros_like(value) for name, value in weights.items()}
         half = m["width"] // m["heads"] // 2
         turns = [[turn(p, i, half) for i in range(half)] for p in range(m["context"])]
@@ -229,6 +233,17 @@ class Model:
         assert n == sum(loads) // m["top_k"]
         return out, back, np.array(loads)
 
+    def dropout(self, layer: int, branch: int, y: A, inner: Any) -> tuple[A, Any]:
+        if self.factors is None:
+            return y, inner
+        factors = self.factors(layer, branch, y.size).reshape(y.shape)
+
+        def back(g: A) -> A:
+            of_y: A = inner(g.reshape(y.shape) * factors)
+            return of_y
+
+        return y * factors, back
+
     def step(self, tokens: A, pieces: int) -> tuple[float, list[A]]:
         """Gradients into `g`; a piece's part of the mean loss, and loads by layer. tokens:
         [windows, context + 1], of which a batch has `pieces` times as many."""
@@ -242,10 +257,11 @@ class Model:
         for i in range(self.m["layers"]):
             at = f"layers.{i}"
             y, norm1 = self.use(rms, x, f"{at}.router.attention_norm")
-            y, attention = self.attention(f"{at}.attention", y)
+            y, attention = self.dropout(i, 0, *self.attention(f"{at}.attention", y))
             x = x + y
             y, norm2 = self.use(rms, x, f"{at}.router.expert_norm")
             y, mixture, load = self.mixture(at, y.reshape(-1, x.shape[-1]), pairs)
+            y, mixture = self.dropout(i, 1, y, mixture)
             x = x + y.reshape(x.shape)
             loads.append(load)
             backs += [(norm1, attention), (norm2, mixture)]
@@ -280,8 +296,16 @@ def power(base: float, exponent: int) -> float:
     return result
 
 
-def train(m: dict[str, Any], rule: dict[str, int], batches: A) -> dict[str, Any]:
-    """The state after all batches [steps, windows, context + 1], from genesis weights."""
+def mask(key: bytes, ppm: int, step: int, first: int, layer: int, branch: int, count: int) -> A:
+    """Factors of `count` elements of a batch from number `first` on."""
+    elements = range(first, first + count)
+    is_dropped = np.array(dropout_ref.dropped(key, ppm, step, layer, branch, elements))
+    return np.where(is_dropped, F(0), F(dropout_ref.kept(ppm)))
+
+
+def train(m: dict[str, Any], rule: dict[str, int], batches: A, key: bytes = b"") -> dict[str, Any]:
+    """The state after all batches [steps, windows, context + 1], from genesis weights. `key`: of
+    the masks, if the rule has dropout."""
     names, sizes = [], []
     for shard, tensors in named_tensors(m):
         names += [(f"{shard}.{name}", shape) for name, shape in tensors]
@@ -302,6 +326,9 @@ def train(m: dict[str, Any], rule: dict[str, int], batches: A) -> dict[str, Any]
         gradient = np.zeros_like(flat)
         loads = [np.zeros(m["experts"], np.int64) for _ in range(m["layers"])]
         for piece in range(pieces):
+            if ppm := rule.get("dropout_ppm", 0):
+                before = piece * size * m["context"] * m["width"]
+                model.factors = partial(mask, key, ppm, u - 1, before)
             loss, found = model.step(batch[piece * size : (piece + 1) * size], pieces)
             losses[-1] += loss
             gradient = gradient + np.concatenate([model.g[name].ravel() for name, _ in names])
@@ -397,6 +424,11 @@ CONFORMANCE_RULE = {"steps": 2, "batch": 8}
 SHARED = {"shared_experts": 2}, {"aux_loss_ppm": 20_000, "steps": 2}
 HASHED = {"routing": "hash", "shared_experts": 1}, {"steps": 2}
 PIECES = {}, {"batch": 6, "micro_batch": 2, "aux_loss_ppm": 20_000, "steps": 2}
+# widths and pieces of which some begin within a word of the masks
+DROPOUT = (
+    {"width": 18, "heads": 3, "shared_experts": 1},
+    {"batch": 6, "micro_batch": 3, "dropout_ppm": 150_000, "steps": 2},
+)
 
 
 def text(m: dict[str, Any], rule: dict[str, Any]) -> A:
@@ -417,11 +449,15 @@ def number_vectors() -> list[dict[str, str]]:
 def vectors() -> dict[str, Any]:
     changes = [({}, {}), (CONFORMANCE_MODEL, CONFORMANCE_RULE), SHARED, HASHED, PIECES]
     cases = [(MODEL | m, RULE | rule) for m, rule in changes]
+    model, rule = (old | new for old, new in zip((MODEL, RULE), DROPOUT, strict=True))
+    key = dropout_ref.mask_key(h("x", b"seed"), h("x", b"learner"), 3)
+    dropped = train(model, rule, text(model, rule), key)
     return {
         "numbers": number_vectors(),
         "turns": [[p, i, *(t.tobytes().hex() for t in turn(p, i, 6))] for p, i in TURNS],
         "trainings": [
-            {"model": m, "training": rule, **train(m, rule, text(m, rule))} for m, rule in cases
+            *({"model": m, "training": rule, **train(m, rule, text(m, rule))} for m, rule in cases),
+            {"model": model, "training": rule, "mask_key": key.hex(), **dropped},
         ],
     }
 

@@ -48,6 +48,7 @@ def test_a_saved_file_reads_back(home: Home) -> None:
         ("api_host = 1\n", "api_host: expected a host"),
         ('bootstrap = ["/ip4/127.0.0.1/tcp/9645"]\n', "bootstrap: expected a list of"),
         ('log_level = "loud"\n', "log_level: expected one of debug, info"),
+        ("memory_mib = 0\n", "memory_mib: expected a whole number of MiB from 1 to"),
         ("relay = 1\n", "relay: expected true or false, not 1"),
         ("keep_versions = 0\n", "keep_versions: expected a whole number of versions from 1 to"),
         (

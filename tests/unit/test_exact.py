@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chain.hashes import Hash32
 from learning import conformance
 from learning.exact import ExactOps
 from learning.exact_math import (
@@ -50,14 +51,19 @@ def noise(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "case", VECTORS["trainings"], ids=["small", "conformance", "shared", "hash", "pieces"]
+    "case",
+    VECTORS["trainings"],
+    ids=["small", "conformance", "shared", "hash", "pieces", "dropout"],
 )
 def test_training_is_what_the_vectors_say(case: dict[str, Any]) -> None:
     model, rule = ModelSpec.from_json(case["model"]), TrainingSpec.from_json(case["training"])
     start, seen = TrainState.fresh(initial_shards(model)), list[Progress]()
     batches = conformance.conformance_batches(model, rule)
+    key = Hash32(bytes.fromhex(case["mask_key"])) if rule.dropout_ppm else None
     end = train_segment(
-        model, rule, start, batches.__getitem__, rule.steps, seen.append, ops=ExactOps()
+        *(model, rule, start, batches.__getitem__, rule.steps, seen.append),
+        ops=ExactOps(),
+        mask_key=key,
     )
     assert end.hash().hex() == case["state"]
     assert [p.loss for p in seen] == pytest.approx(case["losses"], abs=2e-6)
@@ -72,10 +78,12 @@ def test_the_conformance_run_is_the_second_vector() -> None:
     assert conformance.profile_of("exact") == EXACT
 
 
-def test_the_reference_still_gives_the_first_vector() -> None:
-    case = VECTORS["trainings"][0]
+@pytest.mark.parametrize("which", [0, -1], ids=["small", "dropout"])
+def test_the_reference_still_gives_the_vectors(which: int) -> None:
+    case = VECTORS["trainings"][which]
     text = exact_ref.text(case["model"], case["training"])
-    found = exact_ref.train(case["model"], case["training"], text)
+    key = bytes.fromhex(case.get("mask_key", ""))
+    found = exact_ref.train(case["model"], case["training"], text, key)
     assert (found["state"], found["losses"]) == (case["state"], case["losses"])
 
 

@@ -154,10 +154,14 @@ async def _check_part(run: Run) -> None:
     run.net.local.blobs.held.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state_parts, "PARTED_BYTES", 0)  # as if it were of a large model
+        patch.setattr(net.worker, "most_bytes", 1)  # here as there layers are computed again
         summary = await run.train(0, [1])
     uploaded = [name for name in net.local.blobs.held if name.startswith(b"checkpoint")]
     assert len(uploaded) > 3 * spec.layers  # its tiles, and their index
     assert (summary.status, summary.proven) == ("merged", True)
+    said = run.progress.lines
+    warned = next(i for i, line in enumerate(said) if "the memory budget is 0 MiB" in line)
+    assert any(line.startswith("trained 50 steps") for line in said[warned:])
     assert any(
         "or of another part of the model; starting from zero" in x for x in run.progress.lines
     )

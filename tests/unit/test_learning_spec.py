@@ -32,7 +32,13 @@ GENESIS: dict[str, Any] = json.loads(
 )
 
 
-YOUNGER = ("aux_loss_ppm", "micro_batch", "codec", "rank")  # fields that a genesis may lack
+YOUNGER = (
+    "aux_loss_ppm",
+    "micro_batch",
+    "codec",
+    "rank",
+    "dropout_ppm",
+)  # fields that a genesis may lack
 
 
 def test_specs_come_back_from_json() -> None:
@@ -79,6 +85,8 @@ def test_a_bad_model_is_named(field: str, value: Any, reason: str) -> None:
         ("beta1_ppm", 1_000_000, "training.beta1_ppm"),
         ("learning_rate_nano", 0.004, "training.learning_rate_nano"),
         ("aux_loss_ppm", 1_000_001, "training.aux_loss_ppm"),
+        ("dropout_ppm", 900_001, "training.dropout_ppm: expected an integer from 0 to 900000"),
+        ("dropout_ppm", 0.1, "training.dropout_ppm"),
         ("micro_batch", 3, "3 does not divide a batch of 16"),
         ("codec", "gzip", "training.codec: expected one of sparse, int8, lowrank"),
         ("codec", "lowrank", "training.rank: 1 to 64 with"),
@@ -101,7 +109,7 @@ def test_a_bad_training_rule_is_named(field: str, value: Any, reason: str) -> No
 def test_fields_younger_than_a_genesis_have_what_was_the_rule() -> None:
     model, training = NANO_MODEL.to_json(), NANO_TRAINING.to_json()
     assert (model.pop("routing"), model.pop("shared_experts")) == ("top_k", 0)
-    assert [training.pop(field) for field in YOUNGER] == [0, 0, "sparse", 0]
+    assert [training.pop(field) for field in YOUNGER] == [0, 0, "sparse", 0, 0]
     assert ModelSpec.from_json(model) == NANO_MODEL
     assert TrainingSpec.from_json(training) == NANO_TRAINING
 

@@ -124,7 +124,7 @@ def test_layers_computed_again_give_the_same_bits(kind: Kind) -> None:
             for most in (ACTIVATION_BYTES, 0)
         )
         assert kept == again
-        assert recomputes(model, 2, 0) > recomputes(model, 2, ACTIVATION_BYTES)
+        assert recomputes(model, rule, 0) > recomputes(model, rule, ACTIVATION_BYTES)
 
 
 def test_pieces_of_a_batch_are_added_up() -> None:

@@ -34,6 +34,7 @@ PATCHES = {
     "aux_loss_ppm": 1,
     "micro_batch": 4,
     "codec": "int8",
+    "dropout_ppm": 1,
 }
 RANK = {"codec": "lowrank", "rank": 4}  # neither without the other
 MINORS = {"context": 128, "top_k": 1}
@@ -59,7 +60,7 @@ def changed(**fields: Any) -> Documents:
 def test_a_field_that_an_old_genesis_lacks_has_not_changed() -> None:
     old = Documents(dict(BASE.model), dict(BASE.training))
     del old.model["routing"], old.model["shared_experts"]
-    del old.training["aux_loss_ppm"], old.training["codec"]
+    del old.training["aux_loss_ppm"], old.training["codec"], old.training["dropout_ppm"]
     assert change_between(old, BASE) == change_between(BASE, old)
     assert change_between(old, BASE)[0] is ModelChange.NONE
     assert change_between(old, changed(shared_experts=1))[0] is ModelChange.MAJOR

@@ -80,7 +80,7 @@ def context(answer: Replay | Exception, start: TrainState = START) -> Any:
     async def worker(*args: object, closing: object) -> Replay:
         if isinstance(answer, Exception):
             raise answer
-        assert args[-2:] == (answer.profile, ())
+        assert args[-3:] == (answer.profile, (), GIVEN.mask_key())
         assert closing is None  # but for the last segment (tests/unit/test_replay_end.py)
         return answer
 
@@ -97,7 +97,7 @@ def context(answer: Replay | Exception, start: TrainState = START) -> Any:
         assignment=assignment,
         specs=lambda number: SimpleNamespace(model=TINY, training=TINY_TRAINING),
         node=SimpleNamespace(blobs=SimpleNamespace(get_checkpoint=checkpoint)),
-        worker=SimpleNamespace(replay=worker),
+        worker=SimpleNamespace(replay=worker, most_bytes=1 << 20),
     )
 
 
@@ -244,7 +244,7 @@ def test_another_class_proves_nothing() -> None:
         return Replay(ZERO_HASH, ZERO_HASH, ours)
 
     asked = context(Replay(ZERO_HASH, ZERO_HASH, ours))
-    asked.worker = SimpleNamespace(replay=worker)
+    asked.worker.replay = worker
     theirs = replace(MANIFEST, profile="native/torch-2.0/avx2/threads-1/01")
     found = asyncio.run(_replayed(asked, ROUND, theirs, 0))
     assert found == (Verdict.UNAVAILABLE, ZERO_HASH)

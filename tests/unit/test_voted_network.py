@@ -124,6 +124,10 @@ def test_four_nodes_put_a_change_in_force_at_the_same_block() -> None:
 # --- a round that is trained by a later version -------------------------------------------
 
 
+# Its masks are the same for whoever trains and whoever replays.
+CHANGED = {"steps": 20, "segment_steps": 5, "batch": 4, "dropout_ppm": 100_000}
+
+
 class Quiet:
     def say(self, text: str) -> None: ...
 
@@ -150,7 +154,7 @@ async def _rounds(directory: Path) -> None:
             files = LearnerFiles(Home(directory / "home"), reader.genesis.chain_id, me.public)
             with files.lock():
                 first = await Learner(reader, keys, files, net.worker, Quiet()).train_round()
-                await _vote(net, client, {"steps": 20, "segment_steps": 5, "batch": 4})
+                await _vote(net, client, CHANGED)
                 # The same learner: it was told of nothing.
                 second = await Learner(reader, keys, files, net.worker, Quiet()).train_round()
             assert (first.status, second.status) == ("merged", "merged")
@@ -158,7 +162,8 @@ async def _rounds(directory: Path) -> None:
             _check(net, TxId(bytes.fromhex(second.delta)), "1.0.1", steps=20, segment_steps=5)
             assert (await reader.round_specs(0)).training.steps == 50
             assert (await reader.round_specs(1)).training.steps == 20
-            assert (await reader.specs_now()).training.batch == 4
+            rule = (await reader.specs_now()).training
+            assert (rule.batch, rule.dropout_ppm) == (4, 100_000)
 
 
 async def _vote(net: DutyNet, client: Client, changes: dict[str, int]) -> None:

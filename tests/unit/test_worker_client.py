@@ -269,3 +269,24 @@ def test_a_job_that_is_dropped_within_a_large_answer_ends_its_process() -> None:
             await worker.close()
 
     asyncio.run(run())
+
+
+def test_a_close_between_a_word_and_its_reader_ends() -> None:
+    """A reader that a word has woken and that has not run yet makes a stream forget who waits for
+    the next one."""
+
+    async def run() -> None:
+        worker = Worker()
+        await worker.profile()
+        job = asyncio.create_task(worker.train(JOB))
+        pipe: Any = worker._process and worker._process.stdout
+        while pipe._waiter is None:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            closing = asyncio.create_task(worker.close())
+            pipe.feed_data(b"\0" * 4)  # half of a length
+            await closing
+            with pytest.raises(WorkerError):
+                await job
+
+    asyncio.run(run())
