@@ -32,6 +32,7 @@ MAX_DENSITY = CHUNK_ELEMENTS  # kept entries a chunk: all of them
 MAX_DELTA_HEADER_BYTES = 1024 * 1024  # lengths of 200,000 sections; parsing costs 10 times that
 MAX_SECTION_BYTES = SUBTILE_BYTES // 2 + SUBTILE_BYTES // 4 // CHUNK_ELEMENTS  # a dense one
 MAX_STEP_BYTES = TILE_BYTES  # one tile's step on disk; a longer one is worth less than its tile
+MAX_PAYLOAD_BYTES = MAX_BLOB_BYTES - 16  # of a delta that travels: its seal has 16
 DELTA_UNIT_BITS = 28  # a delta value is an integer of units of 2**-28, so below 1.0 in size
 
 # --- counts ------------------------------------------------------------------

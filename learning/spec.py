@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 VOCAB = 256  # byte-level: a token is a byte
 PPM = 1_000_000
 WORDS_PER_WINDOW = 2  # PRF words that place one window of a batch: its page, its offset
-MAX_PARAMETERS = 1 << 31
+# The most that a worker process is given for a job, or answers; and what is left of it beside the
+# weights, for a payload, windows or a holdout.
+MAX_JOB_BYTES = 1 << 32
+_JOB_ROOM_BYTES = 1 << 28
+MAX_PARAMETERS = (MAX_JOB_BYTES - _JOB_ROOM_BYTES) // 4  # whole models are evaluated, in fp32
 MAX_STEPS = 100_000
 MAX_TEXT = 1 << 20  # bytes of a prompt and what is generated after it, together
 MAX_DROPOUT_PPM = 900_000
@@ -83,7 +87,11 @@ class ModelSpec:
         if spec.top_k > spec.experts:
             raise GenesisError(f"model.top_k: {spec.top_k} of {spec.experts} experts")
         if spec.parameters > MAX_PARAMETERS:
-            raise GenesisError(f"model: {spec.parameters} parameters, at most {MAX_PARAMETERS}")
+            raise GenesisError(
+                f"model: {spec.parameters} parameters, at most {MAX_PARAMETERS}: a worker is given "
+                f"all of them, {4 * spec.parameters} bytes, and takes {MAX_JOB_BYTES}; lower "
+                "layers, width, experts, shared_experts or expert_width"
+            )
         shards = 3 + spec.layers * (2 + spec.shared_experts + spec.experts)
         if shards > MAX_SHARDS:
             raise GenesisError(f"model: {shards} shards, at most {MAX_SHARDS}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from chain.errors import GenesisError, VerifyError
 from chain.model_versions import Documents, ModelChange
+from learning.documents import check_together
 from learning.spec import ModelSpec, TrainingSpec
 
 SHAPELESS = ("context", "top_k")
@@ -19,17 +20,18 @@ SHAPELESS = ("context", "top_k")
 
 def change_between(old: Documents, new: Documents) -> tuple[ModelChange, str]:
     """The least step of SemVer that says what has changed, and in words. VerifyError if the new
-    documents are not those of a model that can be."""
+    documents are not those of a model that can be, or do not go together."""
     try:
-        models = [ModelSpec.from_json(dict(d.model)).to_json() for d in (old, new)]
-        trainings = [TrainingSpec.from_json(dict(d.training)).to_json() for d in (old, new)]
+        models = [ModelSpec.from_json(dict(d.model)) for d in (old, new)]
+        trainings = [TrainingSpec.from_json(dict(d.training)) for d in (old, new)]
+        model_fields = _changed(*(model.to_json() for model in models))
+        training_fields = _changed(*(training.to_json() for training in trainings))
+        fixed = [name for name in model_fields if name not in SHAPELESS]
+        if fixed:  # refused anyway; looking at any layout would cost more than the proposal pays
+            return ModelChange.MAJOR, f"model.{fixed[0]} changes"
+        check_together(models[1], trainings[1])
     except GenesisError as error:
         raise VerifyError(str(error)) from None
-    model_fields = _changed(*models)
-    training_fields = _changed(*trainings)
-    fixed = [name for name in model_fields if name not in SHAPELESS]
-    if fixed:
-        return ModelChange.MAJOR, f"model.{fixed[0]} changes"
     if model_fields:
         return ModelChange.MINOR, f"model.{model_fields[0]} changes"
     if training_fields:

@@ -86,8 +86,11 @@ def template(model: str | None = None) -> dict[str, Any]:
 
 
 def write_genesis(home: Home, text: str) -> Genesis:
-    """Check a genesis and keep it, byte for byte."""
+    """Check a genesis, its documents included, and keep it, byte for byte."""
+    from learning.documents import read_documents
+
     genesis = parse_genesis(text)
+    read_documents(dict(genesis.model), dict(genesis.training))
     if not genesis.validators:
         raise GenesisError(
             "validators: none; this is a template, from which `blyan-node devnet` or "

@@ -8,8 +8,8 @@ from chain.execute import GenesisShard, genesis_tree
 from chain.params import Genesis
 from chain.tree import StateTree
 from chain.types import Block
+from learning.documents import read_documents
 from learning.init import initial_shards
-from learning.spec import ModelSpec
 from node.rules import ProtocolRules
 from tiles import merkle
 from tiles.layout import ShardSpec
@@ -28,8 +28,9 @@ class GenesisChain:
 
 
 def build_genesis(genesis: Genesis) -> GenesisChain:
-    """Initial weights, state and block 0. Raises GenesisError for a model that cannot be."""
-    spec = ModelSpec.from_json(dict(genesis.model))
+    """Initial weights, state and block 0. Raises GenesisError for a model that cannot be, or a
+    training rule that it cannot be trained by."""
+    spec, _ = read_documents(dict(genesis.model), dict(genesis.training))
     specs = spec.shards()
     shards = tuple(initial_shards(spec))
     rooted = []

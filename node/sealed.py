@@ -22,15 +22,14 @@ from chain.hashes import DELTA_KEY
 
 _NONCE = bytes(24)
 SALT_BYTES = 32
-TAG_BYTES = 16
 
 
 def seal(payload: bytes, salt: bytes) -> bytes:
     """The blob of a payload, 16 bytes longer. `salt`: 32 fresh random bytes."""
-    if len(payload) + TAG_BYTES > limits.MAX_BLOB_BYTES:
+    if len(payload) > limits.MAX_PAYLOAD_BYTES:
         raise InputError(
             f"a payload of {len(payload)} bytes is too large; a blob holds "
-            f"{limits.MAX_BLOB_BYTES}: lower the density or train fewer shards"
+            f"{limits.MAX_PAYLOAD_BYTES}: lower the density or train fewer shards"
         )
     key = DELTA_KEY.hash(salt)
     blob: bytes = crypto_aead_xchacha20poly1305_ietf_encrypt(payload, None, _NONCE, key)

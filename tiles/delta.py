@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Protocol
 
@@ -22,12 +23,12 @@ import numpy.typing as npt
 from chain import limits
 from chain.codec import U16, U32, Seq, decode, encode, wire
 from chain.errors import DecodeError, InputError
-from chain.hashes import PAYLOAD, PAYLOAD_SECTION, Hash32
+from chain.hashes import PAYLOAD, PAYLOAD_SECTION, ZERO_HASH, Hash32
 from chain.types import ShardIndex, u64_be
 from tiles import merkle, sections
 from tiles.codings import INT8, LOW_RANK, codec_of, rank_of
 from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE, ShardSpec
-from tiles.low_rank import decode_low_rank, encode_low_rank
+from tiles.low_rank import decode_low_rank, encode_low_rank, section_bytes
 from tiles.parts import Part
 
 UNIT_BITS = limits.DELTA_UNIT_BITS
@@ -146,6 +147,31 @@ def _encode_shard(spec: ShardSpec, units: Ints, density: int) -> tuple[Ints, lis
     if codec_of(density) == LOW_RANK:
         return encode_low_rank(units, rank_of(density), SUBTILE_ELEMENTS)
     return sections.encode_sparse(units, density, SUBTILE_ELEMENTS)
+
+
+def largest_payload(specs: Sequence[ShardSpec], density: int) -> int:
+    """The most bytes that a payload of all these shards can have; `density`: of the header."""
+    entries, total = [], 0
+    for spec in specs:
+        whole, rest = divmod(spec.elements, SUBTILE_ELEMENTS)
+        lengths = [_most_bytes(spec.coding, SUBTILE_ELEMENTS, density)] * whole
+        lengths += [_most_bytes(spec.coding, rest, density)] if rest else []
+        entries.append(ShardSections(ShardIndex(spec.index), tuple(lengths)))
+        total += sum(lengths)
+    header = encode(DeltaHeader(ZERO_HASH, density, tuple(entries)))
+    return _LENGTH_BYTES + len(header) + total
+
+
+@lru_cache(maxsize=1024)
+def _most_bytes(coding: str, elements: int, density: int) -> int:
+    """Of one section."""
+    if coding == "dense":
+        return sections.full_bytes(elements, sections.DENSE_BYTES)
+    if codec_of(density) == INT8:
+        return sections.full_bytes(elements, sections.INT8_BYTES)
+    if codec_of(density) == LOW_RANK:
+        return section_bytes(elements, rank_of(density))
+    return sections.most_sparse_bytes(elements, density)
 
 
 def to_units(values: npt.NDArray[np.float32], spec: ShardSpec) -> Ints:

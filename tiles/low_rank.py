@@ -37,6 +37,11 @@ def components(elements: int, rank: int) -> tuple[int, int]:
     return rows, min(rank, rows)
 
 
+def section_bytes(elements: int, rank: int) -> int:
+    rows, count = components(elements, rank)
+    return 1 + count * (rows + WIDTH)
+
+
 def encode_low_rank(units: Ints, rank: int, section: int) -> tuple[Ints, list[bytes]]:
     """What decoders get, and sections of `section` elements. `units`: int32 (n,)."""
     decoded, parts = np.empty_like(units), []
@@ -115,7 +120,7 @@ def _rounded(values: Longs, shift: int) -> Longs:
 def decode_low_rank(section: Buffer, elements: int, rank: int) -> Ints:
     """int32 (elements,) of one section. Raises DecodeError on factors in any but their one form."""
     rows, count = components(elements, rank)
-    length = 1 + count * (rows + WIDTH)
+    length = section_bytes(elements, rank)
     if len(section) != length:
         raise DecodeError(f"low-rank section of {len(section)} bytes, expected {length}")
     exponent = section[0]

@@ -40,6 +40,31 @@ def chunk_count(elements: int) -> int:
     return -(-elements // CHUNK)
 
 
+# --- sizes -----------------------------------------------------------------------------
+
+
+def most_sparse_bytes(elements: int, density: int) -> int:
+    """The most that a section of so many elements can have at a density."""
+    chunks = chunk_count(elements)
+    most = min(elements, density * chunks)
+    # A section grows with its values as long as their gaps keep their stored bits: it is largest at
+    # the last count before a change of those.
+    counts = {min(most, elements >> bits) for bits in range(elements.bit_length())}
+    return _COUNT_BYTES + _CENTROID_BYTES * chunks + max(_stream_bytes(n, elements) for n in counts)
+
+
+def _stream_bytes(count: int, elements: int) -> int:
+    """Signs, classes, rests and gaps of so many values, if the gaps are as unequal as can be."""
+    bits = _rice_bits(count, elements)
+    unary = count + ((elements - count) >> bits) if count else 0
+    return sum(-(-n // 8) for n in (count, count, count * bits, unary))
+
+
+def full_bytes(elements: int, width: int) -> int:
+    """Of a section with a mantissa of `width` bytes for each element."""
+    return chunk_count(elements) + width * elements
+
+
 # --- sparse: encoding ----------------------------------------------------------------
 
 
@@ -302,9 +327,9 @@ def decode_full(section: Buffer, elements: int, width: int) -> Ints:
     """int32 (elements,) of one section. Raises DecodeError on anything but its one encoding."""
     bits = 8 * width - 1
     chunks = chunk_count(elements)
-    if len(section) != chunks + width * elements:
+    if len(section) != full_bytes(elements, width):
         raise DecodeError(
-            f"full section of {len(section)} bytes, expected {chunks + width * elements}"
+            f"full section of {len(section)} bytes, expected {full_bytes(elements, width)}"
         )
     exponents = np.frombuffer(section, np.uint8, chunks).astype(np.int32)[:, None]
     padded = np.zeros((chunks, CHUNK), np.int32)

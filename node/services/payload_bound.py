@@ -7,9 +7,8 @@ from chain import limits, model_versions
 from chain.params import Genesis
 from chain.state import State
 from node import round_specs
-from node.sealed import TAG_BYTES
 from tiles.codings import SPARSE
-from tiles.payload_size import largest_payload
+from tiles.delta import largest_payload
 
 
 class PayloadBound:
@@ -27,6 +26,6 @@ class PayloadBound:
             training = specs.training
             # A delta that proves nothing may keep more than the rule's density.
             coding = limits.MAX_DENSITY if training.codec == SPARSE else training.density(number)
-            most = largest_payload(specs.model.shards(), coding) + TAG_BYTES
-            found = self._of[version] = min(most, limits.MAX_BLOB_BYTES)
+            most = min(largest_payload(specs.model.shards(), coding), limits.MAX_PAYLOAD_BYTES)
+            found = self._of[version] = most + limits.MAX_BLOB_BYTES - limits.MAX_PAYLOAD_BYTES
         return found

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 import msgpack
 
 from chain.errors import DecodeError
+from learning.spec import MAX_JOB_BYTES
 
 LENGTH_BYTES = 8
-MAX_FRAME_BYTES = 1 << 32  # a job on a model of 800 MiB: weights, residual and a state, 5 times it
+MAX_FRAME_BYTES = MAX_JOB_BYTES  # by which documents of a genesis are judged, too
 
 Message = dict[str, Any]
 
