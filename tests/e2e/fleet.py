@@ -130,7 +130,8 @@ class Machine:
 
 
 class Fleet:
-    """All nodes of one run. `wired`: their connections go over wires that can be cut."""
+    """All nodes of one run. `wired`: their connections go over wires that can be cut. `guests`:
+    nodes that validate nothing; whoever wants one to enter starts it with `admit`."""
 
     def __init__(
         self,
@@ -141,47 +142,60 @@ class Fleet:
         *,
         training: Mapping[str, Any] | None = None,
         wired: bool = True,
+        guests: int = 0,
     ) -> None:
         self.directory, self._wired = directory, wired
-        ports = free_ports(3 * manifest.validators, random.Random(seed))
+        count = manifest.validators + guests
+        ports = free_ports(3 * count, random.Random(seed))
         found = [
             found_home(
                 Home(directory / f"node-{i}"),
                 Config(api_port=next(ports), p2p_port=next(ports), link_port=next(ports)),
             )
-            for i in range(manifest.validators)
+            for i in range(count)
         ]
+        founders = found[: manifest.validators]
         document = template()
         document["params"] |= manifest.genesis
         document["training"] |= training or {}
-        text = json.loads(founding_genesis(found, document=document))
+        text = json.loads(founding_genesis(founders, document=document))
         text["accounts"] += [{"account": p.public.hex(), "grains": FUNDS_GRAINS} for p in payers]
         self.wires = Wires([(f.config.p2p_port, f.config.link_port) for f in found])
-        self.machines: list[Machine] = []
+        made: list[Machine] = []
         for i, node in enumerate(found):
             self.genesis = write_genesis(node.home, json.dumps(text))
-            whole = set_bootstrap(node, [other.address for other in found if other is not node])
+            whole = set_bootstrap(node, [other.address for other in founders if other is not node])
             clock = directory / f"clock-{i}"
             set_offset(clock, manifest.clock.get(i, 0.0))
-            self.machines.append(Machine(i, whole, directory / f"box-{i}.json", clock))
+            made.append(Machine(i, whole, directory / f"box-{i}.json", clock))
+        self.machines, self.guests = made[: len(founders)], made[len(founders) :]
 
     async def start(self) -> None:
         if self._wired:
             await self.wires.open()
         for machine in self.machines:
-            write_box(machine.box, machine.clock, self._ways(machine))
-            await machine.start()
+            await self.admit(machine)
         await asyncio.gather(*(self.wait_height(m, 2) for m in self.machines))
         await asyncio.gather(*(self.wait_connected(m) for m in self.machines))
         for pair, size in self.wires.carried().items():
-            if self._wired and not size:
+            if self._wired and not size and max(pair) < len(self.machines):
                 raise Failure(f"nodes {sorted(pair)} are linked, but not over their wire")
+
+    async def admit(self, machine: Machine) -> None:
+        """Start a node, with ways to all others."""
+        write_box(machine.box, machine.clock, self._ways(machine))
+        await machine.start()
+
+    @property
+    def everyone(self) -> list[Machine]:
+        """The validators, then the guests."""
+        return [*self.machines, *self.guests]
 
     def _ways(self, machine: Machine) -> Mapping[int, int]:
         """Where a connection to a port of another node leads."""
         if self._wired:
             return self.wires.ways[machine.index]
-        configs = [m.founded.config for m in self.machines if m is not machine]
+        configs = [m.founded.config for m in self.everyone if m is not machine]
         return {port: port for c in configs for port in (c.p2p_port, c.link_port)}
 
     async def wait_height(self, machine: Machine, height: int) -> int:
@@ -209,7 +223,7 @@ class Fleet:
         return max(await asyncio.gather(*(self.wait_height(m, 0) for m in machines)))
 
     def check_running(self) -> None:
-        for m in self.machines:
+        for m in self.everyone:
             ended = m.process is not None and m.process.returncode is not None
             if ended and not m.is_told_to_end and m.process is not None:
                 raise Failure(f"{m.name} ended by itself with exit code {m.process.returncode}")
@@ -226,11 +240,12 @@ class Fleet:
         async def one(machine: Machine) -> tuple[str, int]:
             return machine.name, await machine.end(signal.SIGTERM)
 
-        return dict(await asyncio.gather(*(one(m) for m in self.machines)))
+        running = [m for m in self.everyone if m.process is not None]
+        return dict(await asyncio.gather(*(one(m) for m in running)))
 
     async def close(self) -> None:
         """Leave no process, whatever happened."""
-        for machine in self.machines:
+        for machine in self.everyone:
             if machine.process is not None and machine.process.returncode is None:
                 machine.signal(signal.SIGKILL)
                 await machine.process.wait()

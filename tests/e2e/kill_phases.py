@@ -31,79 +31,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chain.address import format_address
 from node.client import Json
-from node.config import Config, save_config
-from node.founding import Founded, found_home, write_genesis
-from node.home import Home, write_private
-from tests.e2e.fleet import ROOT, STOP_S, Failure, Machine, deadline
-from tests.e2e.school import PARAMS, Say, School, opened
+from tests.e2e.fleet import Failure, Machine
+from tests.e2e.school import LONG_WINDOWS, PHASES, Pupil, Say, School, opened
 from tests.e2e.verdict import Check, all_ok
-from tests.kit.programs import environment
-from tests.kit.waiting import paused
 
-PHASES = (
-    *("open", "seed", "train", "reveal", "jury"),
-    *("screen_commit", "screen_reveal", "aggregate", "settle"),
-)
 VICTIMS = ("primary", "secondary", "learner")
 LEARNERS = 2
-# A killed learner must have the time to start again: that is what these windows are for.
-WINDOWS = {
-    "train": {"blocks": 20, "ms": 60_000},
-    "reveal": {"blocks": 10, "ms": 30_000},
-    "screen": {"blocks": 10, "ms": 30_000},
-    "aggregate": {"blocks": 8, "ms": 12_000},
-}
-RANKS = 3
-LOSS_PATIENCE = 10  # settle windows, as the protocol has it
-SLACK_S = 120.0  # for blocks of a network that lost a node, on a machine that does other things
-TICK_S = 0.02
 # Until here a learner that returns at once can still reveal.
 IN_TIME = ("open", "seed", "train", "reveal")
-
-
-class Pupil:
-    """A learner: its home, and its process if it runs."""
-
-    def __init__(self, founded: Founded) -> None:
-        self.founded = founded
-        self.process: asyncio.subprocess.Process | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.founded.home.logs / "out.txt"
-
-    async def start(self) -> None:
-        command = [sys.executable, "-m", "tests.e2e.pupil", "train", "--rounds", "1000000"]
-        with self.log.open("ab") as output:
-            self.process = await asyncio.create_subprocess_exec(
-                *command,
-                *("--home", str(self.founded.home.path)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=ROOT,
-                env=environment(),
-                start_new_session=True,
-            )
-
-    async def kill(self) -> None:
-        assert self.process is not None
-        if self.process.returncode is not None:
-            raise Failure(f"a learner ended by itself: {self.tail()}")
-        self.process.kill()
-        async with asyncio.timeout(STOP_S):
-            await self.process.wait()
-        self.process = None
-
-    def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-600:]
 
 
 @dataclass(slots=True)
@@ -129,8 +70,8 @@ class Outcome:
 
 
 class KillPhases:
-    def __init__(self, school: School, pupils: list[Pupil], outcome: Outcome, say: Say) -> None:
-        self._school, self._pupils, self._outcome, self._say = school, pupils, outcome, say
+    def __init__(self, school: School, outcome: Outcome, say: Say) -> None:
+        self._school, self._outcome, self._say = school, outcome, say
         self._chance = random.Random(f"kill phases {outcome.seed}")
         self._late: list[str] = []
         self._lost: list[str] = []
@@ -156,7 +97,8 @@ class KillPhases:
             self._outcome.checks.append(Check(name, tuple(self._lost), seen["lost"]))
 
     async def _one(self, phase: str, victim: str, returns: bool) -> None:
-        number, current = await self._reach(phase)
+        reached = await self._school.reach(phase)
+        number, current = int(reached["number"]), str(reached["phase"])
         found, who = await self._victim(victim)
         began = time.monotonic()
         await self._kill(found)
@@ -165,7 +107,7 @@ class KillPhases:
         self._say(what + (", started again" if returns else ", gone until the round's end"))
         if returns:
             await found.start()
-        shown = await self._school.finished(number, _left_s(current))
+        shown = await self._school.finished(number, self._school.left_s(current))
         took = time.monotonic() - began
         self._outcome.rounds_s.append(took)
         await self._judge(shown, what)
@@ -188,38 +130,22 @@ class KillPhases:
 
     async def _after(self, number: int, what: str) -> list[str]:
         """What became of the deltas of a round after a kill."""
-        found = await self._school.finished(number, _left_s("open"))
+        found = await self._school.finished(number, self._school.left_s("open"))
         await self._judge(found, f"after {what}")
         self._looked["next"] += 1
         if not found["loss_after"]:
             self._poor.append(f"after {what}: no loss of the model of round {number}")
         return [str(d["status"]) for d in found["delta_list"]]
 
-    async def _reach(self, phase: str) -> tuple[int, str]:
-        """A round that reaches this phase or the next: its number, and the phase it is in."""
-        wanted, at = PHASES.index(phase), 0
-        first = await self._school.ask(lambda c: c.round())
-        number = int(first["number"]) + (PHASES.index(first["phase"]) > wanted)
-        async with deadline(2 * _left_s("open"), f"no round has reached {phase}"):
-            while True:
-                found = await self._school.ask(lambda c: c.round())
-                at = PHASES.index(found["phase"])
-                number = max(number, int(found["number"]))  # a round may end without the phase
-                there = int(found["number"]) == number and at >= wanted
-                # An open round begins when its first learner has joined.
-                if there and (phase != "open" or found["joined_count"] or at):
-                    return int(found["number"]), str(found["phase"])
-                await paused(TICK_S)
-
     async def _victim(self, kind: str) -> tuple[Machine | Pupil, str]:
         """Whom to kill, and its address."""
         if kind == "learner":
-            pupil = self._chance.choice(self._pupils)
-            return pupil, _address(pupil.founded)
+            pupil = self._chance.choice(self._school.pupils)
+            return pupil, pupil.address
         ranks = (await self._school.ask(lambda c: c.election(0, 0)))["ranks"]
         who = str(ranks[0 if kind == "primary" else 1]["account"])
         for machine in self._school.machines:
-            if _address(machine.founded) == who:
+            if format_address(machine.founded.keys.account.public) == who:
                 return machine, who
         raise Failure(f"the tile's {kind} {who} is none of the nodes")
 
@@ -233,18 +159,9 @@ class KillPhases:
 
     async def _judge(self, found: Json, what: str) -> None:
         """No phase went on beyond the first block after its deadline."""
-        starts = [p for p in found["phases"] if p["height"] is not None]
-        for now, after in pairwise(starts):
-            window = _windows(now["phase"])
-            if window is None:
-                continue
-            blocks, ms = window
-            self._looked["late"] += 1
-            last = int(after["height"]) - 1  # the phase was still on after this block
-            block = await self._school.ask(lambda c, h=last: c.block(h))
-            if last - now["height"] > blocks and block["time_ms"] - now["time_ms"] > ms:
-                took = (block["time_ms"] - now["time_ms"]) / 1000
-                self._late.append(f"{what}: {now['phase']} took {took:.1f} s")
+        late, looked = await self._school.late(found)
+        self._late += [f"{what}: {one}" for one in late]
+        self._looked["late"] += looked
 
     def _failover(self, found: Json, who: str, what: str) -> None:
         """What the one that is gone had to aggregate was done by another; or it had done it."""
@@ -256,61 +173,18 @@ class KillPhases:
             self._no_failover.append(f"{what}: updates of ranks {sorted(ranks)}")
 
 
-def _address(founded: Founded) -> str:
-    return format_address(founded.keys.account.public)
-
-
-def _windows(phase: str) -> tuple[int, int] | None:
-    """The longest that a phase may take: blocks and milliseconds; None if blocks alone end it."""
-    names = {"screen_commit": "screen", "screen_reveal": "screen"}
-    window = {**PARAMS, **WINDOWS}.get(names.get(phase, phase))
-    if phase == "open" or window is None:
-        return None  # an open round waits for its first learner
-    times = {"aggregate": RANKS, "settle": 1 + LOSS_PATIENCE}.get(phase, 1)
-    return window["blocks"] * times, window["ms"] * times
-
-
-def _left_s(phase: str) -> float:
-    """All deadlines from a phase on, and some time for blocks."""
-    left = [_windows(p) for p in PHASES[PHASES.index(phase) :]]
-    return sum(max(w[1] / 1000, 2.0 * w[0]) for w in left if w) + SLACK_S
-
-
 # --- the program ---------------------------------------------------------------------------------
 
 
 async def run(phases: Sequence[str], victims: Sequence[str], outcome: Outcome, say: Say) -> None:
-    homes = [Home(outcome.directory / f"pupil-{i}") for i in range(LEARNERS)]
-    pupils = [Pupil(found_home(home, Config())) for home in homes]
-    school = School(
-        outcome.directory,
-        0,
-        outcome.seed,
-        params=WINDOWS,
-        funded=[p.founded.keys.account for p in pupils],
-    )
-    try:
-        async with opened(school, say):
-            for i, pupil in enumerate(pupils):
-                _settle(pupil, school.machines[i - 1])
-                await pupil.start()
-            # A learner that has never reached its node ends with an error, as it should.
-            await school.finished(0, _left_s("open"))
-            await KillPhases(school, pupils, outcome, say).run(phases, victims)
-            outcome.checks += await school.judge()
-    finally:
-        for pupil in pupils:
-            if pupil.process is not None and pupil.process.returncode is None:
-                await pupil.kill()
-
-
-def _settle(pupil: Pupil, machine: Machine) -> None:
-    """The learner talks with this node."""
-    home, node = pupil.founded.home, machine.founded
-    config = replace(pupil.founded.config, api_port=node.config.api_port)
-    save_config(home, config)
-    write_genesis(home, node.home.genesis_file.read_text())
-    write_private(home.token_file, node.home.token() + "\n")
+    school = School(outcome.directory, 0, outcome.seed, params=LONG_WINDOWS, pupils=LEARNERS)
+    async with opened(school, say):
+        for pupil in school.pupils:
+            await pupil.start()
+        # A learner that has never reached its node ends with an error, as it should.
+        await school.finished(0, school.left_s("open"))
+        await KillPhases(school, outcome, say).run(phases, victims)
+        outcome.checks += await school.judge()
 
 
 def kill_phases(

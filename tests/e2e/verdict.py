@@ -157,7 +157,7 @@ def judge(
     in. None of the checks trusts another."""
     most = max((len(s.rows) for s in seen.values()), default=0)
     found: list[tuple[str, Iterator[str], int]] = [
-        ("blocks are the same on all nodes", _differing(seen, most), most),
+        ("blocks are the same on all nodes", differing(seen, most), most),
         ("each block is what is listed, on the one before", _unlike(seen, blocks), len(blocks)),
         ("blocks told to be final are there", _lost_blocks(seen, told), len(told.blocks)),
         ("transactions told to be final are there", _lost_txs(seen, told), len(told.txs)),
@@ -191,7 +191,7 @@ def _row_at(node: Seen, height: int) -> Row | None:
     return node.rows[height - 1] if 1 <= height <= len(node.rows) else None
 
 
-def _differing(seen: Mapping[str, Seen], most: int) -> Iterator[str]:
+def differing(seen: Mapping[str, Seen], most: int) -> Iterator[str]:
     for height in range(1, most + 1):
         rows = {name: _row_at(node, height) for name, node in seen.items()}
         if len(set(rows.values())) > 1:

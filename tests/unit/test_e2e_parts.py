@@ -322,7 +322,7 @@ def test_a_chain_that_must_stop_or_go_on_is_watched(monkeypatch: pytest.MonkeyPa
 def test_a_node_that_ends_by_itself_is_noticed():
     process: Any = SimpleNamespace(returncode=None)
     machine: Any = SimpleNamespace(name="node-0", process=process, is_told_to_end=False)
-    fleet: Any = SimpleNamespace(machines=[machine])
+    fleet: Any = SimpleNamespace(everyone=[machine])
     Fleet.check_running(fleet)
     process.returncode = 1
     with pytest.raises(Failure, match="node-0 ended by itself with exit code 1"):
