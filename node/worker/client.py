@@ -130,6 +130,7 @@ class Worker:
         self._nice, self._timeout_s, self._idle_s = nice, timeout_s, idle_s
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
+        self._reading = asyncio.Lock()  # of a pipe: a second reader may never hear of its end
         self._waiting = 0
         self._idle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -330,13 +331,12 @@ class Worker:
         """The result of a job. Each event, of which `on_event` is told, gives it more time."""
         if self._waiting >= MAX_WAITING:
             raise WorkerError(f"{MAX_WAITING} jobs wait for the worker already; try again later")
-        frame = pack_frame(request)
         self._waiting += 1
         try:
             async with self._lock:
                 if self._idle is not None:
                     self._idle.cancel()
-                return await self._attempt(frame, on_event)
+                return await self._attempt(pack_frame(request), on_event)  # one copy at a time
         finally:
             self._waiting -= 1
 
@@ -399,8 +399,9 @@ class Worker:
     async def _message(self, process: asyncio.subprocess.Process) -> Message:
         if process.stdout is None:
             raise WorkerError("the worker has no pipes")
-        prefix = await process.stdout.readexactly(LENGTH_BYTES)
-        return unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
+        async with self._reading:
+            prefix = await process.stdout.readexactly(LENGTH_BYTES)
+            return unpack_body(await process.stdout.readexactly(frame_bytes(prefix)))
 
     async def _exchange(
         self,
@@ -480,7 +481,7 @@ class Worker:
                 process.kill()
         if process.stdout is not None:
             # A pipe with unread bytes is never at its end, and `wait` waits for the pipes, too.
-            with contextlib.suppress(RuntimeError):  # a job still reads, and reads to the end
+            async with self._reading:  # a job that still reads comes to an end by itself
                 while await process.stdout.read(_PIPE_BYTES):
                     pass
         await process.wait()

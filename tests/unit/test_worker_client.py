@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -265,5 +266,32 @@ def test_a_job_that_is_dropped_within_a_large_answer_ends_its_process() -> None:
                 await training
             await asyncio.gather(*dropping)
             await worker.close()
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_is_closed_while_it_answers_is_waited_for_to_its_end() -> None:
+    """An answer arrives just as `close` begins to read, and then the pipe ends: asyncio would
+    wake neither of two readers."""
+
+    async def run() -> None:
+        worker = Worker()
+        pipe = asyncio.StreamReader()
+
+        async def ended() -> int:
+            return -signal.SIGKILL
+
+        process: Any = SimpleNamespace(stdout=pipe, returncode=None, kill=lambda: None, wait=ended)
+        job = asyncio.create_task(worker._message(process))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(worker._kill(process))
+        pipe.feed_data(bytes(3))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        pipe.feed_eof()
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncio.IncompleteReadError):
+                await job
+            await closing
 
     asyncio.run(run())
