@@ -259,13 +259,12 @@ class Worker:
         """The result of a job. Each event, of which `on_event` is told, gives it more time."""
         if self._waiting >= MAX_WAITING:
             raise WorkerError(f"{MAX_WAITING} jobs wait for the worker already; try again later")
-        frame = pack_frame(request)
         self._waiting += 1
         try:
             async with self._lock:
                 if self._idle is not None:
                     self._idle.cancel()
-                return await self._attempt(frame, on_event)
+                return await self._attempt(pack_frame(request), on_event)  # one copy at a time
         finally:
             self._waiting -= 1
 
