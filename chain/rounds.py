@@ -69,7 +69,8 @@ def join(state: State, params: Params, sender: PubKey, tx: JoinRound) -> None:
     trigger_slots.check_join(state, params, current, sender)
     if not datasets.active(state):
         raise TxError("no_dataset", "no dataset is approved yet; submit one first")
-    _check_shards(state, "bad_declaration", tx.held)
+    if not _are_shards(state, tx.held):
+        raise TxError("bad_declaration", "shards of the model in ascending order, each once")
     if tx.held:
         state.put(rr.declaration_key(tx.round, sender), rr.Declaration(tx.held))
     put_round(state, replace(current, joined=(*current.joined, sender)))
@@ -131,15 +132,16 @@ def manifest(state: State, sender: PubKey, tx: PodlManifest) -> None:
         raise TxError("wrong_manifest", "the manifest is not the one that the commit named")
     if tx.base_root != record.base_root:
         raise TxError("stale_base", "the manifest names another base than its commit")
-    _check_shards(state, "bad_manifest", tx.shards)
+    if not _are_shards(state, tx.shards):
+        raise TxError("bad_manifest", "shards of the model in ascending order, each once")
     if tx.proven:
         _check_proven(state, current, sender, tx)
     state.put(r.delta_key(record.id), replace(record, manifest=tx))
 
 
-def _check_shards(state: State, code: str, shards: Sequence[int]) -> None:
-    if any(a >= b for a, b in pairwise((*shards, state.model.shards))):
-        raise TxError(code, "shards of the model in ascending order, each once")
+def _are_shards(state: State, shards: Sequence[int]) -> bool:
+    """Whether they are the model's, ascending, each once."""
+    return all(a < b for a, b in pairwise((*shards, state.model.shards)))
 
 
 def _check_proven(state: State, current: r.RoundRecord, sender: PubKey, tx: PodlManifest) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from learning.spec import ModelSpec
+from node.delta_file import BASE_KEY
 
 # The fresh model is surer of itself than it may be, so little noise makes it less wrong and passes
 # the screen (0.05 does); three times the size of weights ruins it at any age.
@@ -16,8 +17,9 @@ SCALE = 0.15
 SEED = 20
 
 
-def write_garbage(path: Path, spec: dict[str, Any]) -> None:
-    """A safetensors file of fp32 noise, named as `blyan delta submit` expects."""
+def write_garbage(path: Path, spec: dict[str, Any], base: str) -> None:
+    """A safetensors file of fp32 noise, named as `blyan delta submit` expects, that says it starts
+    from the model with this root, in hex."""
     source = np.random.default_rng(SEED)
     save_file(
         {
@@ -26,4 +28,5 @@ def write_garbage(path: Path, spec: dict[str, Any]) -> None:
             for tensor in shard.tensors
         },
         path,
+        {BASE_KEY: base},
     )

@@ -121,7 +121,7 @@ class Lesson:
         )
         model = await self._ask(lambda c: c.model())
         path = outsider.path / "garbage.safetensors"
-        await asyncio.to_thread(write_garbage, path, model["spec"])
+        await asyncio.to_thread(write_garbage, path, model["spec"], model["root"])
         await self._start(outsider, "delta", "submit", str(path))
 
     # --- following -------------------------------------------------------------------------

@@ -95,9 +95,12 @@ def test_a_port_that_was_asked_for_is_not_replaced(taken: int) -> None:
 
 def test_garbage_is_a_well_formed_delta(tmp_path: Path) -> None:
     path, model = tmp_path / "garbage.safetensors", template()["model"]
-    write_garbage(path, model)
+    write_garbage(path, model, "ab" * 32)
     shards = ModelSpec.from_json(model).shards()
-    assert len(read_delta(path, shards).shards) == len(shards)
+    found = read_delta(path, shards)
+    assert len(found.shards) == len(shards)
+    assert found.base is not None
+    assert found.base.hex() == "ab" * 32
 
 
 # --- child processes -----------------------------------------------------------------------

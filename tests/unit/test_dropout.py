@@ -60,7 +60,10 @@ def test_masks_are_those_of_the_vectors() -> None:
         assert [str(word) for word in words(int(seed), 3, 5)] == outputs[3:]
     seed, learner = (bytes.fromhex(VECTORS[name]) for name in ("seed", "learner"))
     given = Assignment(
-        library(5000), Hash32(seed), PubKey(learner), VECTORS["round"], batch=4, context=16
+        *(library(5000), Hash32(seed), PubKey(learner), VECTORS["round"]),
+        steps=1,
+        batch=4,
+        context=16,
     )
     key = given.mask_key()
     assert key.hex() == VECTORS["key"]
