@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chain import datasets, guard, model_versions, momentum, rewards, rounds, trigger_slots
+from chain import (
+    datasets,
+    guard,
+    model_versions,
+    momentum,
+    quotas,
+    rewards,
+    rounds,
+    trigger_slots,
+)
 from chain import records as r
 from chain import round_records as rr
 from chain.guard_records import GuardVerdict
@@ -25,7 +34,7 @@ from chain.transactions import Verdict
 from chain.types import Height, PubKey, TimeMs, TxId, u64_be
 
 LOSS_PATIENCE = 10  # settle windows for which a round waits for its holdout loss
-NEWCOMER_PATIENCE = 4  # times what learners with merit took, in blocks, are others waited for
+NEWCOMER_PATIENCE = 4  # times what the trusted took, and a part of the window, others have
 UNPROVEN_SHARE = 4  # an unproven delta gains at least 1/4 of what the round's proven ones do
 
 
@@ -185,25 +194,28 @@ def _train(state: State, params: Params, current: r.RoundRecord) -> None:
     committed = {state.delta(d).sender for d in current.deltas}
     absent = [j for j in current.joined if j not in committed]
     full = len(current.deltas) >= MAX_DELTAS or not absent
-    if not (full or _passed(state, current) or _waited_enough(state, current, absent)):
+    if not (full or _passed(state, current) or _waited_enough(state, params, current, absent)):
         return
     for account in absent:
         rewards.lose_merit(state, account)
     _enter(state, current, RoundPhase.REVEAL, params.reveal)
 
 
-def _waited_enough(state: State, current: r.RoundRecord, absent: Sequence[PubKey]) -> bool:
-    """Whether only accounts without merit are missing, and had several times as long as the slowest
-    with merit took: declaring costs little, so else one account could hold every round to its
-    deadline."""
-    if any(state.account(a).merit for a in absent):
+def _waited_enough(
+    state: State, params: Params, current: r.RoundRecord, absent: Sequence[PubKey]
+) -> bool:
+    """Whether only newcomers are missing, and had a quarter of the window and several times as long
+    as the slowest that is trusted took: declaring costs little, so else one account could hold
+    every round to its deadline."""
+    known = [a for a in current.joined if quotas.is_trusted(state, params, a)]
+    if not known or any(a in absent for a in known):
         return False
-    made = [state.delta(d) for d in current.deltas]
-    known = [d.height for d in made if d.sender in current.joined and state.account(d.sender).merit]
-    if not known:
-        return False
-    begun = current.phase_height
-    return state.head.height - begun >= NEWCOMER_PATIENCE * (max(known) - begun)
+    begun, made = current.phase_height, [state.delta(d) for d in current.deltas]
+    took = max(d.height for d in made if d.sender in known) - begun
+    least = max(NEWCOMER_PATIENCE * took, params.train.blocks // NEWCOMER_PATIENCE)
+    begun_ms = current.deadline_ms - params.train.ms
+    since = state.head.height - begun, state.head.time_ms - begun_ms
+    return since[0] >= least and since[1] >= params.train.ms // NEWCOMER_PATIENCE
 
 
 def _reveal(state: State, current: r.RoundRecord) -> None:

@@ -14,6 +14,7 @@ from chain.state import REWARD_POOL, State
 from chain.transactions import Verdict
 from chain.types import Grains, PubKey, TxId
 
+PAID_GAINS = 2  # times the median of a round's gains are paid at most
 MISMATCH_MERIT = 10  # that a delta costs whose replay came out otherwise
 
 
@@ -29,14 +30,18 @@ def helps(record: r.DeltaRecord, jurors: int) -> bool:
 
 
 def pay_learners(state: State, params: Params, deltas: Sequence[TxId]) -> None:
-    """Share a round's reward among its merged deltas, as they gain; what does not lower the loss
-    earns neither money nor merit."""
+    """Share a round's reward among its merged deltas, as they gain, up to twice what is usual: a
+    delta that is made longer gains more at a fifth of itself, and no more once it is merged. What
+    does not lower the loss earns neither money nor merit."""
     records = [state.delta(d) for d in deltas]
-    merged = [d for d in records if d.status == DeltaStatus.MERGED and gain(d) > 0]
+    gains = {d.id: gain(d) for d in records if d.status == DeltaStatus.MERGED and gain(d) > 0}
+    most = PAID_GAINS * _median(list(gains.values()))
     pool = min(params.round_reward_grains, state.account(REWARD_POOL).balance)
-    total = sum(map(gain, merged))
-    for delta in merged:
-        share = Grains(pool * gain(delta) // total)
+    total = sum(min(most, g) for g in gains.values())
+    for delta in records:
+        if delta.id not in gains:
+            continue
+        share = Grains(pool * min(most, gains[delta.id]) // total)
         state.move(REWARD_POOL, delta.sender, share)
         state.put(r.delta_key(delta.id), replace(delta, reward=share))
         state.put_account(delta.sender, merit=state.account(delta.sender).merit + 1)

@@ -22,7 +22,11 @@ from tiles.layout import SUBTILE_ELEMENTS, SUBTILES_PER_TILE, ShardSpec
 from tiles.parts import Part
 
 SUBTILES = 5  # looked at of a round's deltas, or all where there are fewer
-ALIKE = (16, 25)  # the square of a cosine of 0.8, above which a subtile is alike
+LEAST = 3  # of these must tell anything, or all where there are fewer
+# A subtile is alike above a cosine of 0.9, squared. Honest ones have up to 0.7, and each of many
+# such a cosine of up to 0.84 with their mean.
+ALIKE = (81, 100)
+LENGTHS = 16  # and if the longer one's square is at most so many times the other's
 Sample = tuple[Part, ...]  # a delta at the places that are drawn
 _DRAWS = 64  # at most, until so many different ones are found
 
@@ -79,5 +83,7 @@ def is_copy(own: Sample, others: Sequence[Sample], places: Sequence[Place]) -> b
         for i in range(len(others)):
             other, both = products[i + 1][i + 1], products[0][i + 1]
             told[i] += size > 0 or other > 0
-            alike[i] += both > 0 and ALIKE[1] * both * both > ALIKE[0] * size * other
-    return any(2 * a > t for a, t in zip(alike, told, strict=True))
+            near = both > 0 and ALIKE[1] * both * both > ALIKE[0] * size * other
+            alike[i] += near and max(size, other) <= LENGTHS * min(size, other)
+    least = min(LEAST, len(places))
+    return any(2 * a > t >= least for a, t in zip(alike, told, strict=True))

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Protocol
 
 from chain import datasets
@@ -30,6 +31,7 @@ from node.services.blobs import BlobService
 
 log = logging.getLogger("blyan.blobs")
 BEHIND_S = 3600.0  # a node so far behind drops nothing: it has not yet seen what names its blobs
+HASH_BYTES = 32
 FREED_AT_ONCE = 16  # a sixteenth of the store, so that not each blob has all the others looked at
 
 
@@ -57,6 +59,8 @@ class BlobKeeping:
         self._full: tuple[int, int] | None = None  # round and phase in which nothing more could go
         self._wake = asyncio.Event()
         self._done = -1  # the round in which everything was looked at
+        self._lists = blobs.directory / "chunks"  # what a manifest that was here has named
+        self._lists.mkdir(exist_ok=True)
         self.dropped = 0
         blobs.make_room = self.make_room
         chain.finalized(self._committed)
@@ -132,21 +136,32 @@ class BlobKeeping:
                 if found is not None:
                     chunks[record.id] = found
                     needed |= found
+        if chunks.keys() != self._chunks.keys():
+            self._forget_lists(chunks)
         self._chunks = chunks
         return frozenset(needed), rounds
 
     def _chunks_of(self, record: r.DatasetRecord) -> frozenset[BlobId] | None:
-        """None while the manifest is not here: then no chunk was fetched for it either."""
-        if not 0 < self._blobs.size(record.manifest) <= MAX_MANIFEST_BYTES:
-            return None
-        raw = self._blobs.local(record.manifest)
-        if raw is None:
-            return None
+        """None while the manifest is not here and never was: then no chunk was fetched either."""
+        listed = self._lists / record.id.hex()
+        raw = None
+        if 0 < self._blobs.size(record.manifest) <= MAX_MANIFEST_BYTES:
+            raw = self._blobs.local(record.manifest)
+        if raw is None:  # it may have rotted: its chunks are as good as they were
+            return _read_list(listed)
         try:
-            return frozenset(manifest_of(record, raw).chunks)
+            found = frozenset(manifest_of(record, raw).chunks)
         except BlyanError as error:
             log.debug("dataset %s has no chunks to keep: %s", record.id.hex(), error)
             return frozenset()
+        _write_list(listed, found)
+        return found
+
+    def _forget_lists(self, kept: Iterable[Hash32]) -> None:
+        names = {dataset.hex() for dataset in kept}
+        for path in self._lists.iterdir():
+            if path.name not in names:
+                path.unlink(missing_ok=True)
 
     def _drop(self, names: Iterable[BlobId], least: int | None) -> int:
         """Drop these until `least` bytes are free, or all; the bytes that are."""
@@ -158,6 +173,22 @@ class BlobKeeping:
             free += size
             self.dropped += size > 0
         return free
+
+
+def _read_list(path: Path) -> frozenset[BlobId] | None:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    cuts = range(0, len(raw) - len(raw) % HASH_BYTES, HASH_BYTES)
+    return frozenset(BlobId(Hash32(raw[at : at + HASH_BYTES])) for at in cuts)
+
+
+def _write_list(path: Path, names: frozenset[BlobId]) -> None:
+    """All of it or nothing."""
+    part = path.with_suffix(".part")
+    part.write_bytes(b"".join(sorted(names)))
+    part.replace(path)
 
 
 def _payloads(state: State, number: int) -> frozenset[BlobId]:

@@ -60,7 +60,7 @@ class BlobService:
         self._fetching: dict[bytes, tuple[int, asyncio.Task[bytes]]] = {}  # name: most, fetch
         self._rates = PeerRates()
         self._reading = Workers(READING)
-        self._lock = threading.Lock()  # of the next two: several threads write
+        self._lock = threading.RLock()  # of the next two: several threads write
         self._used = 0
         self._handed_in: dict[BlobId, float] = {}  # blobs, and until when they stay anyway
         # Called in any thread, with no lock held, when so many bytes would have to go first.
@@ -72,6 +72,10 @@ class BlobService:
         net.serve(PROTOCOL, self._serve, most=33, concurrent=8, priority=Priority.BULK)
 
     # --- local ---------------------------------------------------------------------
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
 
     def put(self, data: bytes) -> BlobId:
         """Host what this node's owner hands in: it stays for GRACE_S, and then as long as the chain
@@ -123,7 +127,7 @@ class BlobService:
             if until is not None and until > self._clock():
                 return 0
             self._handed_in.pop(blob_id, None)
-        return self._remove(self._path("blob", blob_id))
+            return self._remove(self._path("blob", blob_id))
 
     def has(self, blob_id: BlobId) -> bool:
         return self._path("blob", blob_id).exists()

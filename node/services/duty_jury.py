@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 
 from chain import limits
 from chain import records as r
@@ -62,7 +63,7 @@ from node.services.duty_plan import Evaluate, OpenVote, Prepare, Replay, Screen
 from node.worker.client import Worker
 from node.worker.training import Closed, Closing
 from tiles import copies, merkle
-from tiles.delta import delta_header, payload_root
+from tiles.delta import DeltaHeader, delta_header, payload_root
 
 log = logging.getLogger("blyan.duties")
 WORDS_PER_WINDOW = 2  # of the data PRF, as learning.train counts them (it needs torch)
@@ -123,7 +124,9 @@ async def _judge(
             raise VerifyError("the datasets hold too little text to judge by")
         base = await context.newest_model(context.state())
         model, proven = context.specs(current.number).model, bool(manifest and manifest.proven)
-        found = await _look(context.worker, model, base, payload, slices, proven)
+        # An audit that finds nothing to replay leaves the losses alone to speak for a delta.
+        alone = not proven or record.id == current.audited
+        found = await _look(context.worker, model, base, payload, slices, not alone)
     except UnreachableError:
         if not context.late(current, context.params().screen.ms):
             raise
@@ -142,7 +145,7 @@ async def _is_copy(context: DutyContext, current: r.RoundRecord, record: r.Delta
     state = context.state()
     revealed = [d for d in map(state.delta, current.deltas) if d.status == r.DeltaStatus.REVEALED]
     ranked = sorted(revealed, key=lambda d: not (d.manifest and d.manifest.proven))
-    earlier = ranked[: [d.id for d in ranked].index(record.id)]
+    earlier = list(takewhile(lambda d: d.id != record.id, ranked))
     try:
         return await asyncio.to_thread(_copies_one_of, context, current, record, earlier)
     except StorageError as error:  # a full disk is no reason to say nothing of the losses
@@ -162,7 +165,8 @@ def _copies_one_of(
     for other in earlier:
         with suppress(DecodeError, VerifyError):  # what does not open is nobody's original
             found = context.payloads.local(other)
-            if found is not None and found.header.base_root == current.base_root:
+            if found is not None:
+                _check(context, current, other, found.root, found.header)
                 others.append(copies.sample(found, places, specs))
     own = context.payloads.local(record) if others else None
     return own is not None and copies.is_copy(copies.sample(own, places, specs), others, places)
@@ -199,10 +203,19 @@ def check_payload(
     context: DutyContext, current: r.RoundRecord, record: r.DeltaRecord, payload: bytes
 ) -> None:
     """Structure checks before anything is evaluated. Raises DecodeError or VerifyError."""
+    _check(context, current, record, payload_root(payload), delta_header(payload))
+
+
+def _check(
+    context: DutyContext,
+    current: r.RoundRecord,
+    record: r.DeltaRecord,
+    root: Hash32,
+    header: DeltaHeader,
+) -> None:
     manifest = record.manifest
-    if manifest is None or payload_root(payload) != manifest.payload_root:
+    if manifest is None or root != manifest.payload_root:
         raise VerifyError("the payload is not the one that the manifest names")
-    header = delta_header(payload)
     if header.base_root != current.base_root:
         raise VerifyError("the payload is a delta of another base")
     if header.density != manifest.density:

@@ -1,4 +1,4 @@
-"""Payloads of a round's accepted deltas, out of memory: 64 of them may have 4 GiB.
+"""Payloads of a round's revealed deltas, out of memory: 64 of them may have 4 GiB.
 
 Each is decrypted once into a file without a name in the home, however many duties want it, and
 read from there section by section. The file is this process's alone and goes with its last reader,
@@ -164,7 +164,7 @@ class _NamelessFile:
                 os.ftruncate(self._fd, self.size)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageError(
-                    f"the disk is full: {len(data)} bytes of a payload that is to be aggregated do "
+                    f"the disk is full: {len(data)} bytes of a payload do "
                     f"not fit into {self._directory}; free some space"
                 ) from None
             raise StorageError(

@@ -278,6 +278,25 @@ def test_a_full_store_makes_room_oldest_round_first(
     assert list(node.blobs.held()) == [dataset.manifest]
 
 
+def test_a_manifest_that_rots_takes_no_chunk_with_it(tmp_path: Path, chain: LocalChain) -> None:
+    """Across a restart, after which nothing is known but what lies on disk."""
+    dataset = build([Document("a.txt", b"some text\n" * 200_000)], "CC0-1.0", "a dataset")
+    record, node = submitted(dataset), Node(tmp_path / "node", dataset.manifest_bytes)
+    chunks = frozenset(map(name, dataset.chunks))
+    first = BlobKeeping(node.blobs, chain.chain, 2, lambda: 0.0)
+    assert first._chunks_of(record) == chunks
+    path = tmp_path / "node" / "blob" / name(dataset.manifest_bytes).hex()
+    path.write_bytes(b"!" + dataset.manifest_bytes[1:])
+    for _ in range(2):  # it is removed where it is read first
+        again = BlobKeeping(node.blobs, chain.chain, 2, lambda: 0.0)
+        assert again._chunks_of(record) == chunks
+    assert not path.exists()
+    again._forget_lists([record.id])
+    assert again._chunks_of(record) == chunks
+    again._forget_lists([])  # it was rejected
+    assert again._chunks_of(record) is None
+
+
 def test_a_node_that_is_catching_up_drops_nothing(tmp_path: Path, chain: LocalChain) -> None:
     """Later blocks, which it has not yet, may name what it hosts."""
     head_s = chain.state.head.time_ms / 1000
@@ -296,7 +315,8 @@ def test_a_restart_knows_what_was_handed_in_of_late(tmp_path: Path, chain: Local
         again = Node(tmp_path / "node", now=[written + age])
         keeping = BlobKeeping(again.blobs, chain.chain, retention_rounds=2, clock=lambda: 0.0)
         assert keeping.tidy() == dropped
-    assert sorted(p.name for p in (tmp_path / "node").iterdir()) == ["blob", "checkpoint"]
+    kept = sorted(p.name for p in (tmp_path / "node").iterdir())
+    assert kept == ["blob", "checkpoint", "chunks"]
     assert not node.blobs.has(name(b"mine"))
 
 

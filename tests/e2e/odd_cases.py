@@ -29,7 +29,8 @@ PERIOD_S = 0.1
 TRAINS = 0.1  # of a core: a worker that uses more has work
 SMOOTH = 0.05  # of a new reading
 LOST_ROUNDS = 2
-NEWCOMER_PATIENCE = 4  # times what the others took, as the protocol has it
+NEWCOMER_PATIENCE = 4  # times what the others took, or a part of the window: the protocol's
+A_BLOCK_S = 3.0  # by which a phase may be longer than its time
 LOST = "the round went on without us"
 
 # --- a network in two parts -----------------------------------------------------------------------
@@ -263,7 +264,8 @@ async def _lost_rounds(stage: Stage, number: int, count: int) -> list[float]:
             took.append(took_s(shown, "train"))
             theirs, all_of_it = _blocks_of_train(shown, fast)
             what = f"round {shown['number']}: {all_of_it} blocks, and the others took {theirs}"
-            patient = all_of_it <= NEWCOMER_PATIENCE * theirs
+            quarter_s = _train_window_s(stage) / NEWCOMER_PATIENCE + A_BLOCK_S
+            patient = all_of_it <= NEWCOMER_PATIENCE * theirs or took[-1] <= quarter_s
             stage.book.true("a slow learner holds up nobody", what, patient)
         if len(took) == count:
             return took

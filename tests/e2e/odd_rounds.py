@@ -54,7 +54,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "slow": Scenario(
         odd_cases.slow,
         pupils=3,
-        params={"train": {"blocks": 20, "ms": 120_000}},
+        params={"train": {"blocks": 20, "ms": 120_000}, "trusted_merit": 1},
         training={"steps": 60, "segment_steps": 15},  # what a tenth of a machine takes long for
     ),
     "few": Scenario(odd_cases.few, pupils=3, params={"train": {"blocks": 15, "ms": 30_000}}),

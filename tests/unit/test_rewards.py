@@ -28,6 +28,7 @@ from tests.kit.machine import key
 from tests.kit.round_run import SALT, RoundRun
 
 REWARD = 90_000_000
+STEP_MS = 1000  # of a block of the kit's
 SPREAD = 3500  # what the kit's slices take from a gain, in the mean
 NONE = SPREAD  # no gain at all: neither harmful nor of any use
 
@@ -65,6 +66,13 @@ def test_a_reward_follows_what_a_delta_gains() -> None:
     run = played({"ann": 2 * 10**7 + SPREAD, "ben": 10**7 + SPREAD})
     assert rewards(run) == {"ann": REWARD * 2 // 3, "ben": REWARD // 3}
     assert run.merit("ann") == run.merit("ben") == 1
+
+
+def test_a_long_delta_is_paid_twice_the_usual_at_most() -> None:
+    """A fifth of three times a delta gains nearly three times as much; merged, it is as long as the
+    others."""
+    gains = {"ann": 10**7 + SPREAD, "ben": 10**7 + SPREAD, "eve": 10**9 + SPREAD}
+    assert rewards(played(gains)) == {"ann": REWARD // 4, "ben": REWARD // 4, "eve": REWARD // 2}
 
 
 def test_what_lowers_no_loss_earns_nothing() -> None:
@@ -174,7 +182,7 @@ def test_merit_does_not_follow_the_number_of_updates() -> None:
 def training(run: RoundRun, *known: str) -> None:
     """Dataset, merit for these, and all three in a round whose training has begun."""
     run.dataset()
-    give_merit(run, 1, *known)
+    give_merit(run, run.m.genesis.params.trusted_merit, *known)
     run.join("ann", "ben", "eve")
     run.until(RoundPhase.TRAIN)
 
@@ -188,11 +196,23 @@ def blocks_of_training(run: RoundRun) -> int:
 def test_a_newcomer_that_brings_nothing_holds_nobody_for_long() -> None:
     run = RoundRun(train={"blocks": 300, "ms": 1000})
     training(run, "ann", "ben")
-    run.m.block()
-    run.m.block()
+    for _ in range(28):
+        run.m.block()
     assert run.commit("ann", run.manifest("ann")) == "ok"
     assert run.commit("ben", run.manifest("ben")) == "ok"
-    assert blocks_of_training(run) == 4 * NEWCOMER_PATIENCE
+    assert blocks_of_training(run) == 30 * NEWCOMER_PATIENCE
+
+
+@pytest.mark.parametrize(
+    "window", [{"blocks": 400, "ms": 1000}, {"blocks": 1, "ms": 400 * STEP_MS}]
+)
+def test_a_newcomer_has_a_quarter_of_the_window(window: dict[str, int]) -> None:
+    """Who is trusted and has something at once does not end the phase for the others."""
+    run = RoundRun(train=window)
+    training(run, "ann", "ben")
+    assert run.commit("ann", run.manifest("ann")) == "ok"
+    assert run.commit("ben", run.manifest("ben")) == "ok"
+    assert 98 <= blocks_of_training(run) <= 102
 
 
 def test_a_newcomer_in_time_is_in_the_round() -> None:
