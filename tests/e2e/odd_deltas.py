@@ -161,9 +161,8 @@ def trained(model: ModelSpec, rule: TrainingSpec, data: RoundData, base: Tensors
     sections: Sections = tuple(
         b"".join(base[f"{s.name}.{t.name}"].tobytes() for t in s.tensors) for s in model.shards()
     )
-    batches = Assignment(
-        data.train, Hash32(ZERO_HASH), PubKey(bytes(32)), 0, batch=rule.batch, context=model.context
-    )
+    shape = {"steps": OWN_STEPS, "batch": rule.batch, "context": model.context}
+    batches = Assignment(data.train, Hash32(ZERO_HASH), PubKey(bytes(32)), 0, **shape)
     state = TrainState.fresh(sections)
     state = train_segment(model, rule, state, batches.batch, OWN_STEPS)
     found = {}
