@@ -14,11 +14,12 @@ for (chain/store_tree.py). Trees do not change: any thread may read one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from chain import limits, tree_edit, tree_pages, tree_walk
 from chain.codec import Seq, decode, wire
@@ -38,7 +39,10 @@ from chain.tree_pages import (
 )
 
 T = TypeVar("T")
-_MAX_DECODED_BYTES = 256  # of a value that is kept decoded: an account's is 30
+_MAX_DECODED_BYTES = 256  # of a value that is kept decoded at its leaf: an account's is 30
+_MAX_SHARED_BYTES = 64 * 1024  # of one that is among the few that all trees share
+_SHARED = 64  # of those: the head, the round, the epoch's validators are read by every duty
+_decoded: Callable[[Any, bytes], Any] = lru_cache(_SHARED)(decode)
 
 
 @wire(81)
@@ -105,14 +109,17 @@ class StateTree:
         return None if leaf is None else value_of(leaf, self._source)
 
     def read(self, key: bytes, cls: type[T]) -> T | None:
-        """The value of `key`, decoded. Small ones stay decoded: what is read in one block is most
-        likely read in the next, and immutable."""
+        """The value of `key`, decoded. Small ones and the last larger ones stay decoded: what is
+        read in one block is most likely read in the next, and immutable."""
         leaf = self._find(key)
         if leaf is None:
             return None
         if type(leaf.decoded) is cls:
             return leaf.decoded
         raw = value_of(leaf, self._source)
+        if _MAX_DECODED_BYTES < len(raw) <= _MAX_SHARED_BYTES:
+            shared: T = _decoded(cls, raw)
+            return shared
         value: T = decode(cls, raw)
         if len(raw) <= _MAX_DECODED_BYTES:
             leaf.decoded = value

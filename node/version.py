@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 
 
+@cache  # each call would read the distribution's files again
 def version() -> str:
     return metadata.version("blyan")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chain.codec import decode, encode
-from chain.errors import VerifyError
+from chain.errors import DecodeError, VerifyError
 from chain.hashes import STATE_KEY, STATE_NODE, ZERO_HASH, Hash32
 from chain.tree import StateLeaf, StateProof, StateTree, subtree_hash, verify_state_proof
 from tests.reference import tree as reference
@@ -179,3 +179,24 @@ def test_proofs_stay_small() -> None:
     tree = StateTree.empty().set_many(content)
     largest = max(len(encode(tree.prove(i.to_bytes(4, "big")))) for i in range(0, 21_000, 50))
     assert largest < 1024
+
+
+@pytest.mark.parametrize("hashes", [1, 250])
+def test_a_value_read_decoded_is_the_one_that_this_tree_holds(hashes: int) -> None:
+    """Whether it is kept at its leaf or among those that all trees share."""
+    one = StateProof((Hash32(bytes([1]) * 32),) * hashes, None)
+    two = StateProof((Hash32(bytes([2]) * 32),) * hashes, None)
+    before = StateTree.empty().set_many({b"key": encode(one)})
+    after = before.set_many({b"key": encode(two)})
+    for _ in range(2):
+        assert before.read(b"key", StateProof) == one
+        assert after.read(b"key", StateProof) == two
+    with pytest.raises(DecodeError):  # the same bytes as another struct
+        after.read(b"key", StateLeaf)
+
+
+def test_what_is_read_in_every_block_is_decoded_once() -> None:
+    value = StateProof((ZERO_HASH,) * 20, None)
+    first = StateTree.empty().set_many({b"key": encode(value)})
+    again = first.set_many({b"other": b"changed"})
+    assert first.read(b"key", StateProof) is again.read(b"key", StateProof)
