@@ -98,9 +98,9 @@ class Watch:
         return await self.until(look, "phase")
 
     async def until(self, look: Callable[[], Awaitable[T | None]], event: str = "block") -> T:
-        """What `look` finds, once it finds something; it looks after each event of this name.
-        DeadlineError if the chain stands still, or UnreachableError if the node has gone, for two
-        minutes in which we were not stopped."""
+        """What `look` finds in the reader's state, once it finds something; it looks after each
+        event of this name. DeadlineError if the chain stands still, or UnreachableError if the node
+        has gone, for two minutes in which we were not stopped."""
         listener = asyncio.create_task(self._listen(event))
         height: int = -1
         gone: UnreachableError | None = None
@@ -112,13 +112,12 @@ class Watch:
                         found = await look()
                         if found is not None:
                             return found
-                        now_at = (await self._reader.head()).height
                     except UnreachableError as error:  # a node may be restarted under us
                         gone = error
                     else:
                         gone = None
-                        if now_at > height:
-                            height = now_at
+                        if self._reader.height > height:
+                            height = self._reader.height
                             patience.progress()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):

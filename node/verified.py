@@ -101,6 +101,7 @@ class VerifiedReader:
 
     def __init__(self, client: Client, genesis: Genesis, block: Header | None = None) -> None:
         self.client, self.genesis, self._block = client, genesis, block
+        self.height = -1  # of the newest block whose state was read
         # No version changes the shape or the place of a tensor.
         self.specs = ModelSpec.from_json(dict(genesis.model)).shards()
 
@@ -124,6 +125,7 @@ class VerifiedReader:
                 f"the node shows block {found.header.height} ({found.header.hash().hex()[:16]}), "
                 f"expected block {block.height} ({block.hash().hex()[:16]}); ask another node"
             )
+        self.height = max(self.height, found.header.height)
         return found
 
     async def read(self, cls: type[T], key: bytes) -> T | None:

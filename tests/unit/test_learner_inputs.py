@@ -300,7 +300,9 @@ def test_a_lying_node_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monkey
         reader, client = play.reader, play.reader.client
         key = b"model"
         honest = await client.state_proof(key)
-        assert (await reader.proven(key)).value == bytes.fromhex(honest["value"])
+        found = await reader.proven(key)
+        assert found.value == bytes.fromhex(honest["value"])
+        assert reader.height == found.header.height > 0
         root = play.chain.state.model.root
         versions = await reader.model_roots(root)
         lies = [
@@ -318,6 +320,7 @@ def test_a_lying_node_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monkey
             monkeypatch.setattr(client, "state_proof", answer)
             with pytest.raises(VerifyError):
                 await reader.proven(key)
+        assert reader.height == found.header.height
 
         async def wrong_tile(*_: Any) -> bytes:
             return bytes(versions[0].spec.tile_bytes(0))

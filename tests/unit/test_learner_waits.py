@@ -42,7 +42,7 @@ class Node:
     """A chain whose events and whose round are as scripted."""
 
     def __init__(self, *events: str) -> None:
-        self.client, self.looks = self, 0
+        self.client, self.looks, self.height = self, 0, 7
         self._events, self._read = events, asyncio.Event()
 
     async def events(self) -> AsyncIterator[ServerEvent]:
@@ -58,9 +58,6 @@ class Node:
         phases = "phase" in self._events
         ready = self.looks > 1 + phases
         return replace(ROUND, phase=RoundPhase.TRAIN if not ready else RoundPhase.REVEAL)
-
-    async def head(self) -> Any:
-        return SimpleNamespace(height=7)
 
 
 def looks(*events: str) -> int:

@@ -247,7 +247,7 @@ class Node:
     """A chain that stands where it is told to, or is away."""
 
     def __init__(self) -> None:
-        self.client, self.away, self.looks = self, False, 0
+        self.client, self.away, self.looks, self.height = self, False, 0, 7
 
     async def events(self) -> Any:
         raise UnreachableError("no stream")
@@ -258,9 +258,6 @@ class Node:
         if self.away:
             raise UnreachableError("away")
         return replace(ROUND, phase=RoundPhase.TRAIN if self.looks < 3 else RoundPhase.REVEAL)
-
-    async def head(self) -> Any:
-        return type("Head", (), {"height": 7})
 
 
 def learner(node: Node) -> Learner:
