@@ -120,7 +120,7 @@ def _add_rounded(base: npt.NDArray[np.float32], total: Doubles) -> npt.NDArray[n
     """
     keep = (total == 0) | ~np.isfinite(base)
     first = np.where(keep, np.float32(0), base).astype(np.float64)
-    second = np.ldexp(total, -_SUM_BITS)
+    second = total * 2.0**-_SUM_BITS
     near = first + second
     back = near - first
     error = (first - (near - back)) + (second - back)  # TwoSum: near + error is exact

@@ -32,6 +32,8 @@ from tiles.low_rank import decode_low_rank, encode_low_rank, section_bytes
 from tiles.parts import Part
 
 UNIT_BITS = limits.DELTA_UNIT_BITS
+# Products with powers of two are as exact as `ldexp`, which takes one value after the other.
+_UNITS, _UNIT = np.float32(1 << UNIT_BITS), np.float32(2.0**-UNIT_BITS)
 _MAX_SUBTILES = limits.MAX_TILES_PER_SHARD * SUBTILES_PER_TILE
 _LENGTH_BYTES = 4
 
@@ -68,7 +70,7 @@ class QuantizedShard:
 
     def floats(self) -> npt.NDArray[np.float32]:
         """fp32 (elements,), exact: a value has at most 24 significant bits."""
-        return np.ldexp(self.units.astype(np.float32), -UNIT_BITS)
+        return self.units.astype(np.float32) * _UNIT
 
     def tile_ints(self, tile: int) -> npt.NDArray[np.int64]:
         """int64 units of one tile, for aggregation."""
@@ -184,7 +186,8 @@ def to_units(values: npt.NDArray[np.float32], spec: ShardSpec) -> Ints:
     size = np.abs(values)
     if not bool((size < 1.0).all()):  # false for NaN, too
         raise InputError(f"delta of shard {spec.name}: a value is not finite or not below 1")
-    return np.rint(np.ldexp(values, UNIT_BITS)).astype(np.int32)
+    units: Ints = np.rint(values * _UNITS).astype(np.int32)
+    return units
 
 
 # --- decoding --------------------------------------------------------------------------

@@ -132,8 +132,8 @@ def _products(table: Doubles, *, is_single: bool) -> list[list[int]]:
     sums = np.zeros((2 * count, 2 * count), np.int64)
     for start in range(0, elements, _BLOCK):
         block = table[:, start : start + _BLOCK]
-        high = np.floor(np.ldexp(block, -_HALF_BITS))
-        halves = np.concatenate([high, block - np.ldexp(high, _HALF_BITS)])
+        high = np.floor(block * 2.0**-_HALF_BITS)
+        halves = np.concatenate([high, block - high * 2.0**_HALF_BITS])
         sums += (halves @ halves.T).astype(np.int64)
     high, cross, low = sums[:count, :count], sums[:count, count:], sums[count:, count:]
     wide = zip(high.tolist(), (cross + cross.T).tolist(), low.tolist(), strict=True)
