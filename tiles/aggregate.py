@@ -29,6 +29,7 @@ from tiles.weights import WEIGHT_BITS, check_weights, weights
 __all__ = ["TileResult", "aggregate_tile", "apply", "check_weights", "weights"]
 
 _SUM_BITS = UNIT_BITS + WEIGHT_BITS  # of the sum's units; it is below 2**49 in size
+_SUM_UNIT = np.ldexp(1, -_SUM_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _add_rounded(base: npt.NDArray[np.float32], total: Doubles) -> npt.NDArray[n
     """
     keep = (total == 0) | ~np.isfinite(base)
     first = np.where(keep, np.float32(0), base).astype(np.float64)
-    second = total * 2.0**-_SUM_BITS
+    second = total * _SUM_UNIT
     near = first + second
     back = near - first
     error = (first - (near - back)) + (second - back)  # TwoSum: near + error is exact

@@ -33,7 +33,7 @@ from tiles.parts import Part
 
 UNIT_BITS = limits.DELTA_UNIT_BITS
 # Products with powers of two are as exact as `ldexp`, which takes one value after the other.
-_UNITS, _UNIT = np.float32(1 << UNIT_BITS), np.float32(2.0**-UNIT_BITS)
+_UNITS, _UNIT = np.ldexp(np.float32(1), UNIT_BITS), np.ldexp(np.float32(1), -UNIT_BITS)
 _MAX_SUBTILES = limits.MAX_TILES_PER_SHARD * SUBTILES_PER_TILE
 _LENGTH_BYTES = 4
 
@@ -70,7 +70,8 @@ class QuantizedShard:
 
     def floats(self) -> npt.NDArray[np.float32]:
         """fp32 (elements,), exact: a value has at most 24 significant bits."""
-        return self.units.astype(np.float32) * _UNIT
+        values: npt.NDArray[np.float32] = self.units.astype(np.float32) * _UNIT
+        return values
 
     def tile_ints(self, tile: int) -> npt.NDArray[np.int64]:
         """int64 units of one tile, for aggregation."""

@@ -25,6 +25,7 @@ from tiles.parts import Doubles, Integers, Part, TileDelta, subtiles, tile_delta
 
 GramPart = Annotated[bytes, Bytes(GRAM_BYTES, GRAM_BYTES)]
 _HALF_BITS = limits.DELTA_UNIT_BITS // 2
+_HALF, _PER_HALF = np.ldexp(1, _HALF_BITS), np.ldexp(1, -_HALF_BITS)
 _FLOAT_BITS = 53  # of a float64: integers up to 2**53 in size are exact
 _BLOCK = 8192  # elements split at a time: 64 deltas' halves take 8 MiB
 
@@ -132,8 +133,8 @@ def _products(table: Doubles, *, is_single: bool) -> list[list[int]]:
     sums = np.zeros((2 * count, 2 * count), np.int64)
     for start in range(0, elements, _BLOCK):
         block = table[:, start : start + _BLOCK]
-        high = np.floor(block * 2.0**-_HALF_BITS)
-        halves = np.concatenate([high, block - high * 2.0**_HALF_BITS])
+        high = np.floor(block * _PER_HALF)
+        halves = np.concatenate([high, block - high * _HALF])
         sums += (halves @ halves.T).astype(np.int64)
     high, cross, low = sums[:count, :count], sums[:count, count:], sums[count:, count:]
     wide = zip(high.tolist(), (cross + cross.T).tolist(), low.tolist(), strict=True)

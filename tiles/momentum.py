@@ -58,4 +58,4 @@ def share_of(ppm: int) -> int:
 def _units(values: np.ndarray) -> Doubles:
     """In units of 2**-28, rounded to even: float64 holds every fp32 times 2**28 exactly."""
     with np.errstate(invalid="ignore"):
-        return np.rint(values.astype(np.float64) * 2.0**UNIT_BITS)
+        return np.rint(values.astype(np.float64) * (1 << UNIT_BITS))
