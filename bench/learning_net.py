@@ -31,7 +31,7 @@ from node.learner_files import LearnerFiles
 from node.verified import VerifiedReader
 from node.worker.client import Worker
 
-POLL_S = 1.0
+POLL_S = 1.0  # for a round's end; when it ended, its blocks say
 # Windows in which nobody waits for anybody on one machine, as the others' matchmaking is short too
 WINDOWS = {
     "join": {"blocks": 1, "ms": 300},
