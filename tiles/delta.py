@@ -184,10 +184,11 @@ def to_units(values: npt.NDArray[np.float32], spec: ShardSpec) -> Ints:
             f"delta of shard {spec.name}: {values.dtype} {values.shape}, "
             f"expected float32 ({spec.elements},)"
         )
-    size = np.abs(values)
-    if not bool((size < 1.0).all()):  # false for NaN, too
+    # The negation is true for NaN, too.
+    if values.size and not (values.min() > -1.0 and values.max() < 1.0):
         raise InputError(f"delta of shard {spec.name}: a value is not finite or not below 1")
-    units: Ints = np.rint(values * _UNITS).astype(np.int32)
+    scaled = values * _UNITS
+    units: Ints = np.rint(scaled, out=scaled).astype(np.int32)
     return units
 
 

@@ -24,9 +24,7 @@ DENSE_BYTES, INT8_BYTES = 2, 1  # of a mantissa, with its sign, where every elem
 _SPLIT_STEPS = 3  # rounds of Lloyd's algorithm; more changes nothing worth a byte
 _COUNT_BYTES = 4
 _CHUNK_BITS = CHUNK.bit_length() - 1
-_WORD_BITS = 32  # more than a gap has
 _SAMPLE = 8  # one in so many sizes tells about where a chunk's largest begin
-_PLACES = np.ldexp(np.float32(1), np.arange(_WORD_BITS - 1, -1, -1))  # of a word's bits
 _CENTROID_BYTES = 4  # low mantissa, low exponent, high mantissa, high exponent
 
 Buffer = bytes | memoryview
@@ -34,6 +32,30 @@ Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Octets = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint64]
+
+
+# --- tables ----------------------------------------------------------------------------
+
+
+def _gather(bits: int) -> int:
+    """What moves `bits` bits, each in the last place of its byte, side by side to a word's top: see
+    `_numbers`. The first byte is the word's lowest; no sum in any byte exceeds 255."""
+    return sum(1 << (bits - 1 - i) << 8 * (7 - i) for i in range(bits))
+
+
+def _level_of_centroids() -> Ints:
+    """By mantissa and exponent as they stand in a section, in units; -1 if not normalised."""
+    mantissa, exponent = np.divmod(np.arange(1 << 16), 1 << 8)
+    normal = (exponent == 0) | (mantissa >= 1 << (MANTISSA_BITS - 1))
+    level = mantissa << np.minimum(exponent, MAX_EXPONENT)
+    return np.where(normal & (exponent <= MAX_EXPONENT), level, -1).astype(np.int32)
+
+
+_GATHER = np.array([_gather(bits) for bits in range(9)], np.uint64)
+_SIGNS = np.array([1, -1], np.int32)
+_TOP_BYTE = np.uint64(56)
+_LEVELS = _level_of_centroids()
 
 
 def chunk_count(elements: int) -> int:
@@ -74,15 +96,15 @@ def encode_sparse(units: Ints, density: int, section: int) -> tuple[Ints, list[b
     `units`: int32 (n,); `section`: elements a section. Ties go to the lower index.
     """
     chunks = chunk_count(len(units))
-    sizes = np.zeros((chunks, CHUNK), np.int32)
+    sizes = np.empty((chunks, CHUNK), np.int32)
     np.abs(units, out=sizes.reshape(-1)[: len(units)])
+    sizes.reshape(-1)[len(units) :] = 0
     at = _largest(sizes, density)
-    kept, chunk = units[at], at // CHUNK
+    kept, chunk = units[at], at >> _CHUNK_BITS
     high, centroids = _two_levels(np.abs(kept).astype(np.int64), chunk, chunks)
     negative = kept < 0
     decoded = np.zeros(len(units), np.int32)
-    size = _centroid_values(centroids).reshape(-1)[2 * chunk + high]
-    decoded[at] = np.where(negative, -size, size)
+    decoded[at] = _signed(_levels(centroids)).take(_kinds(at, high, negative))
     sections = []
     for start in range(0, len(units), section):
         end = min(start + section, len(units))
@@ -94,9 +116,9 @@ def encode_sparse(units: Ints, density: int, section: int) -> tuple[Ints, list[b
 
 def _largest(sizes: Ints, most: int) -> Longs:
     """Where each row's `most` largest sizes stand, ascending; zeros never count."""
-    bound = _bound(sizes, most)
-    likely: Longs = np.flatnonzero(sizes >= bound)
-    row, found = likely // CHUNK, sizes.reshape(-1)[likely]
+    mask = _likely(sizes, most)
+    likely: Longs = np.flatnonzero(mask)
+    row, found = likely >> _CHUNK_BITS, sizes.reshape(-1)[likely]
     counts = np.bincount(row, minlength=len(sizes))
     many = np.flatnonzero(counts > most)
     if not len(many):
@@ -105,12 +127,13 @@ def _largest(sizes: Ints, most: int) -> Longs:
     places = np.arange(len(likely)) - np.repeat(np.cumsum(counts) - counts, counts)
     table = np.zeros((len(sizes), width), np.int32)
     table.reshape(-1)[row * width + places] = found
+    bound = np.ones((len(sizes), 1), np.int32)
     bound[many] = _ordered(table[many], most)
-    at: Longs = likely[found >= bound[row, 0]]
-    crowded = np.flatnonzero(np.bincount(at // CHUNK, minlength=len(sizes)) > most)
+    at: Longs = likely[np.flatnonzero(found >= bound.take(row))]
+    crowded = np.flatnonzero(np.bincount(at >> _CHUNK_BITS, minlength=len(sizes)) > most)
     if not len(crowded):
         return at
-    mask = sizes >= bound
+    mask &= sizes >= bound
     rows, limit = sizes[crowded], bound[crowded]
     above, ties = rows > limit, rows == limit
     room = most - np.count_nonzero(above, axis=1)[:, None]
@@ -119,21 +142,28 @@ def _largest(sizes: Ints, most: int) -> Longs:
     return chosen
 
 
-def _bound(sizes: Ints, most: int) -> Ints:
-    """(rows, 1), at least 1: a size that each row's `most` largest reach and few others.
+def _likely(sizes: Ints, most: int) -> Mask:
+    """Of each row the `most` largest sizes, all that equal them, and few others; no zeros.
 
-    A sample of the row tells it; where that lets too few or far too many through, the whole row.
+    A sample of the row tells a bound; where that lets too few or far too many through, the row.
     """
     sample = sizes[:, ::_SAMPLE]
     rank = most // _SAMPLE + 2 * isqrt(most // _SAMPLE) + 2  # so that it errs to the safe side
     if rank >= sample.shape[1]:
-        return np.maximum(_ordered(sizes, min(most, CHUNK)), 1).astype(np.int32)
+        return sizes >= np.maximum(_ordered(sizes, min(most, CHUNK)), 1)
     bound = np.maximum(_ordered(sample, rank), 1)
-    counts = np.count_nonzero(sizes >= bound, axis=1)
-    odd = (counts > 3 * most) | ((counts < most) & (bound[:, 0] > 1))
-    if odd.any():
-        bound[odd] = np.maximum(_ordered(sizes[odd], most), 1)
-    return bound.astype(np.int32, copy=False)
+    mask = sizes >= bound
+    counts = _count_rows(mask)
+    odd = np.flatnonzero((counts > 3 * most) | ((counts < most) & (bound[:, 0] > 1)))
+    mask[odd] = sizes[odd] >= np.maximum(_ordered(sizes[odd], most), 1)
+    return mask
+
+
+def _count_rows(mask: Mask) -> Longs:
+    """Trues of each row of CHUNK, eight columns to a word; no byte of a sum reaches 256."""
+    sums = mask.view(np.uint64).reshape(-1, 128).sum(axis=1)
+    counts: Longs = sums.view(np.uint8).reshape(len(mask), -1).sum(axis=1, dtype=np.int64)
+    return counts
 
 
 def _ordered(sizes: Ints, most: int) -> Ints:
@@ -196,8 +226,9 @@ def _pack_sparse(at: Longs, negative: Mask, high: Mask, centroids: Octets, eleme
 
 def _low_bits(gaps: Longs, bits: int) -> Octets:
     """(gaps, bits) the last bits of each, the most significant first."""
-    wide = (gaps << (_WORD_BITS - bits)).astype(">u4")  # what is above them falls out
-    return np.unpackbits(wide.view(np.uint8).reshape(len(gaps), 4), axis=1)[:, :bits]
+    octets = -(-bits // 8) or 1
+    whole = np.unpackbits(gaps.astype(">i8").view(np.uint8).reshape(-1, 8)[:, 8 - octets :])
+    return whole.reshape(-1, 8 * octets)[:, 8 * octets - bits :]
 
 
 # --- sparse: decoding ----------------------------------------------------------------
@@ -225,76 +256,95 @@ def sparse_entries(section: Buffer, elements: int, density: int) -> tuple[Longs,
         raise DecodeError(f"{count} values in a section of {elements} at density {density}")
     bits = _rice_bits(count, elements)
     raw = np.frombuffer(section, np.uint8)
-    centroids = raw[_COUNT_BYTES:head].reshape(chunks, _CENTROID_BYTES)
     sizes = [-(-n // 8) for n in (count, count, count * bits)]
     unary_most = -(-(count + ((elements - 1) >> bits)) // 8) if count else 0
     if not sum(sizes) <= len(section) - head <= sum(sizes) + unary_most:
         raise DecodeError(f"sparse section of {len(section)} bytes does not fit {count} values")
     cuts = list(accumulate(sizes, initial=head))
-    negative = _unpack(raw[head : cuts[1]], count)
-    high = _unpack(raw[cuts[1] : cuts[2]], count)
-    rest = _unpack(raw[cuts[2] : cuts[3]], count * bits).reshape(count, bits)
-    at = _positions(_ones(raw[cuts[3] :], count), rest, bits, elements)
-    kind = (at >> _CHUNK_BITS << 2) + (high << 1 | negative)
-    uses = np.bincount(kind, minlength=4 * chunks).reshape(chunks, 4)
-    per_chunk, high_per_chunk = uses.sum(axis=1), uses[:, 2] + uses[:, 3]
-    if count and int(per_chunk.max()) > density:
-        raise DecodeError(f"a chunk keeps {per_chunk.max()} values at density {density}")
-    levels = _checked_levels(centroids, per_chunk, high_per_chunk)
-    signed = np.stack([levels, -levels], axis=2)
-    return at, signed.reshape(-1)[kind]
-
-
-def _unpack(packed: Octets, count: int) -> Octets:
-    """`count` bits; whatever pads the last byte must be zero."""
-    bits = np.unpackbits(packed)
-    if bits[count:].any():
-        raise DecodeError("padding bits are not zero")
-    return bits[:count]
-
-
-def _ones(packed: Octets, count: int) -> Longs:
-    """Where the `count` ones stand, the last of which is in the last byte."""
-    ones: Longs = np.flatnonzero(np.unpackbits(packed).view(np.bool_))
-    if len(ones) != count or (len(packed) and packed[-1] == 0):
+    for end, padding in zip(cuts[1:], (-count % 8, -count % 8, -(count * bits) % 8), strict=True):
+        if padding and section[end - 1] & ((1 << padding) - 1):
+            raise DecodeError("padding bits are not zero")
+    stream = np.unpackbits(raw[head:])
+    high_from, rest_from, gaps_from = (8 * (cut - head) for cut in cuts[1:])
+    ones = np.flatnonzero(stream[gaps_from:].view(np.bool_))
+    if len(ones) != count or (cuts[3] < len(section) and section[-1] == 0):
         raise DecodeError(f"{len(ones)} gaps where {count} belong")
-    return ones
+    at = _positions(ones, _numbers(stream[rest_from:], count, bits), bits, elements)
+    kinds = _kinds(at, stream[high_from : high_from + count], stream[:count])
+    uses = np.bincount(kinds, minlength=4 * chunks).reshape(chunks, 2, 2).sum(axis=2)
+    if count and int(uses.sum(axis=1).max()) > density:
+        raise DecodeError(f"a chunk keeps {uses.sum(axis=1).max()} values at density {density}")
+    levels = _checked_levels(raw[_COUNT_BYTES:head], uses)
+    return at, _signed(levels).take(kinds)
 
 
-def _positions(ones: Longs, rest: Octets, bits: int, elements: int) -> Longs:
-    """The sum of the gaps so far, and one for each value before: the quotients' sum is the number
-    of zeros before a one."""
-    low = rest.astype(np.float32) @ _PLACES[-bits or _WORD_BITS :]  # exact: fewer than 24 bits
-    values = np.arange(len(ones))
-    at: Longs = ((ones - values) << bits) + low.cumsum(dtype=np.int64) + values
+def _numbers(stream: Octets, count: int, bits: int) -> Longs:
+    """`count` numbers of `bits` bits, which stand in a byte each, the most significant first.
+
+    Eight of a number's bytes are a word, and a product moves them side by side into its top byte.
+    `stream` goes on for a word at least after the first byte of the last number.
+    """
+
+    def octet(first: int) -> Words:
+        words = np.ndarray(count, "<u8", stream, first, (bits,))
+        gathered: Words = words * _GATHER[min(bits - first, 8)] >> _TOP_BYTE
+        return gathered
+
+    numbers = octet(0)
+    for first in range(8, bits, 8):
+        numbers = numbers << np.uint64(min(bits - first, 8)) | octet(first)
+    return numbers.view(np.int64)
+
+
+def _positions(ones: Longs, rests: Longs, bits: int, elements: int) -> Longs:
+    """Where the values stand whose gaps have these last bits, and end at these ones.
+
+    A gap's quotient is the zeros before its one, so that the first values' quotients sum to the
+    one's place less the values before; each of these takes a place of its own, too.
+    """
+    step = (1 << bits) - 1
+    at: Longs = ones << bits
+    at -= np.arange(0, step * len(ones), step) if step else 0
+    at += rests.cumsum()
     if len(at) and at[-1] >= elements:
         raise DecodeError(f"position {at[-1]} in a section of {elements} elements")
     return at
 
 
-def _centroid_values(centroids: Octets) -> Ints:
-    """(chunks, 2) int32 low and high level of each chunk, in units."""
-    wide = centroids.astype(np.int32)
-    return wide[:, ::2] << wide[:, 1::2]
+def _kinds(at: Longs, high: Octets | Mask, negative: Octets | Mask) -> Longs:
+    """Which of `_signed` each value is: a chunk has four."""
+    kinds: Longs = at >> _CHUNK_BITS << 2
+    kinds |= high.view(np.uint8) << 1 | negative.view(np.uint8)
+    return kinds
 
 
-def _checked_levels(centroids: Octets, count: Longs, high_count: Longs) -> Ints:
-    """The levels, if they are in the one form that their chunk's values allow."""
-    mantissas, exponents = centroids[:, ::2], centroids[:, 1::2]
-    levels = _centroid_values(centroids)
-    # Every condition at once: numpy's calls cost more than 16 chunks' arithmetic does.
-    small = mantissas < 1 << (MANTISSA_BITS - 1)
-    odd = (exponents > MAX_EXPONENT) | ((exponents > 0) & small)
-    empty = (mantissas == 0) != (count == 0)[:, None]
-    both = (high_count > 0) & (high_count < count)
-    wrong = (both != (levels[:, 0] < levels[:, 1])) | (~both & (high_count > 0))
-    if (odd | empty | (wrong | (levels[:, 0] > levels[:, 1]))[:, None]).any():
-        if odd.any():
-            raise DecodeError("a centroid is not normalised or out of range")
-        if empty.any():
-            raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
-        if (levels[:, 0] > levels[:, 1]).any():
-            raise DecodeError("the low centroid is above the high one")
+def _levels(centroids: Octets) -> Ints:
+    """(chunks, 2) in units, low and high; -1 where not normalised."""
+    levels: Ints = _LEVELS[centroids.reshape(-1).view(">u2").reshape(-1, 2)]
+    return levels
+
+
+def _signed(levels: Ints) -> Ints:
+    """(4 * chunks,) the low level, either sign, then the high one, of each chunk."""
+    signed: Ints = (levels[:, :, None] * _SIGNS).reshape(-1)
+    return signed
+
+
+def _checked_levels(centroids: Octets, uses: Longs) -> Ints:
+    """(chunks, 2) low and high level, if they are in the one form that their values allow; `uses`:
+    how many values each has."""
+    levels = _levels(centroids)
+    if uses.all() and all(0 < low < top for low, top in levels.tolist()):
+        return levels  # as nearly always
+    low, top = levels[:, 0], levels[:, 1]
+    if (levels < 0).any():
+        raise DecodeError("a centroid is not normalised or out of range")
+    if ((levels == 0) != ~uses.any(axis=1, keepdims=True)).any():
+        raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
+    if (low > top).any():
+        raise DecodeError("the low centroid is above the high one")
+    both = uses.all(axis=1)
+    if ((both != (low < top)) | (~both & (uses[:, 1] > 0))).any():
         raise DecodeError("a chunk names two centroids and does not use both")
     return levels
 
