@@ -217,6 +217,7 @@ CASES = [
     {"label": "tiny values", "coding": "sparse", "elements": 4096, "density": 32, "spread": 40},
     {"label": "zeros", "coding": "sparse", "elements": 4097, "density": 64, "spread": 60},
     {"label": "two subtiles", "coding": "sparse", "elements": 66000, "density": 16, "spread": 22},
+    {"label": "far apart", "coding": "sparse", "elements": 66000, "density": 3, "spread": 22},
     {"label": "dense", "coding": "dense", "elements": 4200, "density": 64, "spread": 16},
     {"label": "dense, fine", "coding": "dense", "elements": 300, "density": 64, "spread": 30},
     {"label": "int8", "coding": "sparse", "elements": 66000, "density": INT8, "spread": 16},

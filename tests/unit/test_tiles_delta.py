@@ -13,7 +13,7 @@ from chain import limits
 from chain.errors import InputError
 from tests.reference import delta_ref as reference
 from tests.reference.merkle_ref import h, noise
-from tiles import delta, merkle
+from tiles import delta, merkle, sections
 from tiles.codings import INT8_NUMBER, MAX_RANK, low_rank_number
 from tiles.delta import (
     PayloadTile,
@@ -56,6 +56,18 @@ def test_vectors(case: dict[str, Any]) -> None:
     assert (got.base_root, got.density) == (base, case["density"])
     assert h("test", got.shards[3].units.astype("<i4").tobytes()).hex() == case["units_hash"]
     assert np.array_equal(got.shards[3].units, decoded[3].units)
+
+
+@pytest.mark.parametrize("kept", [(0,), (65_535,), (0, 65_535), (70, 30_000, 65_000), range(0)])
+def test_few_values_with_gaps_of_any_width(kept: tuple[int, ...]) -> None:
+    units = np.zeros(65_536, np.int32)
+    units[list(kept)] = 1000
+    units[list(kept[:1])] = -3
+    wanted, section = reference.sparse_section(units.tolist(), 64)
+    decoded, made = sections.encode_sparse(units, 64, 65_536)
+    assert made == [section]
+    assert decoded.tolist() == wanted
+    assert sections.decode_sparse(memoryview(section), 65_536, 64).tolist() == wanted
 
 
 def test_several_shards_and_tiles() -> None:
