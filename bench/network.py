@@ -45,7 +45,7 @@ class Child:
     """One node: the network port, and bare TCP connections to the same peers."""
 
     def __init__(self, index: int, links: bool) -> None:
-        from node.net import Network
+        from node.net.port import Network
 
         self.index, self.links = index, links
         self.delays_ns: list[int] = []

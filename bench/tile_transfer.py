@@ -43,7 +43,7 @@ def say(answer: Json) -> None:
 
 def make_network(seed: int) -> Any:
     """A network port that notes whom it is told to blame."""
-    from node.net import Network
+    from node.net.port import Network
 
     class Noting(Network):
         blamed: dict[str, str]

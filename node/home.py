@@ -104,6 +104,10 @@ class Home:
         """The process id of the node that runs on this home now, or None."""
         return owner_of(self.lock_file)
 
+    def is_at_rest(self) -> bool:
+        """Whether a node has lived here and does not run now."""
+        return self.initialized and self.chain_db.exists() and self.owner() is None
+
     # --- the API token ----------------------------------------------------------------------
 
     def create_token(self) -> str:

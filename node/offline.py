@@ -185,11 +185,6 @@ class OfflineNode:
         self.store.close()
 
 
-def is_readable(home: Home) -> bool:
-    """Whether a node has lived here and does not run now."""
-    return home.initialized and home.chain_db.exists() and home.owner() is None
-
-
 @contextmanager
 def offline_node(home: Home, config: Config) -> Iterator[OfflineNode]:
     """Own a home and open its files. LockedError if a node runs on it after all."""

@@ -66,13 +66,12 @@ class Session:
         if self.node_url or os.environ.get("BLYAN_NODE"):
             is_own = self.url == self.config.api_url.rstrip("/")
             return asyncio.run(self._converse(conversation, with_token=is_own))
-        from node import offline
-
-        if not offline.is_readable(self.home):
+        if not self.home.is_at_rest():
             return self.ask(conversation)
+        from node.offline import offline_client  # half a second that a running node's need not wait
 
         async def converse() -> T:
-            with offline.offline_client(self.home, self.config) as client:
+            with offline_client(self.home, self.config) as client:
                 async with client:
                     return await conversation(client)
 

@@ -15,10 +15,10 @@ from chain.codec import decode, encode
 from chain.errors import UnreachableError
 from chain.hashes import Hash32
 from chain.types import ShardIndex, TileIndex
-from node.net import Network
 from node.net.identity import Address
 from node.net.links.address import MAX_BYTES, PROTOCOL, LinkAddresses
 from node.net.links.frames import Frame, Kind
+from node.net.port import Network
 from node.services import presence
 from node.services.presence import PresenceAnswer, PresenceRequest, ShardPresence
 from node.services.tile_wire import PROTOCOL as TILE

@@ -27,8 +27,8 @@ from chain.types import (
     VoteKind,
 )
 from consensus.simplex.messages import BlockReply, BlockRequest, CertificateRequest, Message
-from node.net import Network
 from node.net.peers import EXCHANGE_PROTOCOL, PeerAddresses, PeersAnswer
+from node.net.port import Network
 from node.services.blobs import PROTOCOL as BLOB
 from node.services.sync_wire import PROTOCOL as SYNC
 from node.services.sync_wire import SyncRequest

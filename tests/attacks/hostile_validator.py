@@ -22,7 +22,7 @@ from chain.types import (
     VoteKind,
 )
 from consensus.simplex.messages import Envelope
-from node.net import Network
+from node.net.port import Network
 from node.services.blobs import PROTOCOL as BLOB
 from node.services.sync_wire import PROTOCOL as SYNC
 from node.services.sync_wire import SyncReply, SyncRequest

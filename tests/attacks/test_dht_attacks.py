@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import trio
 
+from chain.address import peer_id_of
 from chain.errors import UnreachableError
-from node.net import Address, limits, peer_id_of
+from node.net import limits
+from node.net.identity import Address
 from tests.kit.net import Station, stations
 
 KAD = "/blyan/kad/1.0.0"

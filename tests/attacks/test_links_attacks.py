@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from chain.errors import UnreachableError
-from node.net import Priority
 from node.net import limits as net_limits
 from node.net.links import certificate as tls
 from node.net.links import limits
 from node.net.links.frames import Answer, Frame, Kind, LinkError, Status, header
+from node.net.priority import Priority
 from tests.kit.link_attacker import CHAIN, Wire, content, context_of, opening, wire
 from tests.kit.links import End
 from tests.kit.net import Station, stations

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from chain.codec import encode
-from node.net import Address, limits
+from node.net import limits
+from node.net.identity import Address
 from node.net.peers import EXCHANGE_PROTOCOL, PeerAddresses, PeersAnswer
 from tests.kit.net import Station, exchange, stations
 

@@ -6,6 +6,7 @@ One network serves all tests of this module: it learns a round with `devnet --ex
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from node.cli.blyan import program
+from node.cli.session import run_program
 from node.home import Home
 from tests.kit.programs import Api, call, parsed, running
 from tests.kit.waiting import until
@@ -199,7 +202,13 @@ def test_money_moves(network: Network) -> None:
     assert "the account holds" in result.stderr
 
 
-def test_every_query_answers(network: Network, summary: dict[str, Any]) -> None:
+def test_every_query_answers(
+    network: Network,
+    summary: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BLYAN_NODE", raising=False)
     home = network.apis[0].home.path
     sender = summary["deltas"][0]["sender"]
     for question in (
@@ -213,7 +222,10 @@ def test_every_query_answers(network: Network, summary: dict[str, Any]) -> None:
         assert result.stdout.strip() not in ("", "none"), question
         if question in ("blocks", "validators", "shards", "deltas", "datasets"):
             assert "  -" not in result.stdout, f"{question}: a column that the API does not fill"
-        parsed(call("blyan", "query", *question.split(), "--home", home, "--json"))
+        # Only the printing differs: no new process to see that it is JSON.
+        arguments = ["query", *question.split(), "--home", str(home), "--json"]
+        assert run_program(program, "blyan", arguments) == 0, question
+        json.loads(capsys.readouterr().out)
 
 
 def test_garbage_transactions_are_refused(network: Network) -> None:

@@ -11,8 +11,8 @@ import trio
 
 from chain.codec import encode
 from consensus.simplex.messages import Envelope, Message
-from node.net import Network
 from node.net.bridge import Metrics
+from node.net.port import Network
 from tests.kit.victims import Victim, Victims
 from tests.kit.waiting import reached
 

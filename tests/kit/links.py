@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chain.errors import UnreachableError
-from node.net import Priority
 from node.net.links.frames import Reader, Status
 from node.net.links.session import Ask, Asked, Session
+from node.net.priority import Priority
 
 Handler = Callable[[bytes], tuple[Status, list[bytes]] | None]  # None: answered later
 

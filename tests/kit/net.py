@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from chain.errors import UnreachableError
-from node.net import Network
+from node.net.port import Network
 from tests.kit.waiting import TIMEOUT_S
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from chain.hashes import Hash32
-from node.net import Network
+from node.net.port import Network
 from node.services.tiles import TileService
 from tiles import merkle
 from tiles.layout import ShardSpec, TensorSpec

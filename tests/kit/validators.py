@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chain.errors import UnreachableError
-from node.net import Network
+from node.net.port import Network
 from node.services.consensus import ConsensusService
 from node.services.mesh import Mesh
 from tests.kit.local_chain import LocalChain

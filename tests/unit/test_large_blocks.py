@@ -16,7 +16,7 @@ from chain.codec import encode
 from chain.limits import MAX_BLOCK_BYTES, MAX_MESSAGE_BYTES
 from chain.types import Block
 from node import mempool
-from node.net import Network
+from node.net.port import Network
 from node.services.sync import SyncService
 from tests.kit.local_chain import LocalChain, key
 from tests.kit.validators import Member, until_met, validators

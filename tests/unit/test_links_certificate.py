@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.signing import SigningKey
 
+from chain.address import peer_id_of
 from chain.errors import VerifyError
-from node.net import peer_id_of
 from node.net.links import certificate as tls
 from node.net.links import limits
 

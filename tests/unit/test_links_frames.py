@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from node.net import Priority
 from node.net.links import limits
 from node.net.links.certificate import authority_key, signed_key
 from node.net.links.frames import (
@@ -24,6 +23,7 @@ from node.net.links.frames import (
     message_frames,
     read_credit,
 )
+from node.net.priority import Priority
 from tests.reference import links_ref as reference
 
 VECTORS = json.loads(reference.VECTORS.read_text())  # tests/vectors/links/frames.json

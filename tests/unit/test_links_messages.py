@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from node.net import Priority
 from node.net import limits as net_limits
+from node.net.priority import Priority
 from tests.kit.net import stations
 
 MIB = 1 << 20

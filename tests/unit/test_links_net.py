@@ -12,9 +12,11 @@ import pytest
 import uvloop
 
 from chain.errors import UnreachableError
-from node.net import Address, Network, PortInUseError, Priority
+from node.net.identity import Address, PortInUseError
 from node.net.links import address, limits
 from node.net.links.links import _Peer as Peer
+from node.net.port import Network
+from node.net.priority import Priority
 from tests.kit.net import Station, exchange, stations
 
 MIB = 1 << 20

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from chain.errors import UnreachableError, VerifyError
-from node.net import Priority
 from node.net import limits as net_limits
 from node.net.links import limits
 from node.net.links.frames import Frame, Kind, LinkError, Reader, Status, header, message_frames
 from node.net.links.session import Ask
 from node.net.links.watch import Watch
+from node.net.priority import Priority
 from tests.kit.links import End, Pair, content
 
 MIB = 1 << 20

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from chain.address import peer_id_of
 from chain.errors import InputError, UnreachableError
-from node.net import Network, limits, peer_id_of
+from node.net import limits
+from node.net.port import Network
 from tests.kit.net import Station, stations
 
 KEY = bytes(range(32))

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from chain.errors import BlyanError, UnreachableError, VerifyError
-from node.net import Network, Priority
+from node.net.port import Network
+from node.net.priority import Priority
 from tests.kit.net import exchange, stations
 
 PROTOCOL = "/test/parts/1"

@@ -5,9 +5,10 @@ import trio
 
 from chain.codec import encode
 from chain.errors import DecodeError, InputError
-from node.net import Address, limits, peers, streams
+from node.net import limits, peers, streams
 from node.net.bridge import Bridge, Metrics
 from node.net.gossip import message_id
+from node.net.identity import Address
 from node.net.link import MESSAGE, PING, PONG, Frames, Link, Outbox
 from node.net.requests import Service
 

@@ -9,9 +9,12 @@ import trio
 from libp2p.network.stream.net_stream import NetStream
 from nacl.signing import SigningKey
 
+from chain.address import peer_id_of
 from chain.errors import BlyanError, InputError, UnreachableError
-from node.net import Network, PortInUseError, limits, peer_id_of
+from node.net import limits
 from node.net.gossip import GuardedPubsub
+from node.net.identity import PortInUseError
+from node.net.port import Network
 from tests.kit.net import Station, exchange, stations
 
 

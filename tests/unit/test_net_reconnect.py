@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from chain.address import peer_id_of
 from chain.errors import UnreachableError
-from node.net import limits, peer_id_of
+from node.net import limits
 from tests.kit.net import Station, exchange, stations
 
 REPOSITORY = Path(__file__).parents[2]
 
 CHILD = """
 import asyncio, sys
-from node.net import Network, limits
+from node.net import limits
+from node.net.port import Network
 limits.PING_INTERVAL_S, limits.SILENCE_S = 0.5, 2.0
 async def main():
     net = Network(bytes(31) + b"c")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chain.errors import UnreachableError
-from node.net import Network
+from node.net.port import Network
 from node.services import presence
 from tests.kit.placement_net import PlacementNode, Town
 from tests.kit.waiting import reached

@@ -17,7 +17,7 @@ from chain import limits
 from chain.codec import decode
 from chain.errors import DecodeError, UnreachableError, VerifyError
 from chain.hashes import Hash32
-from node.net import Address
+from node.net.identity import Address
 from node.services.tile_wire import PROTOCOL, TileRequest, read_request
 from node.services.tiles import TileService
 from tests.kit.net import Station, stations
