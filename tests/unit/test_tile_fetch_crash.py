@@ -48,7 +48,7 @@ class Killer:
 
 
 async def live(killer: Killer, address: str, directory: Path, kill_at: int | None) -> list[str]:
-    """One life of the child; the lines that it wrote."""
+    """One life of the child; the lines that it wrote to their end."""
     killer.requests, killer.kill_at = [], kill_at
     arguments = [address, str(directory), str(SIZE), *(root.hex() for root in ROOTS)]
     killer.child = await asyncio.create_subprocess_exec(
@@ -57,7 +57,7 @@ async def live(killer: Killer, address: str, directory: Path, kill_at: int | Non
         stdout=asyncio.subprocess.PIPE,
     )
     written, _ = await asyncio.wait_for(killer.child.communicate(), 180)
-    return written.decode().splitlines()
+    return written.decode().split("\n")[:-1]
 
 
 def present(directory: Path) -> set[int]:
