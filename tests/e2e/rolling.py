@@ -32,6 +32,7 @@ from tests.kit.programs import Api, call, running
 from tests.kit.waiting import until
 
 START_S, DOWN_S = 120.0, 30.0
+NODES = 4  # that the homes of a fixture are of
 MOST_WAITING = 8  # transfers that are not final
 
 
@@ -121,7 +122,8 @@ class Rolling:
 
     # --- the story --------------------------------------------------------------------------
 
-    def run(self, rounds: int) -> Report:
+    def run(self, rounds: int, each: int) -> Report:
+        """`each`: how many nodes a round upgrades; all, unless time is short."""
         *first, last = range(len(self.homes))
         for index in first:
             self.start(index)
@@ -131,7 +133,7 @@ class Rolling:
             self.wait_level(last)
         began = self.height()
         for _ in range(rounds):
-            for index in range(len(self.homes)):
+            for index in range(each):
                 self._upgrade(index)
         self.wait_blocks(3)
         self._all_final()
@@ -189,10 +191,12 @@ class Rolling:
             self.report.lost_of_others += 1
 
 
-def roll(directory: Path, rounds: int, kind: str) -> tuple[Report, list[OldHome]]:
+def roll(
+    directory: Path, rounds: int, kind: str, each: int = NODES
+) -> tuple[Report, list[OldHome]]:
     rolling = Rolling(directory, kind)
     try:
-        return rolling.run(rounds), rolling.homes
+        return rolling.run(rounds, each), rolling.homes
     finally:
         rolling.close()
 

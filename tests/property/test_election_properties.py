@@ -28,8 +28,8 @@ from tests.reference import election as reference
 
 STAKES = st.lists(st.integers(0, 10**17), min_size=1, max_size=16).filter(any)
 SEEDS = st.integers(0, 10**6).map(lambda i: Hash32(hashlib.sha256(b"seed %d" % i).digest()))
-FEW = settings(max_examples=15, deadline=None)
-FEWER = settings(max_examples=8, deadline=None)  # the reference takes a second for each
+FEW = settings(max_examples=10, deadline=None)
+FEWER = settings(max_examples=5, deadline=None)  # the reference takes a second for each
 
 
 def account(i: int) -> PubKey:

@@ -9,7 +9,7 @@ from tests.kit.small_tiles import PATCHES
 
 
 @pytest.mark.parametrize(
-    ("name", "runs", "cuts"), [("crash", 12, 20), ("full", 12, 20), ("kill", 1, 8)]
+    ("name", "runs", "cuts"), [("crash", 6, 20), ("full", 6, 20), ("kill", 1, 8)]
 )
 def test_what_was_acknowledged_outlives_every_cut(
     name: str, runs: int, cuts: int, monkeypatch: pytest.MonkeyPatch
