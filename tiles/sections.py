@@ -216,7 +216,8 @@ def _rice_bits(count: int, elements: int) -> int:
 
 def _pack_sparse(at: Longs, negative: Mask, high: Mask, centroids: Octets, elements: int) -> bytes:
     bits = _rice_bits(len(at), elements)
-    gaps = np.diff(at, prepend=-1) - 1
+    gaps = at.copy()
+    gaps[1:] -= at[:-1] + 1
     ends = np.cumsum((gaps >> bits) + 1)
     unary = np.zeros(int(ends[-1]) if len(at) else 0, np.uint8)
     unary[ends - 1] = 1
@@ -226,8 +227,8 @@ def _pack_sparse(at: Longs, negative: Mask, high: Mask, centroids: Octets, eleme
 
 def _low_bits(gaps: Longs, bits: int) -> Octets:
     """(gaps, bits) the last bits of each, the most significant first."""
-    octets = -(-bits // 8) or 1
-    whole = np.unpackbits(gaps.astype(">i8").view(np.uint8).reshape(-1, 8)[:, 8 - octets :])
+    octets = 1 if bits <= 8 else 4
+    whole = np.unpackbits(gaps.astype(f">u{octets}").view(np.uint8))
     return whole.reshape(-1, 8 * octets)[:, 8 * octets - bits :]
 
 
@@ -266,15 +267,14 @@ def sparse_entries(section: Buffer, elements: int, density: int) -> tuple[Longs,
             raise DecodeError("padding bits are not zero")
     stream = np.unpackbits(raw[head:])
     high_from, rest_from, gaps_from = (8 * (cut - head) for cut in cuts[1:])
-    ones = np.flatnonzero(stream[gaps_from:].view(np.bool_))
+    (ones,) = stream[gaps_from:].view(np.bool_).nonzero()
     if len(ones) != count or (cuts[3] < len(section) and section[-1] == 0):
         raise DecodeError(f"{len(ones)} gaps where {count} belong")
     at = _positions(ones, _numbers(stream[rest_from:], count, bits), bits, elements)
     kinds = _kinds(at, stream[high_from : high_from + count], stream[:count])
-    uses = np.bincount(kinds, minlength=4 * chunks).reshape(chunks, 2, 2).sum(axis=2)
-    if count and int(uses.sum(axis=1).max()) > density:
-        raise DecodeError(f"a chunk keeps {uses.sum(axis=1).max()} values at density {density}")
-    levels = _checked_levels(raw[_COUNT_BYTES:head], uses)
+    uses = np.bincount(kinds, minlength=4 * chunks).reshape(chunks, 4)
+    levels = _levels(raw[_COUNT_BYTES:head])
+    _check_chunks(levels.tolist(), uses.tolist(), density)
     return at, _signed(levels).take(kinds)
 
 
@@ -297,15 +297,16 @@ def _numbers(stream: Octets, count: int, bits: int) -> Longs:
 
 
 def _positions(ones: Longs, rests: Longs, bits: int, elements: int) -> Longs:
-    """Where the values stand whose gaps have these last bits, and end at these ones.
+    """Where the values stand whose gaps have these last bits and end there. Uses up `rests`.
 
-    A gap's quotient is the zeros before its one, so that the first values' quotients sum to the
-    one's place less the values before; each of these takes a place of its own, too.
+    Value i stands at Σ gaps + i, and its one at Σ quotients + i: at (ones[i] << bits) + Σ rests -
+    i * step. The sums are over the gaps up to its own.
     """
     step = (1 << bits) - 1
+    rests -= step
+    rests[:1] += step
     at: Longs = ones << bits
-    at -= np.arange(0, step * len(ones), step) if step else 0
-    at += rests.cumsum()
+    at += rests.cumsum(out=rests)
     if len(at) and at[-1] >= elements:
         raise DecodeError(f"position {at[-1]} in a section of {elements} elements")
     return at
@@ -330,23 +331,22 @@ def _signed(levels: Ints) -> Ints:
     return signed
 
 
-def _checked_levels(centroids: Octets, uses: Longs) -> Ints:
-    """(chunks, 2) low and high level, if they are in the one form that their values allow; `uses`:
-    how many values each has."""
-    levels = _levels(centroids)
-    if uses.all() and all(0 < low < top for low, top in levels.tolist()):
-        return levels  # as nearly always
-    low, top = levels[:, 0], levels[:, 1]
-    if (levels < 0).any():
-        raise DecodeError("a centroid is not normalised or out of range")
-    if ((levels == 0) != ~uses.any(axis=1, keepdims=True)).any():
-        raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
-    if (low > top).any():
-        raise DecodeError("the low centroid is above the high one")
-    both = uses.all(axis=1)
-    if ((both != (low < top)) | (~both & (uses[:, 1] > 0))).any():
-        raise DecodeError("a chunk names two centroids and does not use both")
-    return levels
+def _check_chunks(levels: list[list[int]], uses: list[list[int]], density: int) -> None:
+    """Raise DecodeError unless each chunk's levels are in the one form that its values allow.
+    `uses`: values of the low level, above and below zero, then of the high one. (Not by numpy,
+    whose calls cost more than 16 chunks do.)"""
+    for (low, top), (a, b, c, d) in zip(levels, uses, strict=True):
+        lows, highs = a + b, c + d
+        if lows + highs > density:
+            raise DecodeError(f"a chunk keeps {lows + highs} values at density {density}")
+        if low < 0 or top < 0:
+            raise DecodeError("a centroid is not normalised or out of range")
+        if (low == 0 or top == 0) if lows + highs else (low != 0 or top != 0):
+            raise DecodeError("a centroid is zero in a chunk with values, or set in one without")
+        if low > top:
+            raise DecodeError("the low centroid is above the high one")
+        if (low < top) != (lows > 0 and highs > 0) or (highs > 0 and not lows):
+            raise DecodeError("a chunk names two centroids and does not use both")
 
 
 # --- dense and int8 --------------------------------------------------------------------
