@@ -71,17 +71,20 @@ def test_wall_time_counts_to_the_given_loss_and_against_the_faster_hivemind() ->
     assert got["nano_wall_blyan"].value == 4.0
     assert got["nano_wall_blyan"].target == 1.5 * 3.0  # fp32's third; 8 bits need a fourth: 3.6
     assert got["nano_wall_blyan"].met
-    assert got["nano_above_hivemind"].met
+    assert got["nano_above_hivemind"].value == pytest.approx(1.9 - 2.1)
     assert got["nano_fewer_relayed"].value == pytest.approx(20)
+    assert got["nano_rounds_to_equal_loss"].value == 2
+    assert got["nano_fewer_payload_to_equal_loss"].value == pytest.approx(1.8 * 4 / (0.03 * 2))
+    assert got["nano_fewer_payload_to_equal_loss"].met
 
 
 def test_a_side_that_never_gets_there_has_not_met_its_target() -> None:
     got = found(ours((2.4, 2.3, 2.2, 2.15), 0.1, 0.1))
     assert got["nano_wall_blyan"].value == pytest.approx(0.4)
     assert not got["nano_wall_blyan"].met
-    assert got["nano_fewer_payload"].met
-    assert got["nano_fewer_relayed"].target is None
-    assert not got["nano_above_hivemind"].met
+    assert got["nano_fewer_payload"].value > 15
+    assert not got["nano_fewer_payload_to_equal_loss"].met
+    assert got["nano_fewer_relayed_to_equal_loss"].target is None
 
 
 def test_a_task_of_bytes_asks_for_those_of_all_copies_and_not_for_time() -> None:
@@ -92,12 +95,13 @@ def test_a_task_of_bytes_asks_for_those_of_all_copies_and_not_for_time() -> None
     assert got["nano_wall_blyan"].met
     assert got["nano_loss_blyan"].value == 2.15  # after as many rounds as the others
     assert got["nano_rounds_to_equal_loss"].value == 5
-    assert got["nano_fewer_to_equal_loss"].value == pytest.approx(1.8 * 4 / (0.09 * 5))
-    assert got["nano_fewer_to_equal_loss"].met
+    assert got["nano_fewer_relayed_to_equal_loss"].value == pytest.approx(1.8 * 4 / (0.09 * 5))
+    assert got["nano_fewer_relayed_to_equal_loss"].met
     more = found(ours(losses, 0.1, 0.1), task)
-    assert not more["nano_fewer_to_equal_loss"].met
+    assert not more["nano_fewer_relayed_to_equal_loss"].met
+    assert more["nano_fewer_payload_to_equal_loss"].target is None
     never = found(ours((2.4, 2.3, 2.2, 2.15, 2.15, 2.15), 0.1, 0.001), task)
-    assert not never["nano_fewer_to_equal_loss"].met
+    assert not never["nano_fewer_relayed_to_equal_loss"].met
 
 
 def test_without_hivemind_nothing_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
