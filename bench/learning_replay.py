@@ -4,7 +4,8 @@
 
 A first process trains a round and keeps its checkpoints. Others, a few tries each, replay its
 segments in turn, with one thread and two: in the native profile set up as a worker is, in the exact
-one under every instruction set that the environment can ask the libraries for.
+one under every instruction set that the environment can ask the libraries for and this processor
+has.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ INSTRUCTION_SETS: tuple[Mapping[str, str], ...] = (
     {"ATEN_CPU_CAPABILITY": "avx512", "MKL_CBWR": "AVX512", "DNNL_MAX_CPU_ISA": "AVX512_CORE"},
     {"ATEN_CPU_CAPABILITY": "avx512", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
 )
+_LADDER = ("default", "avx2", "avx512")  # ATen's classes of x86; each has what is before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,13 @@ def replay_rows(tries: int) -> Iterator[Row]:
 
 def tally(kind: str, tries: int) -> Tally:
     """Train once, replay `tries` times."""
-    variants = INSTRUCTION_SETS if kind == "exact" else (environment(),)
-    each = min(TRIES_A_PROCESS, max(2, -(-tries // len(variants))))  # both thread counts at least
     done, wrong, processes, seen = 0, 0, 0, set[str]()
     with tempfile.TemporaryDirectory() as directory:
-        expected = _child(kind, directory, variants[0], 0, 0)["states"]
+        first = _child(kind, directory, FREE if kind == "exact" else environment(), 0, 0)
+        expected = first["states"]
+        variants = instruction_sets(first["class"]) if kind == "exact" else (environment(),)
+        # both thread counts at least
+        each = min(TRIES_A_PROCESS, max(2, -(-tries // len(variants))))
         while done < tries:
             count = min(each, tries - done)
             processes += 1
@@ -75,6 +79,16 @@ def tally(kind: str, tries: int) -> Tally:
                 wrong += state != expected[1 + i % (len(expected) - 1)]
             done += count
     return Tally(done, wrong, processes, len(seen))
+
+
+def instruction_sets(has: str) -> tuple[Mapping[str, str], ...]:
+    """Those that a processor of ATen's class `has` can be asked for; more would end the process."""
+    rank = _LADDER.index(has.lower()) if has.lower() in _LADDER else 0
+    return tuple(
+        variant
+        for variant in INSTRUCTION_SETS
+        if _LADDER.index(variant.get("ATEN_CPU_CAPABILITY", "default")) <= rank
+    )
 
 
 def _child(

@@ -7,7 +7,7 @@ import pytest
 
 from bench import learning_replay
 from bench.learning_payloads import payload_rows
-from bench.learning_replay import INSTRUCTION_SETS, Tally, tally
+from bench.learning_replay import INSTRUCTION_SETS, Tally, instruction_sets, tally
 
 
 def test_a_replay_with_other_instructions_gives_the_same_bits() -> None:
@@ -17,7 +17,7 @@ def test_a_replay_with_other_instructions_gives_the_same_bits() -> None:
 
 def test_another_state_hash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
-        {"states": ["a", "b", "c"], "threads": [], "class": ""},
+        {"states": ["a", "b", "c"], "threads": [], "class": "AVX2"},
         {"states": ["b", "c"], "threads": [1], "class": "X"},
         {"states": ["b", "b"], "threads": [1, 2], "class": "X"},
         {"states": ["c"], "threads": [1], "class": "X"},
@@ -32,6 +32,12 @@ def test_another_state_hash_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally("exact", 5) == Tally(tries=5, wrong=2, processes=3, seen=2)
     free, first, second, third = INSTRUCTION_SETS[:4]
     assert asked == [(free, 0, 0), (first, 0, 2), (second, 2, 2), (third, 4, 1)]
+
+
+def test_no_processor_is_asked_for_what_it_has_not() -> None:
+    assert instruction_sets("AVX512") == INSTRUCTION_SETS
+    assert instruction_sets("AVX2") == INSTRUCTION_SETS[:6]
+    assert instruction_sets("DEFAULT") == instruction_sets("SVE256") == INSTRUCTION_SETS[:3]
 
 
 def test_memory_of_payloads_is_measured_in_processes_of_their_own() -> None:
