@@ -57,8 +57,8 @@ _LONG = replace(
 )
 _SHORT = replace(_LONG, steps=10, batch=4, densities=(*[_WARM_DENSITY] * 23, 102))
 TASKS = {
-    "tiny": Task("tiny", SIZES["tiny"].model, _LONG, 4, 20, 2_000_000, "wall", more=2),
-    "nano": Task("nano", NANO_MODEL, replace(_LONG, batch=16), 4, 20, 2_000_000, "wall", more=2),
+    "tiny": Task("tiny", SIZES["tiny"].model, _LONG, 4, 20, 2_000_000, "wall", more=3),
+    "nano": Task("nano", NANO_MODEL, replace(_LONG, batch=16), 4, 20, 2_000_000, "wall", more=3),
     # As `suite20` (bench/learning_curves.py)
     "short": Task(
         "short",
