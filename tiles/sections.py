@@ -160,9 +160,9 @@ def _likely(sizes: Ints, most: int) -> Mask:
 
 
 def _count_rows(mask: Mask) -> Longs:
-    """Trues of each row of CHUNK, eight columns to a word; no byte of a sum reaches 256."""
+    """Trues of each row of CHUNK, eight columns to a word; no byte of a sum of 128 reaches 256."""
     sums = mask.view(np.uint64).reshape(-1, 128).sum(axis=1)
-    counts: Longs = sums.view(np.uint8).reshape(len(mask), -1).sum(axis=1, dtype=np.int64)
+    counts: Longs = sums.view(np.uint8).reshape(-1, CHUNK // 128).sum(axis=1, dtype=np.int64)
     return counts
 
 
@@ -297,7 +297,7 @@ def _numbers(stream: Octets, count: int, bits: int) -> Longs:
 
 
 def _positions(ones: Longs, rests: Longs, bits: int, elements: int) -> Longs:
-    """Where the values stand whose gaps have these last bits and end there. Uses up `rests`.
+    """Where the values stand, from their gaps' ones and stored bits. Uses up `rests`.
 
     Value i stands at Σ gaps + i, and its one at Σ quotients + i: at (ones[i] << bits) + Σ rests -
     i * step. The sums are over the gaps up to its own.
