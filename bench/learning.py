@@ -8,10 +8,11 @@ The groups are `codec` (a tile's delta as bytes and back), `aggregate` (many del
 `moe` (a layer's experts against a plain loop over them), `profiles` (a training step in each
 numeric profile), `memory` (of a step: whole batches, pieces of them, layers computed again) and
 `replay` (N replays in each profile, in other processes, threads and instruction sets).
-Five train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
+Six train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
 at several compressions against averaging in fp32; 4 minutes of an idle core), `rounds` (rounds to
 the same loss; 3), `robust` (bad learners among good ones; 8), `moments` (what is kept between
-rounds; 6) and `guard` (the worst of many rounds without anybody bad; 2).
+rounds; 6), `momentum` (over rounds of 30 steps; 12) and `guard` (the worst of many rounds without
+anybody bad; 2).
 `peers` starts real networks, ours and others' (hivemind in PYTHON's environment, bare gloo), which
 train the same model (15 minutes; see bench/learning_peers.py): 30 steps a round, for the wall time.
 `peers-short`, 10 steps a round, is for the bytes (15 minutes), `peers-nano` for a small model (10).
@@ -205,6 +206,7 @@ def _ms(samples: list[float]) -> float:
     return quantile(samples, 0.5) * 1000
 
 
+CURVES = ("suite20", "rounds", "robust", "moments", "momentum", "guard")
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "codec": codec,
     "aggregate": aggregate,
@@ -213,7 +215,7 @@ GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "profiles": profiles,
     "memory": memory,
     "replay": replay,
-    **{name: partial(curves, name) for name in ("suite20", "rounds", "robust", "moments", "guard")},
+    **{name: partial(curves, name) for name in CURVES},
     "peers": partial(peers, "tiny"),
     "peers-short": partial(peers, "short"),
     "peers-nano": partial(peers, "nano"),

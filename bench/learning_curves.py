@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.learning_attacks import ATTACKS
-from bench.learning_rounds import LIGHT, SMALL, WHOLE, Curve, Plan, Size, ratio, run
+from bench.learning_rounds import LIGHT, SMALL, TINY, WHOLE, Curve, Plan, Size, ratio, run
+from bench.learning_task import LONG_DENSITY, LONG_MOMENTUM_PPM
 from bench.measure import Row, at_least, at_most
 from bench.svg import chart
 from learning.spec import NANO_TRAINING
@@ -42,12 +44,13 @@ class Curves:
 
     whole: Size = WHOLE
     light: Size = LIGHT
+    tiny: Size = TINY
     rounds: int = 20
     attacked_rounds: int = 30
     plots: Path | None = None
 
 
-FEW = Curves(SMALL, SMALL, 1, 1)
+FEW = Curves(SMALL, SMALL, SMALL, rounds=1, attacked_rounds=1)
 
 
 def suite20(amount: Curves) -> Iterator[Row]:
@@ -124,6 +127,21 @@ def moments(amount: Curves) -> Iterator[Row]:
         )
 
 
+def momentum(amount: Curves) -> Iterator[Row]:
+    """What the network's own momentum is worth in rounds of 30 steps, beside averaging in fp32: the
+    loss in the last quarter of the rounds, in the mean, and rounds to what averaging has before."""
+    dense_plan = Plan(amount.tiny, rounds=amount.rounds)
+    sparse = replace(dense_plan, density=LONG_DENSITY, rule="robust")
+    momentous = replace(sparse, momentum_ppm=LONG_MOMENTUM_PPM)
+    found = {"averaged": run(dense_plan), "none": run(sparse), "momentum": run(momentous)}
+    quarter = -(-amount.rounds // 4)
+    given = found["averaged"].losses[-1 - quarter]
+    for name, curve in found.items():
+        yield at_most(f"tiny_{name}", fmean(curve.losses[-quarter:]), "nats", None)
+        yield at_most(f"tiny_{name}_rounds", first_at(curve, given), "rounds", None)
+    _draw(amount, "momentum", "Holdout loss: four learners, 30 steps a round", found)
+
+
 def guard(amount: Curves) -> Iterator[Row]:
     """Rounds without anybody bad, many and long ones: by how much the loss rises in the worst. What
     is above the limit would have been rolled back for nothing (ADR 26)."""
@@ -152,6 +170,7 @@ GROUPS = {
     "rounds": rounds,
     "robust": robust,
     "moments": moments,
+    "momentum": momentum,
     "guard": guard,
 }
 

@@ -93,7 +93,7 @@ def learn(task: Task) -> Ours:
 async def _learn(task: Task) -> Ours:
     document = template()
     document |= {"model": task.model.to_json(), "training": task.training.to_json()}
-    document["params"] |= WINDOWS
+    document["params"] |= WINDOWS | {"momentum_ppm": task.momentum_ppm}
     with tempfile.TemporaryDirectory(prefix="blyan-bench-peers-") as directory:
         nodes = found(Path(directory), task.learners, task.learners + 1, document)
         async with running(nodes) as net:

@@ -5,7 +5,8 @@ Ours runs first. Its model and its learners' optimizers after some rounds, text,
 batches in each further round (they follow from seeds that the chain drew) and the rule of training
 go to the others' peers, which do the same steps. All have one thread a process and this machine's
 processors to share. Clocks start with the first further round, when everybody is up. `given` is the
-loss that averaging in fp32 has after three quarters of its rounds.
+loss that averaging in fp32 has after three quarters of its rounds. Ours has what its genesis asks
+for between rounds, momentum of its own too; what others do is what averaging does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ import numpy as np
 from bench.averaging_peer import Floats, cut
 from bench.learning_net import Ours, learn
 from bench.learning_round import keys_of
-from bench.learning_task import Side, Task
+from bench.learning_task import (
+    LONG,
+    LONG_DENSITY,
+    LONG_MOMENTUM_PPM,
+    LONG_TEXT_BYTES,
+    LONG_WARM,
+    Side,
+    Task,
+)
 from bench.measure import Row, at_least, at_most
 from bench.socket_bytes import SocketBytes, family
 from chain.errors import BlyanError
@@ -45,20 +54,26 @@ MATCHMAKING_S = 1.0  # hivemind's; see docs/perf.md
 _ROOT = Path(__file__).resolve().parent.parent
 
 _WARM_DENSITY = 1024  # kept entries of 4096 in the rounds before the clock starts
-
-
-_LONG = replace(
-    NANO_TRAINING,
-    steps=30,
-    batch=32,
-    learning_rate_nano=2_000_000,
+_RULE = replace(
+    LONG,
     error_feedback_ppm=1_000_000,
-    densities=(*[_WARM_DENSITY] * 4, 600),
+    densities=(*[_WARM_DENSITY] * LONG_WARM, LONG_DENSITY),
 )
-_SHORT = replace(_LONG, steps=10, batch=4, densities=(*[_WARM_DENSITY] * 23, 102))
+_SHORT = replace(_RULE, steps=10, batch=4, densities=(*[_WARM_DENSITY] * 23, 102))
+_TINY = Task(
+    "tiny",
+    SIZES["tiny"].model,
+    _RULE,
+    warm=LONG_WARM,
+    rounds=20,
+    text_bytes=LONG_TEXT_BYTES,
+    asks="wall",
+    more=3,
+    momentum_ppm=LONG_MOMENTUM_PPM,  # chosen by `--only momentum`
+)
 TASKS = {
-    "tiny": Task("tiny", SIZES["tiny"].model, _LONG, 4, 20, 2_000_000, "wall", more=3),
-    "nano": Task("nano", NANO_MODEL, replace(_LONG, batch=16), 4, 20, 2_000_000, "wall", more=3),
+    "tiny": _TINY,
+    "nano": replace(_TINY, name="nano", model=NANO_MODEL, training=replace(_RULE, batch=16)),
     # As `suite20` (bench/learning_curves.py)
     "short": Task(
         "short",
@@ -79,6 +94,7 @@ SMALL_TASK = Task(
     rounds=2,
     text_bytes=100_000,
     asks="wall",
+    momentum_ppm=LONG_MOMENTUM_PPM,
 )
 
 
@@ -179,6 +195,8 @@ def _to_equal_loss(task: Task, ours: Ours, coarse: Side) -> Iterator[Row]:
     """How many times fewer bytes leave a peer of ours until the loss is what hivemind's is at its
     end, whatever rounds that takes: of the payloads, and of these with all their copies."""
     of, rounds = f"{task.name}_", ours.side.rounds_to(coarse.losses[-1])
+    for number, loss in enumerate(ours.side.losses[task.rounds :], task.rounds + 1):
+        yield at_most(f"{of}loss_{ours.side.name}_{number}", loss, "nats", None)
     yield at_most(f"{of}rounds_to_equal_loss", rounds or task.our_rounds, "rounds", None)
     asked = "relayed" if task.asks == "bytes" else "payload"
     for name, sent in (("payload", ours.payload), ("relayed", ours.relayed)):

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import learning_attacks as attacks
+from bench.learning_task import LONG, LONG_TEXT_BYTES, LONG_WARM
 from chain import limits
 from chain.hashes import PRF, ZERO_HASH, Hash32
 from chain.types import PubKey
@@ -31,6 +32,7 @@ from corpus.ingest import ingest
 from learning.compress import add_delta, compress
 from learning.evaluate import holdout_windows, to_nano, window_losses
 from learning.init import initial_shards
+from learning.sizes import SIZES
 from learning.spec import NANO_MODEL, NANO_TRAINING, ModelSpec, TrainingSpec
 from learning.state import Sections, TrainState
 from learning.train import train_segment
@@ -70,6 +72,9 @@ WHOLE = Size(  # 0.9 M parameters
 )
 LIGHT = Size(  # 0.15 M: for what takes many runs
     replace(NANO_MODEL, layers=1, width=64, expert_width=128, init_seed="rounds"), _RULE
+)
+TINY = Size(  # 1 M: the default network's model in rounds as long as a network is for
+    SIZES["tiny"].model, LONG, LONG_TEXT_BYTES, LONG_WARM
 )
 SMALL = Size(
     replace(NANO_MODEL, layers=1, width=16, heads=2, experts=2, expert_width=16, context=16),

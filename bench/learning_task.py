@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corpus.ingest import Document, ingest
-from learning.spec import ModelSpec, TrainingSpec
+from learning.spec import NANO_TRAINING, ModelSpec, TrainingSpec
+
+# Rounds as long as a network is for: what `momentum` of bench.learning_curves trains in one process
+# and bench.learning_peers on real nodes
+LONG = replace(NANO_TRAINING, steps=30, batch=32, learning_rate_nano=2_000_000)
+LONG_DENSITY, LONG_MOMENTUM_PPM = 600, 300_000
+LONG_WARM, LONG_TEXT_BYTES = 4, 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +23,8 @@ class Task:
     """So many learners train so many rounds of a model, after `warm` ones that are not counted: in
     them everybody loads what it needs, and leaves the steep beginning behind. `asks`: which target
     this task is for, `wall` time to a given loss or `bytes` of all copies to the others' last one;
-    the other is shown without one. Ours may take `more` rounds to get there."""
+    the other is shown without one. Ours may take `more` rounds to get there, and goes on a part of
+    its last round's way: `momentum_ppm`, as in a genesis."""
 
     name: str
     model: ModelSpec
@@ -28,6 +35,7 @@ class Task:
     asks: str
     more: int = 0
     learners: int = 4
+    momentum_ppm: int = 0
 
     @property
     def our_rounds(self) -> int:

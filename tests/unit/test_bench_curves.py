@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench import learning, learning_attacks, learning_curves
+from bench.learning_curves import FEW
 from bench.learning_rounds import SMALL, Plan, run
 from bench.svg import chart
 from chain.hashes import ZERO_HASH
@@ -44,7 +45,7 @@ def test_the_groups_of_arithmetic_have_their_rows() -> None:
 
 def test_a_run_of_everything_small_and_its_pictures(tmp_path: Path) -> None:
     """Also that the same plan gives the same curve: what is cached is run anew."""
-    few = replace(learning_curves.FEW, plots=tmp_path)
+    few = replace(FEW, plots=tmp_path)
     rows = list(learning_curves.suite20(few))
     assert [row.name for row in rows if row.target is not None][:2] == ["gap_28x", "bytes_28x"]
     root = ElementTree.parse(tmp_path / "compression.svg").getroot()
@@ -53,6 +54,15 @@ def test_a_run_of_everything_small_and_its_pictures(tmp_path: Path) -> None:
     again = run.__wrapped__(plan)
     assert again == run(plan)
     assert again.last < again.first
+
+
+def test_momentum_is_one_more_curve() -> None:
+    rows = {row.name: row.value for row in learning_curves.momentum(replace(FEW, rounds=2))}
+    assert set(rows) == {
+        f"tiny_{name}{of}" for name in ("averaged", "none", "momentum") for of in ("", "_rounds")
+    }
+    assert rows["tiny_momentum"] != rows["tiny_none"]
+    assert rows["tiny_averaged_rounds"] == 1  # all but the last quarter: a half of two
 
 
 @pytest.mark.parametrize("attack", learning_attacks.ATTACKS)
