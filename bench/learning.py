@@ -11,7 +11,7 @@ numeric profile), `memory` (of a step: whole batches, pieces of them, layers com
 Six train whole runs in one process, seeded, and leave their curves as SVG in DIR: `suite20` (loss
 at several compressions against averaging in fp32; 4 minutes of an idle core), `rounds` (rounds to
 the same loss; 3), `robust` (bad learners among good ones; 8), `moments` (what is kept between
-rounds; 6), `momentum` (over rounds of 30 steps; 12) and `guard` (the worst of many rounds without
+rounds; 6), `momentum` (over rounds of 30 steps; 16) and `guard` (the worst of many rounds without
 anybody bad; 2).
 `peers` starts real networks, ours and others' (hivemind in PYTHON's environment, bare gloo), which
 train the same model (15 minutes; see bench/learning_peers.py): 30 steps a round, for the wall time.
