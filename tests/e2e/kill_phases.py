@@ -9,7 +9,8 @@ secondary, or a learner. The seed says whether it is started again at once, or o
 is over. Each time:
 
 - the round ends, and each of its phases no later than the first block after its deadline;
-- the tiles of a primary that is gone are aggregated by the next rank;
+- the tiles of a primary that is gone are aggregated by the next rank, or by the first ranks that
+  the next epoch draws if it begins before they are done;
 - a learner that is killed before its reveal and started again at once is in the round all the same;
 - the next round ends, and merges what both learners have learnt. Where the victim came back only
   after its round, a learner beside it may be late for the next one: then the one after that. (Now
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from chain.address import format_address
+from chain.execute import epoch_of
 from node.client import Json
 from tests.e2e.fleet import Failure, Machine
 from tests.e2e.school import LONG_WINDOWS, PHASES, Pupil, Say, School, opened
@@ -99,7 +101,7 @@ class KillPhases:
     async def _one(self, phase: str, victim: str, returns: bool) -> None:
         reached = await self._school.reach(phase)
         number, current = int(reached["number"]), str(reached["phase"])
-        found, who = await self._victim(victim)
+        found, who, epoch = await self._victim(victim)
         began = time.monotonic()
         await self._kill(found)
         self._outcome.kills += 1
@@ -117,7 +119,7 @@ class KillPhases:
             if statuses.get(who) != "merged":
                 self._lost.append(f"{what}: {statuses.get(who, 'no delta')}: {found.tail()}")
         if isinstance(found, Machine) and not returns:
-            self._failover(shown, who, what)
+            self._failover(shown, who, epoch, what)
         if not returns:
             await found.start()
         fates = await self._after(number + 1, what)
@@ -137,16 +139,17 @@ class KillPhases:
             self._poor.append(f"after {what}: no loss of the model of round {number}")
         return [str(d["status"]) for d in found["delta_list"]]
 
-    async def _victim(self, kind: str) -> tuple[Machine | Pupil, str]:
-        """Whom to kill, and its address."""
+    async def _victim(self, kind: str) -> tuple[Machine | Pupil, str, int]:
+        """Whom to kill, its address, and the epoch in which it is what it is called."""
+        elected = await self._school.ask(lambda c: c.election(0, 0))
+        epoch = int(elected["epoch"])
         if kind == "learner":
             pupil = self._chance.choice(self._school.pupils)
-            return pupil, pupil.address
-        ranks = (await self._school.ask(lambda c: c.election(0, 0)))["ranks"]
-        who = str(ranks[0 if kind == "primary" else 1]["account"])
+            return pupil, pupil.address, epoch
+        who = str(elected["ranks"][0 if kind == "primary" else 1]["account"])
         for machine in self._school.machines:
             if format_address(machine.founded.keys.account.public) == who:
-                return machine, who
+                return machine, who, epoch
         raise Failure(f"the tile's {kind} {who} is none of the nodes")
 
     async def _kill(self, victim: Machine | Pupil) -> None:
@@ -163,9 +166,13 @@ class KillPhases:
         self._late += [f"{what}: {one}" for one in late]
         self._looked["late"] += looked
 
-    def _failover(self, found: Json, who: str, what: str) -> None:
-        """What the one that is gone had to aggregate was done by another; or it had done it."""
+    def _failover(self, found: Json, who: str, epoch: int, what: str) -> None:
+        """What the one that is gone had to aggregate was done by another; or it had done it. Where
+        the next epoch began first, that may be another first rank."""
         made = [u for u in found["update_list"] if u["provisional"]]
+        genesis = self._school.fleet.genesis
+        if any(epoch_of(genesis, u["height"]) != epoch for u in made):
+            return
         self._looked["failover"] += 1
         own = any(u["primary"] == who for u in made)
         ranks = {int(u["rank"]) for u in made}
