@@ -33,6 +33,7 @@ from node.config import Config, load_genesis
 from node.genesis import GenesisChain, build_genesis
 from node.home import Home, unlock
 from node.mempool import Mempool
+from node.net.links import orphans
 from node.net.port import Network
 from node.pool_journal import PoolJournal
 from node.rules import ProtocolRules
@@ -423,6 +424,7 @@ def configure_logging(home: Home, level: str) -> None:
 async def _main(home: Home, config: Config, start: GenesisChain, keys: Keys) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(orphans.tell)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     while True:
