@@ -14,7 +14,7 @@ the same loss; 3), `robust` (bad learners among good ones; 8), `moments` (what i
 rounds; 6), `momentum` (over rounds of 30 steps; 16) and `guard` (the worst of many rounds without
 anybody bad; 2).
 `peers` starts real networks, ours and others' (hivemind in PYTHON's environment, bare gloo), which
-train the same model (15 minutes; see bench/learning_peers.py): 30 steps a round, for the wall time.
+train the same model (25 minutes; see bench/learning_peers.py): 30 steps a round, for the wall time.
 `peers-short`, 10 steps a round, is for the bytes (15 minutes), `peers-nano` for a small model (10).
 Every row stands beside its floor from the same run where there is one. Exit code 1 if a target is
 missed. `--small` does little: its figures mean nothing.
@@ -206,6 +206,7 @@ def _ms(samples: list[float]) -> float:
     return quantile(samples, 0.5) * 1000
 
 
+# Of bench.learning_curves, which loads torch
 CURVES = ("suite20", "rounds", "robust", "moments", "momentum", "guard")
 GROUPS: dict[str, Callable[[Amount], Iterator[Row]]] = {
     "codec": codec,
